@@ -1,0 +1,26 @@
+"""The mathematics of core norms under training: pure functions of tensors, with neither modules nor Lightning."""
+
+from tenzoo.dynamics.norms import (
+    effective_rho,
+    exact_sam_deviation_rate,
+    norm_deviation,
+    norm_gradient_covariance,
+    sam_deviation_rate,
+    squared_norms,
+)
+from tenzoo.dynamics.scaling import bound_factors, deviation_aware_factors, rebalance_
+from tenzoo.dynamics.sharpness import SharpnessState, sharpness_perturbation
+
+__all__ = [
+    "SharpnessState",
+    "bound_factors",
+    "deviation_aware_factors",
+    "effective_rho",
+    "exact_sam_deviation_rate",
+    "norm_deviation",
+    "norm_gradient_covariance",
+    "rebalance_",
+    "sam_deviation_rate",
+    "sharpness_perturbation",
+    "squared_norms",
+]

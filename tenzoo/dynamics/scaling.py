@@ -1,0 +1,111 @@
+"""Scaling the cores of a tensor: Deviation-Aware Scaling, its bound, and one-shot balancing.
+
+Notation as in :mod:`tenzoo.dynamics.norms`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tenzoo.dynamics.norms import squared_norms as _squared_norms
+
+
+def deviation_aware_factors(
+    squared_norms: Tensor,
+    squared_grad_norms: Tensor,
+    *,
+    lr: float | Tensor,
+    alpha: float | Tensor,
+    gauge_fixed: bool = False,
+    grad_norm: Tensor | float | None = None,
+) -> Tensor:
+    """DAS's relative change of each core, ``λ_k = η α u (γ_k − γ̄) / s_k`` (Algorithm 2).
+
+    Scaling ``G_k`` by ``1 + λ_k`` moves Q, to first order, as a step of SAM with ``ρ = α`` does (Theorem 3):
+    ``Σ_k λ_k s_k = 0`` and ``2 Σ_k (s_k − s̄)·2 λ_k s_k = 4ηαuK·Cov``.
+
+    The *gauge-fixed* form replaces γ̄ by ``γ* = (Σ w_k γ_k)/(Σ w_k)`` with ``w_k = η_k/s_k``. Differences of squared
+    norms move alike, but now ``Σ_k λ_k = 0``: scaling by ``exp(λ_k)`` leaves the rebuilt tensor as it is.
+
+    The result is always finite. A core with ``s_k = 0`` gets ``λ_k = 0`` (the gauge-fixed form leaves it out of γ*),
+    and a group whose gradients are all zero, or not all finite, gets zeros.
+
+    Args:
+        squared_norms: ``s``, shape ``(…, K)``.
+        squared_grad_norms: ``γ`` before the step, shape ``(…, K)``.
+        lr: Learning rate η, one number or one per core, shape ``(…, K)``.
+        alpha: Strength α, to be compared with SAM's ρ; one number, or one per core.
+        gauge_fixed: Whether to make ``Σ_k λ_k = 0``.
+        grad_norm: ``‖g‖`` over all layers in place of the group's own, shape ``(…)``.
+
+    Returns:
+        λ, shape ``(…, K)``; the linear factor in both forms.
+
+    Example:
+        >>> s, gamma = torch.tensor([1.0, 4.0]), torch.tensor([7.0, 9.0])
+        >>> factors = deviation_aware_factors(s, gamma, lr=0.1, alpha=0.4)
+        >>> factors, (factors * s).sum()
+        (tensor([-0.0100,  0.0025]), tensor(0.))
+        >>> deviation_aware_factors(s, gamma, lr=0.1, alpha=0.4, gauge_fixed=True)
+        tensor([-0.0040,  0.0040])
+    """
+    total = squared_grad_norms.sum(-1, keepdim=True)
+    nonzero = squared_norms > 0
+    weight = lr / squared_norms
+    if gauge_fixed:
+        weight = torch.where(nonzero, weight, 0.0)
+        center = (weight * squared_grad_norms).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
+    else:
+        center = total / squared_norms.shape[-1]
+    if grad_norm is None:
+        norm = total.sqrt()
+    else:
+        norm = torch.as_tensor(grad_norm, dtype=total.dtype, device=total.device).unsqueeze(-1)
+    factors = torch.where(nonzero, (squared_grad_norms - center) * weight * (alpha / norm), 0.0)
+    return torch.where(factors.sum(-1, keepdim=True).isfinite(), factors, 0.0)
+
+
+def bound_factors(factors: Tensor, max_scale: float) -> Tensor:
+    """Shrink the λ of each group by one common factor, so that ``max_k |λ_k| ≤ max_scale``.
+
+    One factor for the group keeps ``Σ λ_k s_k = 0``, or the gauge-fixed ``Σ λ_k = 0``; clipping each λ would break it.
+
+    Args:
+        factors: λ, shape ``(…, K)``.
+        max_scale: Largest relative change of a core in one step, positive.
+
+    Returns:
+        λ, shape ``(…, K)``.
+
+    Example:
+        >>> bound_factors(torch.tensor([[-0.2, 0.1], [0.05, -0.05]]), max_scale=0.1)
+        tensor([[-0.1000,  0.0500],
+                [ 0.0500, -0.0500]])
+    """
+    largest = factors.abs().amax(-1, keepdim=True)
+    return factors * (max_scale / largest.clamp(min=max_scale))
+
+
+@torch.no_grad()
+def rebalance_(cores: Sequence[Tensor]) -> None:
+    """Give all cores the same norm, in place, leaving the product of the factors at 1 and so the rebuilt tensor as is.
+
+    Each core is multiplied by ``(∏_j ‖G_j‖)^{1/K} / ‖G_k‖``, the one-shot control that any claim about DAS is
+    measured against.
+
+    Raises:
+        ValueError: If a core is zero or not finite: no factor can then make the norms equal.
+
+    Example:
+        >>> a, b = torch.tensor([3.0, 4.0]), torch.tensor([20.0])
+        >>> rebalance_([a, b])
+        >>> a, b
+        (tensor([6., 8.]), tensor([10.]))
+    """
+    log_norms = _squared_norms(cores).double().log() / 2
+    if not bool(log_norms.isfinite().all()):
+        norms = [float(norm) for norm in log_norms.exp()]
+        raise ValueError(f"expected finite, non-zero cores in `cores`, got norms {norms}; train without rebalancing")
+    for core, factor in zip(cores, (log_norms.mean() - log_norms).exp(), strict=True):
+        core.mul_(factor.to(core))

@@ -1,0 +1,155 @@
+"""The ascent step of Sharpness-Aware Minimization, as a context that leaves no trace in the weights."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tenzoo.dynamics.norms import squared_norms
+
+Rows = tuple[Tensor, ...] | None
+"""The index of what a sparse gradient touches; None for all of the parameter."""
+
+
+@dataclass(frozen=True, eq=False)
+class SharpnessState:
+    """What the ascent of SAM knew, for whoever looks on once ``.grad`` holds the gradient at the perturbed point.
+
+    Args:
+        rho: Radius ρ of the perturbation.
+        adaptive: Whether it was ASAM's. Theorem 3 speaks of SAM only.
+        parameters: The P parameters that had a gradient.
+        squared_grad_norms: ``‖g‖²`` of each at the unperturbed point, shape ``(P,)``.
+        perturbed: The parameters that were moved, a part of ``parameters``.
+    """
+
+    rho: float
+    adaptive: bool
+    parameters: tuple[Tensor, ...]
+    squared_grad_norms: Tensor
+    perturbed: tuple[Tensor, ...]
+    _position: dict[int, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_position", {id(p): i for i, p in enumerate(self.parameters)})
+
+    def squared_grad_norms_of(self, parameters: Iterable[Tensor]) -> Tensor | None:
+        """γ of these parameters at the unperturbed point, shape ``(K,)``; None if one of them had no gradient."""
+        positions = [self._position.get(id(p)) for p in parameters]
+        known = [position for position in positions if position is not None]
+        return self.squared_grad_norms[known] if len(known) == len(positions) else None
+
+    @property
+    def grad_norm(self) -> Tensor:
+        """‖g‖ over all perturbed parameters, a scalar: ``1/u``."""
+        gamma = self.squared_grad_norms_of(self.perturbed)
+        assert gamma is not None
+        return gamma.sum().sqrt()
+
+
+def _values(grad: Tensor) -> Tensor:
+    return grad.values() if grad.is_sparse else grad
+
+
+def _rows(grad: Tensor) -> Rows:
+    return tuple(grad.indices()) if grad.is_sparse else None
+
+
+@torch.no_grad()
+def _perturb_(
+    parameters: Sequence[Tensor], grads: Sequence[Tensor], scale: Tensor, adaptive: bool
+) -> Iterator[tuple[Tensor, Rows, Tensor]]:
+    """Add ``scale·g`` (ASAM: ``scale·w²·g``) to each parameter; yield beforehand what undoes it."""
+    for parameter, grad in zip(parameters, grads, strict=True):
+        rows = _rows(grad)
+        old = parameter.detach().clone() if rows is None else parameter.detach()[rows]
+        step = _values(grad) * scale.to(grad)
+        if adaptive:
+            step.mul_(old.square())
+        yield parameter, rows, old
+        if rows is None:
+            parameter.add_(step)
+        else:
+            parameter.index_put_(rows, old + step)
+
+
+@torch.no_grad()
+def _restore_(undo: Iterable[tuple[Tensor, Rows, Tensor]]) -> None:
+    for parameter, rows, old in undo:
+        if rows is None:
+            parameter.copy_(old)
+        else:
+            parameter.index_put_(rows, old)
+
+
+def _scaled_norm(parameters: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
+    """ASAM's ``‖ |w|·g ‖``, a scalar."""
+    pairs = zip(parameters, grads, strict=True)
+    return squared_norms([_values(g) * (p[tuple(g.indices())] if g.is_sparse else p) for p, g in pairs]).sum().sqrt()
+
+
+@contextmanager
+def sharpness_perturbation(
+    parameters: Iterable[Tensor],
+    *,
+    rho: float,
+    adaptive: bool = False,
+    perturbed: Iterable[Tensor] | None = None,
+) -> Iterator[SharpnessState]:
+    """Move the parameters to SAM's worst neighbor for the body of the ``with``, then put back every bit.
+
+    SAM (Foret et al., 2021, arXiv:2010.01412, eq. 2) moves to ``w + ρ g/‖g‖``, ‖g‖ over all perturbed parameters. ASAM
+    (Kwon et al., 2021, arXiv:2102.11600) measures the neighborhood relative to |w|: ``w + ρ w²g/‖ |w|·g ‖``. The
+    gradients are read from ``.grad`` and left alone; parameters without one stay where they are. Sparse gradients
+    move, and save, their rows only. A zero gradient moves nothing. The weights come back bit for bit, also when the
+    body raises, and nothing waits for the device.
+
+    Args:
+        parameters: Those whose gradients the state reports.
+        rho: Radius ρ ≥ 0.
+        adaptive: ASAM's perturbation in place of SAM's.
+        perturbed: Those to move, where that is only a part of ``parameters``.
+
+    Yields:
+        A :class:`SharpnessState`.
+
+    Raises:
+        ValueError: If ``rho`` is negative or not finite, or no perturbed parameter has a gradient.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> w.square().sum().backward()
+        >>> with sharpness_perturbation([w], rho=5.0) as state:
+        ...     print(w.data, state.grad_norm)
+        tensor([6., 8.]) tensor(10.)
+        >>> w.data
+        tensor([3., 4.])
+    """
+    if not 0 <= rho < float("inf"):
+        raise ValueError(f"expected a finite number >= 0 in `rho`, got {rho}")
+    everything = {id(p): p for p in parameters if p.grad is not None}
+    wanted = everything if perturbed is None else {id(p): p for p in perturbed if p.grad is not None}
+    if not wanted:
+        raise ValueError("expected gradients in `parameters`, got none; call backward() before the perturbation")
+    everything = {**everything, **wanted}
+    grads = {key: _coalesced(p.grad) for key, p in everything.items()}
+    moved, moved_grads = list(wanted.values()), [grads[key] for key in wanted]
+    with torch.no_grad():
+        gamma = squared_norms(list(grads.values()))
+        state = SharpnessState(rho, adaptive, tuple(everything.values()), gamma, tuple(moved))
+        norm = _scaled_norm(moved, moved_grads) if adaptive else state.grad_norm
+        scale = torch.where(norm == 0, 0.0, rho / norm)
+    undo: list[tuple[Tensor, Rows, Tensor]] = []
+    try:
+        undo.extend(_perturb_(moved, moved_grads, scale, adaptive))
+        del grads, moved_grads  # the body may free them
+        yield state
+    finally:
+        _restore_(undo)
+
+
+def _coalesced(grad: Tensor | None) -> Tensor:
+    assert grad is not None
+    return grad.coalesce() if grad.is_sparse else grad.detach()
