@@ -1,0 +1,8 @@
+"""Callbacks that work through the cores of any model."""
+
+from tenzoo.callbacks.monitor import NormDynamicsMonitor
+from tenzoo.callbacks.prediction import CompletedEntriesWriter
+from tenzoo.callbacks.rebalance import Rebalance
+from tenzoo.callbacks.scaling import DeviationAwareScaling
+
+__all__ = ["CompletedEntriesWriter", "DeviationAwareScaling", "NormDynamicsMonitor", "Rebalance"]

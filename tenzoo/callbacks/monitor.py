@@ -1,0 +1,233 @@
+"""Watching the norms of the cores during training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
+from typing_extensions import override
+
+from tenzoo.callbacks.scaling import DeviationAwareScaling
+from tenzoo.cores import CoreGroup, find_core_groups
+from tenzoo.dynamics import (
+    SharpnessState,
+    effective_rho,
+    norm_deviation,
+    norm_gradient_covariance,
+    sam_deviation_rate,
+    squared_norms,
+)
+from tenzoo.training import logs_this_step, loss_scale, unscales_its_gradients
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """What is known of a group just before the optimizer's step."""
+
+    s: Tensor
+    gamma: Tensor
+    predicted_rate: Tensor
+    lr: float | Tensor
+
+
+class NormDynamicsMonitor(Callback):
+    """Log the norm dynamics of every core group at each step that is logged, and draw them when training ends.
+
+    For each group, and for ``total`` over all of them (sums; the normalized deviation is that of the summed squares):
+
+    ================================  ==================================================================================
+    ``norms/…/deviation``             Q of Definition 1 in arXiv:2508.10435, before the step
+    ``norms/…/normalized_deviation``  ``Q/s̄²``, which does not grow with the weights
+    ``norms/…/covariance``            Cov of squared norms and squared gradient norms
+    ``norms/…/predicted_rate``        dQ/dt: Theorem 3 for SAM and DAS, plain SGD's own ``ρ_eff``, and weight decay
+    ``norms/…/measured_rate``         ΔQ of this very step, divided by the learning rate
+    ``norms/…/effective_rho``         ``ρ_eff = η‖g‖/2``, to be compared with ρ and α
+    ================================  ==================================================================================
+
+    Under SAM the gradients are those at the unperturbed weights. The prediction is first-order theory for SGD without
+    momentum: with another optimizer it covers what SAM and DAS add, and the measured rate holds the rest. A group in
+    which a core is frozen or has no gradient is left out of the step.
+
+    At the end of training ``norm_dynamics.png``, Q and Cov against optimizer steps, is written to the log directory.
+
+    Raises:
+        ValueError: From ``fit``, before training, for a model without core groups.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[NormDynamicsMonitor()], logger=False, accelerator="cpu")
+    """
+
+    def __init__(self) -> None:
+        self._groups: list[CoreGroup] = []
+        self._before: dict[str, Tensor] = {}
+        self._stepping: dict[str, _Step] = {}
+        self._steps: list[int] = []
+        self._history: dict[str, list[tuple[float, float]]] = {}
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._groups = find_core_groups(pl_module)
+        if not self._groups:
+            raise ValueError(
+                f"expected a model with core groups for NormDynamicsMonitor, found none in {type(pl_module).__name__}"
+            )
+
+    # --- in the step -------------------------------------------------------------------------------------------
+
+    @override
+    @torch.no_grad()
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._stepping = {}
+        # Taken here, since a callback that scales the cores may run before the next hook of this one.
+        self._before = (
+            {g.name: squared_norms(_trainable(g)) for g in self._groups if _trainable(g)}
+            if (logs_this_step(trainer))
+            else {}
+        )
+
+    @override
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if not self._before:
+            return
+        settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        for group in self._groups:
+            cores = _trainable(group)
+            if not cores or any(core.grad is None or id(core) not in settings for core in cores):
+                continue
+            gamma = _squared_grad_norms(trainer, pl_module, optimizer, cores)
+            if gamma is None:
+                continue
+            s, setting = self._before[group.name], settings[id(cores[0])]
+            rate = _predicted_rate(trainer, pl_module, optimizer, s, gamma, setting)
+            self._stepping[group.name] = _Step(s, gamma, rate, setting["lr"])
+
+    @override
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self._stepping:
+            return
+        groups = {group.name: group for group in self._groups}
+        rows = {name: _row(step, squared_norms(_trainable(groups[name]))) for name, step in self._stepping.items()}
+        rows["total"] = _total(rows, list(self._stepping.values()))
+        values = torch.stack([value.double() for row in rows.values() for value in row.values()]).tolist()
+        numbers = iter(values)
+        floats = {name: {quantity: next(numbers) for quantity in row} for name, row in rows.items()}
+        self._steps.append(trainer.global_step)
+        for name, row in floats.items():
+            self._history.setdefault(name, []).append((row["deviation"], row["covariance"]))
+        pl_module.log_dict(
+            {f"norms/{name}/{quantity}": v for name, row in floats.items() for quantity, v in row.items()}
+        )
+        self._stepping = {}
+
+    # --- after training ----------------------------------------------------------------------------------------
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": list(self._steps), "history": {name: list(rows) for name, rows in self._history.items()}}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._steps = list(state_dict["steps"])
+        self._history = {name: [tuple(row) for row in rows] for name, rows in state_dict["history"].items()}
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        directory = trainer.log_dir  # a collective under DDP: asked on every rank
+        if trainer.is_global_zero and directory is not None and self._steps:
+            Path(directory).mkdir(parents=True, exist_ok=True)
+            self.figure().savefig(Path(directory) / "norm_dynamics.png", dpi=120)
+
+    def figure(self) -> Figure:
+        """Q and Cov against optimizer steps, a line for each group."""
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        deviation, covariance = figure.subplots(1, 2)
+        names = [name for name in self._history if name != "total" or len(self._history) > 2]
+        for name in names:
+            rows = self._history[name]
+            steps = self._steps[-len(rows) :]
+            style: dict[str, Any] = {"color": "black", "linewidth": 2} if name == "total" else {"linewidth": 1.2}
+            deviation.plot(steps, [row[0] for row in rows], label=name, **style)
+            covariance.plot(steps, [row[1] for row in rows], label=name, **style)
+        deviation.set(title="Norm Deviation  Q", xlabel="optimizer step", yscale="log")
+        covariance.set(title="Covariance of squared norms and gradient norms", xlabel="optimizer step")
+        largest = max((abs(row[1]) for name in names for row in self._history[name]), default=0.0)
+        if largest > 0:
+            covariance.set_yscale("symlog", linthresh=largest * 1e-6)
+        covariance.axhline(0, color="gray", linewidth=0.8)
+        for axes in (deviation, covariance):
+            axes.grid(alpha=0.3)
+        if len(names) <= 12:
+            deviation.legend(fontsize="small")
+        return figure
+
+
+def _trainable(group: CoreGroup) -> list[Tensor]:
+    return [core for core in group.cores if core.requires_grad]
+
+
+def _squared_grad_norms(
+    trainer: Trainer, module: LightningModule, optimizer: Optimizer, cores: Sequence[Tensor]
+) -> Tensor | None:
+    """γ of the cores: under SAM that of the unperturbed weights, else that in ``.grad``, without any loss scale."""
+    state = _sharpness(module)
+    if state is not None:
+        return state.squared_grad_norms_of(cores)
+    gamma = squared_norms([core.grad for core in cores if core.grad is not None])
+    scale = loss_scale(trainer) if unscales_its_gradients(optimizer) else None
+    return gamma if scale is None else gamma / scale.to(gamma).square()
+
+
+def _sharpness(module: LightningModule) -> SharpnessState | None:
+    state = getattr(module, "sharpness_state", None)
+    return state if isinstance(state, SharpnessState) else None
+
+
+def _predicted_rate(
+    trainer: Trainer, module: LightningModule, optimizer: Optimizer, s: Tensor, gamma: Tensor, setting: dict[str, Any]
+) -> Tensor:
+    rate = torch.zeros_like(s[0])
+    state = _sharpness(module)
+    if state is not None and not state.adaptive:
+        rate = rate + sam_deviation_rate(s, gamma, state.rho, grad_norm=state.grad_norm)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, DeviationAwareScaling):
+            rate = rate + callback.deviation_rate(trainer, optimizer, s, gamma, setting)
+    if isinstance(optimizer, SGD) and not setting["momentum"]:
+        rate = rate + sam_deviation_rate(s, gamma, effective_rho(gamma, setting["lr"]))
+    if isinstance(optimizer, SGD | AdamW):
+        rate = rate - 4 * setting["weight_decay"] * norm_deviation(s)
+    return rate
+
+
+def _row(step: _Step, after: Tensor) -> dict[str, Tensor]:
+    deviation = norm_deviation(step.s)
+    return {
+        "deviation": deviation,
+        "normalized_deviation": deviation / step.s.mean().square(),
+        "covariance": norm_gradient_covariance(step.s, step.gamma),
+        "predicted_rate": step.predicted_rate,
+        "measured_rate": (norm_deviation(after) - deviation) / step.lr,
+        "effective_rho": effective_rho(step.gamma, step.lr),
+    }
+
+
+def _total(rows: dict[str, dict[str, Tensor]], steps: Sequence[_Step]) -> dict[str, Tensor]:
+    device = steps[0].s.device
+    total = {
+        quantity: torch.stack([row[quantity].to(device) for row in rows.values()]).sum()
+        for quantity in ("deviation", "normalized_deviation", "covariance", "predicted_rate", "measured_rate")
+    }
+    total["normalized_deviation"] = total["deviation"] / sum(step.s.mean().to(device).square() for step in steps)
+    gamma = torch.cat([step.gamma.to(device) for step in steps])
+    total["effective_rho"] = effective_rho(gamma, steps[0].lr)
+    return total

@@ -1,0 +1,34 @@
+"""One-shot balancing of the core norms."""
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from tenzoo.cores import find_core_groups
+from tenzoo.dynamics import rebalance_
+
+
+class Rebalance(Callback):
+    """Give the cores of each group equal norms once, at the start of training, leaving the rebuilt tensors as they are.
+
+    The cheap control beside SAM and DAS: what they do to the norms over many steps, done at once. A resumed run is not
+    balanced again.
+
+    Raises:
+        ValueError: From ``fit``, before training, for a model without core groups or with a core that is zero.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[Rebalance()], logger=False, accelerator="cpu")
+    """
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step > 0:
+            return
+        groups = find_core_groups(pl_module)
+        if not groups:
+            raise ValueError(
+                f"expected a model with core groups for Rebalance, found none in {type(pl_module).__name__}"
+            )
+        for group in groups:
+            rebalance_(group.cores)

@@ -1,0 +1,285 @@
+"""Deviation-Aware Scaling as a callback, for any model with cores and any optimizer."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import LBFGS, SGD, Optimizer
+from typing_extensions import override
+
+from tenzoo.cores import CoreGroup, find_core_groups
+from tenzoo.dynamics import bound_factors, deviation_aware_factors, sam_deviation_rate, squared_norms
+from tenzoo.training import logs_this_step, loss_scale, unscales_its_gradients
+
+
+@dataclass(frozen=True, eq=False)
+class _Bucket:
+    """Groups of equal size on one device, that are scaled together: G groups of K cores, flattened."""
+
+    cores: list[Tensor]
+    settings: list[dict[str, Any]]
+    """For each core the parameter group of its optimizer."""
+    group_size: int
+
+    def with_gradients(self) -> "_Bucket":
+        """Without the groups in which a core has no gradient."""
+        kept = [
+            position
+            for start in range(0, len(self.cores), self.group_size)
+            if all(core.grad is not None for core in self.cores[start : start + self.group_size])
+            for position in range(start, start + self.group_size)
+        ]
+        return _Bucket([self.cores[i] for i in kept], [self.settings[i] for i in kept], self.group_size)
+
+
+class _Record:
+    """The λ before the bound since the last log; reduced in bulk, since a step can hardly afford more kernels."""
+
+    _CAPACITY = 256
+
+    def __init__(self, max_scale: float) -> None:
+        self._max_scale = max_scale
+        self._rows: list[Tensor] = []
+        self._largest: list[Tensor] = []
+
+    @property
+    def empty(self) -> bool:
+        return not self._rows and not self._largest
+
+    def add(self, factors: Tensor) -> None:
+        self._rows.append(factors)
+        if len(self._rows) >= self._CAPACITY:
+            self._reduce()
+
+    def _reduce(self) -> None:
+        device = self._rows[0].device
+        self._largest.append(torch.cat([row.abs().amax(-1).to(device) for row in self._rows]))
+        self._rows = []
+
+    def flush(self) -> dict[str, Tensor]:
+        if self._rows:
+            self._reduce()
+        largest = torch.cat([part.to(self._largest[0].device) for part in self._largest])
+        self._largest = []
+        hits = (largest > self._max_scale).to(largest)
+        return {"das/max_abs_lambda": largest.max(), "das/bound_hit_rate": hits.mean()}
+
+
+class DeviationAwareScaling(Callback):
+    """Scale each core by ``1 + λ_k`` just before the optimizer's step: SAM's norm dynamics at no second gradient.
+
+    ``λ_k = η α u (γ_k − γ̄)/s_k`` (Cao et al., 2025, arXiv:2508.10435, Algorithm 2; see
+    :func:`tenzoo.dynamics.deviation_aware_factors`), with the learning rate η of the core's own parameter group. The
+    gradients are those of the whole step: accumulated, averaged over ranks, and not yet clipped. Nothing waits for the
+    device, except on steps that are logged.
+
+    A group is left alone in a step in which fewer than two of its cores are trainable, a gradient is missing or not
+    finite, or all gradients are zero. With several optimizers each scales its own groups when it steps.
+
+    Logs ``das/max_abs_lambda``, the largest |λ| before the bound since the last log, and ``das/bound_hit_rate``, the
+    fraction of scalings in which the bound was hit.
+
+    Args:
+        alpha: Strength α ≥ 0, compared with SAM's ρ. At 0 training equals that without the callback bit for bit.
+        gauge_fixed: Scale by ``exp(λ_k)`` with ``Σ λ_k = 0``, which leaves the rebuilt tensor as it is.
+        normalizer: Whether ``u = 1/‖g‖`` takes the norm over the ``"group"`` (Algorithm 2) or, as SAM, ``"global"``
+            over all parameters of the optimizer.
+        alpha_schedule: Let α fall to 0 over the optimizer steps of the run: ``"cosine"`` or ``"linear"``.
+        momentum_correction: Use ``α/(1 − β)``: the scaling bypasses SGD's momentum β, which would amplify it so.
+        max_scale: Bound on |λ| in one step; a group beyond it is shrunk by one common factor.
+
+    Raises:
+        ValueError: For a value out of its range; from ``fit``, before training, for a model without core groups, a
+            group split over two optimizers, LBFGS, half-precision cores, ``momentum_correction`` without SGD's
+            momentum, or a schedule without an end.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[DeviationAwareScaling(0.001)], logger=False, accelerator="cpu")
+    """
+
+    def __init__(
+        self,
+        alpha: float,
+        *,
+        gauge_fixed: bool = False,
+        normalizer: Literal["group", "global"] = "group",
+        alpha_schedule: Literal["cosine", "linear"] | None = None,
+        momentum_correction: bool = False,
+        max_scale: float = 0.1,
+    ) -> None:
+        if not (math.isfinite(alpha) and alpha >= 0):
+            raise ValueError(f"expected a finite number >= 0 in `alpha`, got {alpha}")
+        if normalizer not in ("group", "global"):
+            raise ValueError(f"expected 'group' or 'global' in `normalizer`, got {normalizer!r}")
+        if alpha_schedule not in (None, "cosine", "linear"):
+            raise ValueError(f"expected 'cosine', 'linear' or None in `alpha_schedule`, got {alpha_schedule!r}")
+        if not 0 < max_scale < 1:
+            raise ValueError(f"expected a number between 0 and 1 in `max_scale`, got {max_scale}")
+        self.alpha = alpha
+        self.gauge_fixed = gauge_fixed
+        self.normalizer = normalizer
+        self.alpha_schedule = alpha_schedule
+        self.momentum_correction = momentum_correction
+        self.max_scale = max_scale
+        self._groups: list[CoreGroup] = []
+        self._plans: dict[int, tuple[object, list[_Bucket]]] = {}
+        self._total_steps = math.inf
+        self._record = _Record(max_scale)
+
+    # --- before training ---------------------------------------------------------------------------------------
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._groups = find_core_groups(pl_module)
+        if not self._groups:
+            raise ValueError(
+                f"expected a model with core groups for DeviationAwareScaling, found none in "
+                f"{type(pl_module).__name__}; train it without the callback, or register_core_groups() for its layers"
+            )
+        owners = [{id(p) for group in opt.param_groups for p in group["params"]} for opt in trainer.optimizers]
+        for group in self._groups:
+            self._check_group(group, owners)
+        for optimizer in trainer.optimizers:
+            if isinstance(optimizer, LBFGS):
+                raise ValueError("expected a first-order optimizer for DeviationAwareScaling, got LBFGS")
+            self._plans[id(optimizer)] = self._signature(optimizer), self._plan(optimizer)
+        if self.alpha_schedule is not None:
+            self._total_steps = trainer.estimated_stepping_batches
+            if not math.isfinite(self._total_steps):
+                raise ValueError(
+                    f"expected max_steps or max_epochs on the Trainer for `alpha_schedule` {self.alpha_schedule!r}, "
+                    "got a run without an end"
+                )
+
+    def _check_group(self, group: CoreGroup, owners: Sequence[set[int]]) -> None:
+        trainable = [core for core in group.cores if core.requires_grad]
+        owned = [index for index, ids in enumerate(owners) if any(id(core) in ids for core in trainable)]
+        if len(owned) > 1:
+            raise ValueError(f"expected the cores of {group.name!r} in one optimizer, got them in {len(owned)}")
+        half = sorted({str(core.dtype) for core in trainable if core.dtype in (torch.bfloat16, torch.float16)})
+        if half:
+            raise ValueError(
+                f"expected float32 or float64 cores for DeviationAwareScaling, got {half[0]} in {group.name!r}, where "
+                "1 + 0.001 rounds to 1; train with precision 'bf16-mixed' or '16-mixed' in place of a true half one"
+            )
+
+    @staticmethod
+    def _signature(optimizer: Optimizer) -> object:
+        """Changes when parameters join the optimizer, or are frozen or thawed."""
+        return [
+            (id(group), len(group["params"]), sum(p.requires_grad for p in group["params"]))
+            for group in optimizer.param_groups
+        ]
+
+    def _plan(self, optimizer: Optimizer) -> list[_Bucket]:
+        settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        buckets: dict[object, _Bucket] = {}
+        for group in self._groups:
+            cores = [core for core in group.cores if core.requires_grad and id(core) in settings]
+            if len(cores) < 2:
+                continue
+            key = (len(cores), cores[0].device, cores[0].dtype)
+            bucket = buckets.setdefault(key, _Bucket([], [], len(cores)))
+            bucket.cores.extend(cores)
+            bucket.settings.extend(settings[id(core)] for core in cores)
+        if self.momentum_correction:
+            for bucket in buckets.values():
+                for setting in bucket.settings:
+                    self._check_momentum(optimizer, setting)
+        return list(buckets.values())
+
+    @staticmethod
+    def _check_momentum(optimizer: Optimizer, setting: Mapping[str, Any]) -> None:
+        if not isinstance(optimizer, SGD) or not setting["momentum"] > 0:
+            raise ValueError(
+                "expected SGD with momentum for `momentum_correction`, got "
+                f"{type(optimizer).__name__} with momentum {setting.get('momentum')}"
+            )
+
+    # --- in the step -------------------------------------------------------------------------------------------
+
+    def current_alpha(self, step: int) -> float:
+        """α at an optimizer step, counted from 0, without the correction for momentum."""
+        if self.alpha_schedule is None:
+            return self.alpha
+        left = 1 - min(step / self._total_steps, 1)
+        return self.alpha * (left if self.alpha_schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
+
+    def deviation_rate(
+        self, trainer: Trainer, optimizer: Optimizer, s: Tensor, gamma: Tensor, setting: Mapping[str, Any]
+    ) -> Tensor:
+        """``dQ/dt = 4αuK·Cov`` that this callback adds to a group, in Theorem 3's first order and before the bound.
+
+        Args:
+            trainer: Whose global step sets the schedule.
+            optimizer: About to step.
+            s: Squared norms of the group's cores, shape ``(K,)``.
+            gamma: Squared norms of their gradients, shape ``(K,)``.
+            setting: The cores' parameter group.
+        """
+        unscale = loss_scale(trainer) if unscales_its_gradients(optimizer) else None
+        norm = _norm_of_all(optimizer, unscale) if self.normalizer == "global" else None
+        alpha = self.current_alpha(trainer.global_step)
+        if self.momentum_correction:
+            alpha /= 1 - setting["momentum"]
+        return sam_deviation_rate(s, gamma, alpha, grad_norm=norm)
+
+    @override
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        signature = self._signature(optimizer)
+        if self._plans[id(optimizer)][0] != signature:
+            self._plans[id(optimizer)] = signature, self._plan(optimizer)
+        buckets = self._plans[id(optimizer)][1]
+        if not all(core.grad is not None for bucket in buckets for core in bucket.cores):
+            buckets = [kept for bucket in buckets if (kept := bucket.with_gradients()).cores]
+        alpha = self.current_alpha(trainer.global_step)
+        unscale = loss_scale(trainer) if unscales_its_gradients(optimizer) else None
+        norm = _norm_of_all(optimizer, unscale) if self.normalizer == "global" else None
+        for bucket in buckets:
+            self._record.add(self._scale_(bucket, alpha, norm, unscale))
+        if logs_this_step(trainer) and not self._record.empty:
+            pl_module.log_dict(self._record.flush())
+
+    def _scale_(self, bucket: _Bucket, alpha: float, norm: Tensor | None, unscale: Tensor | None) -> Tensor:
+        """Scale the cores of a bucket; return λ before the bound, shape ``(G, K)``."""
+        grads: list[Tensor] = [core.grad for core in bucket.cores]  # type: ignore[misc]
+        s = squared_norms(bucket.cores).view(-1, bucket.group_size)
+        gamma = squared_norms(grads).view(-1, bucket.group_size)
+        if unscale is not None:
+            gamma = gamma / unscale.to(gamma).square()
+        strength = _per_core([self._strength(setting, alpha) for setting in bucket.settings], s)
+        factors = deviation_aware_factors(
+            s, gamma, lr=strength, alpha=1.0, gauge_fixed=self.gauge_fixed, grad_norm=norm
+        )
+        bounded = bound_factors(factors, self.max_scale)
+        scales = bounded.exp() if self.gauge_fixed else bounded + 1
+        torch._foreach_mul_(bucket.cores, list(scales.flatten().unbind()))
+        return factors
+
+    def _strength(self, setting: Mapping[str, Any], alpha: float) -> float | Tensor:
+        lr: float | Tensor = setting["lr"]
+        return lr * alpha / (1 - setting["momentum"]) if self.momentum_correction else lr * alpha
+
+
+def _per_core(values: list[float | Tensor], like: Tensor) -> float | Tensor:
+    """One number if all are the same, else a tensor of the shape of ``like``, filled on the device."""
+    first = values[0]
+    if not any(isinstance(value, Tensor) for value in values) and all(value == first for value in values):
+        return first
+    scalars = [
+        value.to(like) if isinstance(value, Tensor) else torch.full((), value, dtype=like.dtype, device=like.device)
+        for value in values
+    ]
+    return torch.stack(scalars).view_as(like)
+
+
+def _norm_of_all(optimizer: Optimizer, unscale: Tensor | None) -> Tensor:
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = squared_norms(grads).sum().sqrt()
+    return norm if unscale is None else norm / unscale.to(norm)

@@ -1,0 +1,155 @@
+"""LightningCLI with tenzoo's defaults, and errors of one line."""
+
+import logging
+import os
+import sys
+import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from typing_extensions import override
+
+import tenzoo.data  # noqa: F401  (its classes can be named without their module)
+from tenzoo.callbacks import CompletedEntriesWriter
+from tenzoo.cli.checkpoints import check_same_settings, read_checkpoint
+from tenzoo.cli.messages import explain
+from tenzoo.cli.report import print_metrics
+from tenzoo.tasks import CompletionTask, Task
+
+_REFRESH_RATE = 25
+"""Batches between two updates of the progress bar: a step of a small model takes less time than an update."""
+
+
+class _Started(Callback):
+    """Remembers whether the work began: an error from then on is no mistake in the input, and shows its traceback."""
+
+    begun = False
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        type(self).begun = True
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Writes the config beside the logs; without a logger there is no directory that belongs to this run alone."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
+
+class TenzooCLI(LightningCLI):
+    """Adds to LightningCLI: both loggers in one directory, a progress bar, a report, and checks of checkpoints."""
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        # In place of Lightning's, which lets the checkpoint's settings win over the command line without a word.
+        config = self.config[self.config.subcommand]
+        given = config.get("ckpt_path")
+        if given is None and self.config.subcommand != "fit":
+            raise ValueError(f"expected a checkpoint in `ckpt_path` for {self.config.subcommand}, got none")
+        if given is None or given in ("best", "last", "hpc", "registry"):
+            return
+        checkpoint = read_checkpoint(Path(given))
+        if self.config.subcommand == "fit":
+            check_same_settings(checkpoint, config.model.as_dict(), Path(given))
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        settings = self._get(self.config_init, "trainer", default={})
+        callbacks = settings.get("callbacks") or []
+        extra: list[Callback] = [_Started()]
+        if settings.get("logger") in (None, True):
+            kwargs["logger"] = _both_loggers(settings.get("default_root_dir") or "runs")
+        if settings.get("enable_progress_bar") is not False and not _any_of(callbacks, ProgressBar):
+            extra.append(RichProgressBar(refresh_rate=_REFRESH_RATE, leave=False))
+        completes = self.subcommand == "predict" and isinstance(self.model, CompletionTask)
+        if completes and not _any_of(callbacks, CompletedEntriesWriter):
+            extra.append(CompletedEntriesWriter())
+        return self._instantiate_trainer({**settings, **kwargs}, extra)
+
+    def after_fit(self) -> None:
+        """Judge the best weights, where a checkpoint callback chose them by a metric, else the last."""
+        trainer = self.trainer
+        if trainer.interrupted or not isinstance(self.model, CompletionTask):
+            return
+        chosen = trainer.checkpoint_callback
+        best, weights = None, "the last weights"
+        if isinstance(chosen, ModelCheckpoint) and chosen.monitor is not None and chosen.best_model_path:
+            best, weights = chosen.best_model_path, f"the weights with the best {chosen.monitor}"
+        results = trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+        print_metrics(trainer, {key: value for row in results for key, value in row.items()}, weights=weights)
+
+
+def _any_of(callbacks: Any, kind: type) -> bool:
+    return any(isinstance(callback, kind) for callback in (callbacks if isinstance(callbacks, list) else [callbacks]))
+
+
+def _both_loggers(root: str) -> list[Any]:
+    """TensorBoard and CSV, in one new directory ``root/version_N``."""
+    tensorboard = TensorBoardLogger(root, name="")
+    return [tensorboard, CSVLogger(root, name="", version=tensorboard.version)]
+
+
+def _quiet() -> None:
+    """Keep out what nobody who runs a config can act on."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+
+
+def _parser_of(args: Sequence[str], parsers: dict[str, ArgumentParser]) -> ArgumentParser | None:
+    return next((parsers[arg] for arg in args if arg in parsers), None)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command in this process.
+
+    Args:
+        args: As on the command line, without the program's name; None takes ``sys.argv``.
+
+    Returns:
+        0, or 2 after one line on stderr: the input was refused, and nothing was trained. Errors during training are
+        raised. With ``JSONARGPARSE_DEBUG`` set in the environment all errors are.
+    """
+    _quiet()
+    _Started.begun = False
+    argv = list(sys.argv[1:] if args is None else args)
+    strict = {"exit_on_error": False}
+    kwargs: dict[str, Any] = {**strict, **{name: dict(strict) for name in TenzooCLI.subcommands()}}
+    cli = TenzooCLI.__new__(TenzooCLI)  # its parsers are wanted below also if it fails while being built
+    try:
+        cli.__init__(  # type: ignore[misc]
+            Task,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=_SaveConfig,
+            seed_everything_default=0,
+            parser_kwargs=kwargs,
+            args=argv,
+        )
+    except (ArgumentError, ValueError, TypeError, OSError, MisconfigurationException) as error:
+        if _Started.begun or os.environ.get("JSONARGPARSE_DEBUG"):
+            raise
+        parser = _parser_of(argv, getattr(cli, "_subcommand_parsers", {}))
+        print(f"tenzoo: error: {explain(str(error), parser)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run() -> None:
+    """The console script."""
+    raise SystemExit(main())

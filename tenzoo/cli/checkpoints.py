@@ -1,0 +1,69 @@
+"""Looking into a checkpoint before anything is built from it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_MISSING = object()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint of Lightning without running code from it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint, is damaged, or holds more than tensors and builtins.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"expected an existing file in `ckpt_path`, got {str(path)!r}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # every kind of damage raises its own
+        raise ValueError(
+            f"expected a checkpoint of tensors and builtins in `ckpt_path`, got {str(path)!r}, which is damaged, or is "
+            "no checkpoint, or would run code if it were loaded; none was run"
+        ) from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "global_step"} <= set(checkpoint):
+        raise ValueError(f"expected a Lightning checkpoint in `ckpt_path`, got another kind of file: {str(path)!r}")
+    return checkpoint
+
+
+def check_same_settings(checkpoint: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
+    """Refuse to resume a run with other settings of the model than it was started with.
+
+    The optimizer's state in a checkpoint brings its own learning rate along, so a new one would silently lose.
+
+    Args:
+        checkpoint: As read.
+        config: The ``model`` of the parsed configuration, ``class_path`` and ``init_args``.
+        path: Of the checkpoint, for the message.
+
+    Raises:
+        ValueError: Naming the first setting that differs and both values.
+    """
+    stored = dict(checkpoint.get("hyper_parameters", {}))
+    stored.pop("_instantiator", None)
+    if not stored:
+        return
+    now = {"_class_path": config.get("class_path"), **config.get("init_args", {})}
+    if now.get("shape") is None:
+        stored.pop("shape", None)  # it was taken from the data, whose own state is compared
+    for key, old, new in _differences(stored, now):
+        name = f"model.{key}".replace("model._class_path", "model.class_path")
+        raise ValueError(
+            f"expected the settings of the checkpoint {str(path)!r} on resume, got `{name}` = {new!r} where it has "
+            f"{old!r}; resume with that, or start a new run"
+        )
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            difference
+            for name in old
+            for difference in _differences(old[name], new.get(name, _MISSING), f"{key}.{name}" if key else name)
+        ]
+    old, new = (list(value) if isinstance(value, tuple) else value for value in (old, new))
+    return [] if old == new or new is _MISSING else [(key, old, new)]

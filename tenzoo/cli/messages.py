@@ -1,0 +1,104 @@
+"""One line for everything that can be wrong with a command line, a config file or a checkpoint."""
+
+import inspect
+import re
+from collections.abc import Iterable
+
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.loggers import Logger
+
+from tenzoo.tasks import Task
+
+_KINDS: dict[str, type] = {
+    "model": Task,
+    "data": LightningDataModule,
+    "callbacks": Callback,
+    "logger": Logger,
+    "optimizer": torch.optim.Optimizer,
+    "lr_scheduler": torch.optim.lr_scheduler.LRScheduler,
+}
+
+
+def explain(message: str, parser: ArgumentParser | None = None) -> str:
+    r"""Reduce an error to one line that names the argument, its value and what is valid.
+
+    Parsers report nested alternatives over many lines: which of them was meant is told by the deepest cause.
+
+    Args:
+        message: The text of the exception.
+        parser: Knows the valid options, for an unknown one.
+
+    Example:
+        >>> explain("Parser key \"trainer.max_steps\":\n  Expected a <class 'int'>. Got value: abc")
+        'expected int in `trainer.max_steps`, got abc'
+    """
+    key = ".".join(re.findall(r'Parser key "([\w.]+)"', message))
+    where = f" in `{key}`" if key else ""
+    if own := re.search(r"^[\s-]*(expected .+)$", message, re.MULTILINE):
+        return own[1]
+    if missing := re.search(r"arguments are required: (.+)", message):
+        return f"expected {missing[1]}, got none; give a config, as in --config configs/covid_tucker.yaml"
+    if missing := re.search(r"File does not exist: '(.+)'", message):
+        return f"expected an existing file{where}, got {missing[1]!r}"
+    if option := re.search(r"given class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message):
+        owner = option[1].rpartition(".")[2]
+        return f"expected one of {_names(_parameters(option[1]))}{where} of {owner}, got {option[2]!r}"
+    if option := re.search(r"(?:unrecognized arguments:|does not accept option) '?(?:--)?([\w.]+)", message):
+        prefix = option[1].rpartition(".")[0] or option[1].partition(".")[0]
+        return f"expected one of {_names(_options(parser, option[1]))} under `{prefix}`, got {option[1]!r}"
+    if unknown := re.search(
+        r"has no attribute '(\w+)'|import path string: (\S+)|No module named '([\w.]+)'|Import path ([\w.]+)", message
+    ):
+        value = next(group for group in unknown.groups() if group is not None)
+        return f"expected a class{where}, one of {_names(_classes(key))}, got {value!r}"
+    if literal := re.search(r"Expected a typing\.Literal\[(.+?)\]\. Got value: (.+)", message):
+        return f"expected one of {literal[1]}{where}, got {literal[2]}"
+    if types := re.findall(r"Expected an? <class '([\w.]+)'>", message):
+        given = re.search(r"(?:Got value|Given value): (.+)", message)
+        kinds = [name.rpartition(".")[2].replace("Sequence", "list") for name in types if name != "NoneType"]
+        if given and kinds:
+            return f"expected {' or '.join(dict.fromkeys(kinds))}{where}, got {given[1]}"
+    return re.sub(r"\s+", " ", message).strip()
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "(nothing)"
+
+
+def _parameters(class_path: str) -> set[str]:
+    module, _, name = class_path.rpartition(".")
+    cls = getattr(__import__(module, fromlist=[name]), name)
+    names: set[str] = set()
+    for base in cls.__mro__:
+        parameters = inspect.signature(base.__init__).parameters.values()
+        names.update(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+    return names - {"self"}
+
+
+def _options(parser: ArgumentParser | None, option: str) -> set[str]:
+    """The options beside an unknown one: those under the longest prefix that it shares with any."""
+    known = [] if parser is None else [action.dest for action in parser._actions if action.dest != "help"]
+    parts = option.split(".")
+    for depth in range(len(parts) - 1, -1, -1):
+        prefix = "".join(f"{part}." for part in parts[:depth])
+        beside = {dest.removeprefix(prefix).partition(".")[0] for dest in known if dest.startswith(prefix)}
+        if beside:
+            return beside
+    return set()
+
+
+def _classes(key: str) -> set[str]:
+    kind = _KINDS.get(key.rpartition(".")[2], object)
+    names: set[str] = set()
+    pending = [kind] if kind is not object else []
+    while pending:
+        for cls in pending.pop().__subclasses__():
+            pending.append(cls)
+            public = cls.__module__.startswith(("tenzoo.", "torch.optim", "lightning.pytorch."))
+            if public and not cls.__name__.startswith("_") and not inspect.isabstract(cls):
+                names.add(cls.__name__)
+    return names

@@ -1,0 +1,35 @@
+"""What a finished run prints."""
+
+from collections.abc import Mapping
+
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Table
+
+_TITLES = {"train": "train", "val": "validation", "held_out": "held out"}
+
+
+def print_metrics(trainer: Trainer, metrics: Mapping[str, float], *, weights: str) -> None:
+    """Print a row for each split and a column for each metric, from keys such as ``"held_out/r2"``.
+
+    Args:
+        trainer: Its log directory is named below the table. Only the first process prints.
+        metrics: As Lightning returns them.
+        weights: Which weights were judged.
+    """
+    directory = trainer.log_dir
+    if not trainer.is_global_zero:
+        return
+    names = list(dict.fromkeys(key.partition("/")[2] for key in metrics))
+    table = Table(title=f"Metrics of {weights}")
+    table.add_column("entries")
+    for name in names:
+        table.add_column({"r2": "R²", "rmse": "RMSE"}.get(name, name), justify="right")
+    for split in dict.fromkeys(key.partition("/")[0] for key in metrics):
+        values = [metrics.get(f"{split}/{name}") for name in names]
+        cells = ["" if value is None else f"{value:.4f}" for value in values]
+        table.add_row(_TITLES.get(split, split), *cells)
+    console = Console()
+    console.print(table)
+    if directory is not None:
+        console.print(f"Logs, figure and checkpoints: {directory}", soft_wrap=True)

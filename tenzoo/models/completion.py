@@ -1,0 +1,92 @@
+"""Tensor completion: a tensor known at some entries, modeled by a factorization of the whole."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tenzoo.cores import CoreGroup, CoreProvider
+from tenzoo.factorizations import Rank, factorization_class
+
+_DENSE_CELLS_PER_ENTRY = 16
+"""Rebuild the tensor where it has at most this many cells per wanted entry: matrix products beat row gathers there."""
+_DENSE_CELLS = 2**24
+"""Never rebuild a tensor of more cells than this."""
+
+
+class TensorCompletion(nn.Module, CoreProvider):
+    """A factorized tensor that predicts entries at given indices, ``x̂ = location + scale · T[index]``.
+
+    Work and memory follow the number of indices. Only where the tensor is small, and most of it is wanted, is it
+    rebuilt and read.
+
+    Args:
+        shape: Mode sizes of the tensor.
+        factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``.
+        rank: As the factorization takes it: one number, a list, or a fraction of the number of cells.
+        init_std: Root of the second moment of the rebuilt tensor's entries at initialization (``init="normal"``).
+        init: ``"normal"``, or ``"uniform"`` for cores drawn from U(0, 1), as in arXiv:2508.10435.
+
+    Raises:
+        ValueError: For a shape, format, rank or ``init`` that is not valid.
+
+    Example:
+        >>> model = TensorCompletion((4, 3, 2), "tucker", 2)
+        >>> index = torch.tensor([[0, 0, 0], [3, 2, 1]])
+        >>> torch.allclose(model(index), model.tensor.reconstruct()[index.unbind(1)])
+        True
+    """
+
+    location: Tensor
+    scale: Tensor
+    _strides: Tensor
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        factorization: str,
+        rank: Rank,
+        *,
+        init_std: float = 1.0,
+        init: Literal["normal", "uniform"] = "normal",
+    ) -> None:
+        super().__init__()
+        if init not in ("normal", "uniform"):
+            raise ValueError(f"expected 'normal' or 'uniform' in `init`, got {init!r}")
+        self.tensor = factorization_class(factorization)(shape, rank, init_std=init_std)
+        if init == "uniform":
+            for core in self.tensor.cores:
+                nn.init.uniform_(core)
+        self.register_buffer("location", torch.tensor(0.0))
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.sparse_grad = False
+        shape = self.tensor.shape
+        strides = [math.prod(shape[mode + 1 :]) for mode in range(len(shape))]
+        self._cells = math.prod(shape)
+        self.register_buffer("_strides", torch.tensor(strides), persistent=False)
+
+    def core_groups(self) -> list[CoreGroup]:
+        """One group, ``"tensor"``."""
+        return [CoreGroup("tensor", tuple(self.tensor.cores))]
+
+    def rebuilds(self, num_entries: int) -> bool:
+        """Whether a batch of that many entries is read from the rebuilt tensor, rather than gathered."""
+        return self._cells <= min(_DENSE_CELLS, _DENSE_CELLS_PER_ENTRY * num_entries)
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Predict entries.
+
+        Args:
+            index: Integers, shape ``(N, order)``.
+
+        Returns:
+            Values in the units of the data, shape ``(N,)``.
+        """
+        if self.rebuilds(len(index)) and not self.sparse_grad:
+            cells = (index * self._strides).sum(1)
+            values = self.tensor.reconstruct().flatten().index_select(0, cells)
+        else:
+            values = self.tensor.entries(index, sparse_grad=self.sparse_grad)
+        return self.location + self.scale * values

@@ -1,0 +1,7 @@
+"""Tasks: LightningModules that know a loss, and train it with any method."""
+
+from tenzoo.tasks.base import Task
+from tenzoo.tasks.completion import CompletionTask
+from tenzoo.tasks.sam import SAM
+
+__all__ = ["SAM", "CompletionTask", "Task"]

@@ -1,0 +1,254 @@
+"""The base of every task: one loss, trained in Lightning's automatic mode or, with SAM, in manual mode."""
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import LBFGS, Optimizer
+
+from tenzoo.cores import CoreProvider, find_core_groups
+from tenzoo.dynamics import SharpnessState, sharpness_perturbation
+from tenzoo.tasks.sam import SAM, RandomReplay, frozen_statistics, without_sync
+from tenzoo.tasks.schedulers import step_schedulers
+from tenzoo.training import logs_this_step, loss_scale, unscales_its_gradients
+
+
+class Task(LightningModule, CoreProvider):
+    """A LightningModule whose subclasses write :meth:`loss`, and which trains it with or without SAM.
+
+    Without ``sam`` Lightning optimizes automatically. With it the task optimizes manually: a backward pass to find the
+    ascent direction, a second one at the perturbed weights, one optimizer step at the restored ones. Accumulation,
+    clipping, schedulers, precision, logging, ``max_steps`` and checkpoints act alike in both modes. Normalization
+    statistics, random numbers and whatever ``loss`` logs see the first pass only; metric objects that ``loss`` updates
+    by hand should ask :attr:`perturbed`.
+
+    Args:
+        optimizer: Takes the trainable parameters, returns an optimizer. In YAML a ``class_path`` with ``init_args``.
+        lr_scheduler: Takes the optimizer, returns a scheduler of ``torch.optim.lr_scheduler``.
+        lr_scheduler_interval: Step the scheduler after every ``"epoch"`` or optimizer ``"step"``.
+        lr_scheduler_monitor: The logged metric that a ``ReduceLROnPlateau`` watches.
+        sam: Switches SAM on.
+        gradient_clip_val: Bound on the gradients, in place of the Trainer's argument of that name.
+        gradient_clip_algorithm: Bound the ``"norm"`` over all parameters, or each ``"value"``.
+        accumulate_grad_batches: Batches per optimizer step, in place of the Trainer's argument of that name. SAM
+            perturbs for each batch.
+
+    Raises:
+        ValueError: For a value out of its range; from ``fit`` also for a Trainer, strategy or optimizer that does not
+            go with these arguments, before training starts.
+    """
+
+    def __init__(
+        self,
+        *,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        lr_scheduler_monitor: str | None = None,
+        sam: SAM | None = None,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        accumulate_grad_batches: int = 1,
+    ) -> None:
+        super().__init__()
+        sam = SAM(**sam) if isinstance(sam, Mapping) else sam
+        if lr_scheduler_interval not in ("epoch", "step"):
+            raise ValueError(f"expected 'epoch' or 'step' in `lr_scheduler_interval`, got {lr_scheduler_interval!r}")
+        if gradient_clip_val is not None and not gradient_clip_val > 0:
+            raise ValueError(f"expected a positive number or null in `gradient_clip_val`, got {gradient_clip_val}")
+        if gradient_clip_algorithm not in ("norm", "value"):
+            raise ValueError(
+                f"expected 'norm' or 'value' in `gradient_clip_algorithm`, got {gradient_clip_algorithm!r}"
+            )
+        if isinstance(accumulate_grad_batches, bool) or accumulate_grad_batches < 1:
+            raise ValueError(f"expected an int >= 1 in `accumulate_grad_batches`, got {accumulate_grad_batches}")
+        self._optimizer_of = optimizer
+        self._scheduler_of = lr_scheduler
+        self._scheduler_settings = {"interval": lr_scheduler_interval, "monitor": lr_scheduler_monitor}
+        self.sam = sam
+        self.gradient_clip_val = gradient_clip_val
+        self.gradient_clip_algorithm = gradient_clip_algorithm
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.automatic_optimization = sam is None
+        self.sharpness_state: SharpnessState | None = None
+        """What the last ascent of SAM knew; None without SAM."""
+        self.perturbed = False
+        """Whether :meth:`loss` is being called at SAM's perturbed weights."""
+
+    @abstractmethod
+    def loss(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of one training batch, a scalar."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """One batch: the loss in automatic mode, all of SAM's step in manual mode."""
+        if self.sam is None:
+            loss = self.loss(batch, batch_idx)
+            self._log_loss(loss)
+            return loss
+        self._sam_step(self.sam, batch, batch_idx)
+        return None
+
+    def _log_loss(self, loss: Tensor) -> None:
+        if logs_this_step(self.trainer):
+            self.log("train/loss", loss.detach(), prog_bar=True)
+
+    # --- SAM ---------------------------------------------------------------------------------------------------
+
+    def _sam_step(self, sam: SAM, batch: Any, batch_idx: int) -> None:
+        trainer = self.trainer
+        last_batch = batch_idx + 1 >= trainer.num_training_batches or trainer.is_last_batch
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        if batch_idx % self.accumulate_grad_batches == 0:
+            optimizer.zero_grad()
+        steps = last_batch or (batch_idx + 1) % self.accumulate_grad_batches == 0
+        self._sam_backward(sam, batch, batch_idx, sync=steps)
+        if steps:
+            optimizer.step()
+            step_schedulers(self, "step", batch_idx, plateau=False)
+        if last_batch:
+            step_schedulers(self, "epoch", trainer.current_epoch, plateau=False)
+
+    def _sam_backward(self, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -> None:
+        """Add the gradient at the perturbed weights to ``.grad``; see :func:`sharpness_perturbation`."""
+        strategy = self.trainer.strategy
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        accumulated = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        replay = RandomReplay(self.device)
+        loss = self.loss(batch, batch_idx)
+        self._log_loss(loss)
+        with without_sync(strategy, not sam.sync_ascent):
+            self.manual_backward(loss)
+        scope = None if sam.scope == "all" else [core for group in find_core_groups(self) for core in group.cores]
+        with sharpness_perturbation(parameters, rho=sam.rho, adaptive=sam.adaptive, perturbed=scope) as state:
+            self.sharpness_state = self._unscaled(state)
+            for parameter, grad in zip(parameters, accumulated, strict=True):
+                parameter.grad = grad
+            replay.rewind()
+            self.perturbed = True
+            try:
+                with frozen_statistics(self):
+                    loss = self.loss(batch, batch_idx) / self.accumulate_grad_batches
+                with without_sync(strategy, not sync):
+                    self.manual_backward(loss)
+            finally:
+                self.perturbed = False
+
+    def _unscaled(self, state: SharpnessState) -> SharpnessState:
+        scale = loss_scale(self.trainer)
+        if scale is None:
+            return state
+        gamma = state.squared_grad_norms / scale.to(state.squared_grad_norms).square()
+        return dataclasses.replace(state, squared_grad_norms=gamma)
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """Log as LightningModule does, except at SAM's perturbed weights: there nothing is logged."""
+        if not self.perturbed:
+            super().log(*args, **kwargs)
+
+    # --- hooks -------------------------------------------------------------------------------------------------
+
+    def trainable_parameters(self) -> Iterable[nn.Parameter]:
+        """The parameters that the optimizer is given."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer, and the scheduler if there is one."""
+        optimizer = self._optimizer_of(self.trainable_parameters())
+        if self._scheduler_of is None:
+            return optimizer
+        config = {"scheduler": self._scheduler_of(optimizer), **self._scheduler_settings}
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Add no callback, but refuse Trainer arguments that the task has for itself.
+
+        This hook is the first that runs with a trainer: before Lightning's own check, which knows no remedy.
+        """
+        for name in ("gradient_clip_val", "accumulate_grad_batches"):
+            value = getattr(self.trainer, name)
+            if value not in (None, 1):
+                raise ValueError(
+                    f"expected `{name}` as an argument of the task, got {value} on the Trainer; "
+                    f"write model.init_args.{name}: {value} (in Python, {type(self).__name__}({name}={value}))"
+                )
+        return []
+
+    def setup(self, stage: str) -> None:
+        """Hand the accumulation to Lightning's automatic mode."""
+        if stage == "fit" and self.automatic_optimization:
+            self.trainer.accumulate_grad_batches = self.accumulate_grad_batches
+
+    def teardown(self, stage: str) -> None:
+        """Give the Trainer back as it was."""
+        if stage == "fit":
+            self.trainer.accumulate_grad_batches = 1
+
+    def on_fit_start(self) -> None:
+        """Refuse what SAM, or clipping, cannot do, before the first step."""
+        optimizers = self.trainer.optimizers
+        if self.sam is not None:
+            self._check_sam(optimizers)
+        if self.gradient_clip_val is not None and loss_scale(self.trainer) is not None:
+            for optimizer in optimizers:
+                if unscales_its_gradients(optimizer):
+                    raise ValueError(
+                        "expected an optimizer without fused=True beside `gradient_clip_val` in 16-mixed precision, "
+                        f"got a fused {type(optimizer).__name__}, whose gradients are unscaled too late to be clipped"
+                    )
+
+    def _check_sam(self, optimizers: list[Optimizer]) -> None:
+        if len(optimizers) != 1:
+            raise ValueError(f"expected one optimizer beside `sam`, got {len(optimizers)}")
+        if isinstance(optimizers[0], LBFGS):
+            raise ValueError("expected a first-order optimizer beside `sam`, got LBFGS, which re-evaluates its closure")
+        model = self.trainer.strategy.model
+        if isinstance(model, DistributedDataParallel) and model.static_graph:
+            raise ValueError(
+                "expected static_graph=False in the DDP strategy beside `sam`, got True: SAM runs two graphs"
+            )
+        if self.sam is not None and self.sam.scope == "cores" and not find_core_groups(self):
+            raise ValueError(f"expected core groups in {type(self).__name__} for `sam.scope` 'cores', found none")
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip, in both modes. Callbacks have run before: they see the gradients as they were."""
+        if self.gradient_clip_val is not None:
+            self.clip_gradients(
+                optimizer,
+                gradient_clip_val=self.gradient_clip_val,
+                gradient_clip_algorithm=self.gradient_clip_algorithm,
+            )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """In manual mode, step plateau schedulers for the batch before, whose validation is over by now."""
+        if self.sam is not None and batch_idx > 0 and batch_idx % self.accumulate_grad_batches == 0:
+            step_schedulers(self, "step", batch_idx - 1, plateau=True)
+
+    def on_train_epoch_end(self) -> None:
+        """In manual mode, step plateau schedulers."""
+        if self.sam is not None:
+            step_schedulers(self, "step", int(self.trainer.num_training_batches) - 1, plateau=True)
+            step_schedulers(self, "epoch", self.trainer.current_epoch, plateau=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only builtins of the hyperparameters, so that the checkpoint loads with ``weights_only=True``."""
+        stored = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        plain = {key: dataclasses.asdict(value) if isinstance(value, SAM) else value for key, value in stored.items()}
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {key: value for key, value in plain.items() if _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return type(value) is dict and all(_is_plain(item) for pair in value.items() for item in pair)
+    if isinstance(value, list | tuple):
+        return type(value) in (list, tuple) and all(_is_plain(item) for item in value)
+    return value is None or type(value) in (bool, int, float, str)

@@ -1,0 +1,162 @@
+"""Training and judging a tensor completion."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torchmetrics import MeanSquaredError, Metric, R2Score
+
+from tenzoo.cores import CoreGroup, find_core_groups
+from tenzoo.data import CompletionBatch, CompletionDataModule
+from tenzoo.factorizations import Rank, factorization_class
+from tenzoo.models import TensorCompletion
+from tenzoo.tasks.base import Task
+
+
+class CompletionTask(Task):
+    """Fit a :class:`~tenzoo.models.TensorCompletion` to the observed entries of a tensor by least squares.
+
+    Logs ``train/loss``, and from every validation or test ``{train,val,held_out}/{r2,rmse}`` in the units of the data.
+    The data module decides which entries are in which split, and whether values are standardized.
+
+    Where the optimizer can take them (plain SGD without momentum and weight decay, or SparseAdam), a tensor that is too
+    large to be rebuilt gets row-sparse gradients: a step then costs what its batch costs.
+
+    Args:
+        factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``.
+        rank: As the factorization takes it: one number, a list, or a fraction of the number of cells.
+        shape: Mode sizes; null takes the data's.
+        init_std: Root of the second moment of the rebuilt tensor at initialization, in standardized units.
+        init: ``"normal"``, or ``"uniform"`` for cores drawn from U(0, 1).
+        reduction: Loss per batch: ``"mean"`` or ``"sum"`` of squared residuals, in standardized units.
+        **kwargs: The arguments of :class:`~tenzoo.tasks.base.Task`.
+
+    Raises:
+        ValueError: For an unknown format, rank or choice; from ``fit`` also for a shape other than the data's.
+    """
+
+    model: TensorCompletion
+
+    def __init__(
+        self,
+        factorization: str = "tucker",
+        rank: Rank = 8,
+        *,
+        shape: Sequence[int] | None = None,
+        init_std: float = 1.0,
+        init: Literal["normal", "uniform"] = "normal",
+        reduction: Literal["mean", "sum"] = "mean",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.save_hyperparameters()
+        factorization_class(factorization)
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"expected 'mean' or 'sum' in `reduction`, got {reduction!r}")
+        self.reduction = reduction
+        self._model_args = {"factorization": factorization, "rank": rank, "init_std": init_std, "init": init}
+        self.shape = None if shape is None else tuple(shape)
+        self.metrics = nn.ModuleDict()
+        if shape is not None:
+            self.model = TensorCompletion(shape, **self._model_args)  # type: ignore[arg-type]
+
+    def core_groups(self) -> list[CoreGroup]:
+        """The groups of the model."""
+        return [CoreGroup(f"model.{group.name}", group.cores) for group in find_core_groups(self.model)]
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Values, in the units of the data, at an ``(N, order)`` index; shape ``(N,)``."""
+        values: Tensor = self.model(index)
+        return values
+
+    # --- building ----------------------------------------------------------------------------------------------
+
+    @property
+    def _data(self) -> CompletionDataModule:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, CompletionDataModule):
+            raise TypeError(f"expected a CompletionDataModule as `datamodule`, got {type(data).__name__}")
+        return data
+
+    def setup(self, stage: str) -> None:
+        """Check the data's shape and make a metric for each of its splits."""
+        super().setup(stage)
+        data = self._data
+        if self.shape is not None and data.shape != self.shape:
+            raise ValueError(f"expected the data's shape {list(data.shape)} in `shape`, got {list(self.shape)}")
+        for split in data.eval_split_names:
+            for name, metric in (("r2", R2Score()), ("rmse", MeanSquaredError(squared=False))):
+                self.metrics[f"{split}/{name}"] = metric.set_dtype(torch.float64)
+
+    def configure_model(self) -> None:
+        """Build the model for the data's shape, where the arguments named none."""
+        if self.shape is None:
+            self.shape = self._data.shape
+            self.hparams["shape"] = list(self.shape)
+            self.model = TensorCompletion(self.shape, **self._model_args)  # type: ignore[arg-type]
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.model.location.fill_(self._data.location)
+            self.model.scale.fill_(self._data.scale)
+
+    def configure_optimizers(self) -> Any:
+        """As every task, with row-sparse gradients where optimizer and size of the tensor allow them."""
+        configured = super().configure_optimizers()
+        optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
+        only_sparse = isinstance(optimizer, torch.optim.SparseAdam)
+        if only_sparse and self.gradient_clip_val is not None:
+            raise ValueError("expected no `gradient_clip_val` beside SparseAdam: sparse gradients cannot be clipped")
+        plain_sgd = isinstance(optimizer, torch.optim.SGD) and not any(
+            group["momentum"] or group["weight_decay"] for group in optimizer.param_groups
+        )
+        entries = len(self._data.splits["train"])
+        batch_size = self._data.hparams["batch_size"] or entries
+        large = not self.model.rebuilds(min(entries, batch_size))
+        self.model.sparse_grad = only_sparse or (plain_sgd and large and self.gradient_clip_val is None)
+        return configured
+
+    # --- steps -------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: CompletionBatch, batch_idx: int) -> Tensor:
+        """Squared residuals of a batch, in standardized units, summed or averaged."""
+        residual: Tensor = (self.model(batch.index) - batch.value) / self.model.scale
+        if self.reduction == "mean":
+            return residual.square().mean()
+        return residual.square().sum() * self.trainer.world_size  # DDP averages over ranks; the loss is the sum
+
+    def _metrics_of(self, split: str) -> dict[str, Metric]:
+        return {key: metric for key, metric in self.metrics.items() if key.startswith(f"{split}/")}  # type: ignore[misc]
+
+    def _update(self, batch: CompletionBatch, dataloader_idx: int) -> None:
+        predicted = self.model(batch.index).double()
+        for metric in self._metrics_of(self._data.eval_split_names[dataloader_idx]).values():
+            metric.update(predicted, batch.value.double())
+
+    def _log_metrics(self) -> None:
+        splits = self._data.eval_split_names
+        shown = "val/r2" if "val" in splits else "train/r2"
+        for split in splits:
+            for key, metric in self._metrics_of(split).items():
+                self.log(key, metric.compute(), prog_bar=key == shown)
+                metric.reset()
+
+    def validation_step(self, batch: CompletionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to the metrics of its split."""
+        self._update(batch, dataloader_idx)
+
+    def test_step(self, batch: CompletionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to the metrics of its split."""
+        self._update(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log R² and RMSE of every split."""
+        self._log_metrics()
+
+    def on_test_epoch_end(self) -> None:
+        """Log R² and RMSE of every split."""
+        self._log_metrics()
+
+    def predict_step(self, batch: CompletionBatch, batch_idx: int, dataloader_idx: int = 0) -> CompletionBatch:
+        """The batch's indices with the model's values, in the units of the data."""
+        return CompletionBatch(batch.index, self.model(batch.index))
