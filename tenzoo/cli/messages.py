@@ -92,9 +92,8 @@ def _options(parser: ArgumentParser | None, option: str) -> set[str]:
 
 
 def _classes(key: str) -> set[str]:
-    kind = _KINDS.get(key.rpartition(".")[2], object)
     names: set[str] = set()
-    pending = [kind] if kind is not object else []
+    pending: list[type] = [kind] if (kind := _KINDS.get(key.rpartition(".")[2])) else []
     while pending:
         for cls in pending.pop().__subclasses__():
             pending.append(cls)

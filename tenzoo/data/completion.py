@@ -1,0 +1,233 @@
+"""Tensor completion: some entries of a tensor are observed, the rest is to be predicted."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from typing_extensions import override
+
+from tenzoo.data.checks import check_bool, check_fraction, check_int
+from tenzoo.data.entries import Entries, look_up
+from tenzoo.data.loader import EVALUATION_BATCH_SIZE, EntryLoader, SequentialLoader
+from tenzoo.data.preparation import PreparedData, check_predict_index, prepare
+from tenzoo.data.sources import check_source
+from tenzoo.data.splits import SPLIT_NAMES
+
+MAX_PREDICTED_CELLS = 10_000_000
+"""The largest tensor that is completed cell by cell without an explicit list of indices."""
+
+
+class CompletionDataModule(pl.LightningDataModule):
+    """A tensor of which some entries are observed, split for training and for honest evaluation.
+
+    Every split holds index-value pairs, so the cost grows with the known entries and never with the tensor. Values are
+    always raw: with ``standardize`` the task subtracts :attr:`location`, divides by :attr:`scale` and undoes both.
+
+    Training draws from ``train`` (see :class:`EntryLoader`) and resumes exactly, in mid-epoch too. Validation and test
+    go through all splits that exist, one loader each, in the order of :attr:`eval_split_names`; under several
+    processes each of them sees all entries. A checkpoint can only be loaded with the data and split it was made with.
+
+    Args:
+        dataset: ``"covid"``, ``"il2"``, ``"indian_pines"``, ``"kinetic"``, ``"synthetic"``, or the path of a ``.npy``,
+            ``.npz``, ``.pt`` or ``.csv`` file, dense with NaN for missing entries or a list of entries.
+        observed_fraction: Fraction in (0, 1] of the known entries that is observed; the rest is held out. 1 is allowed
+            where the tensor has unknown cells.
+        validation_fraction: Fraction in [0, 1) of the observed entries that validates instead of being trained on.
+        seed: Chooses the splits, the order of batches, and the synthetic tensor. Independent of global generators.
+        batch_size: Observed entries per optimizer step, over all processes together; ``None`` means all.
+        steps_per_epoch: Batches per epoch; ``None`` means one pass over ``train``.
+        standardize: Whether ``location`` and ``scale`` are mean and standard deviation of the ``train`` values.
+        shape: Mode sizes, for ``"synthetic"`` (required) and for lists of entries.
+        num_entries: Number of known entries of ``"synthetic"``.
+        predict_index: Path of a ``.csv`` or ``.npz`` file with the indices to predict. ``None`` means all cells that
+            are not in ``train`` if the tensor has at most 10 million, else the held-out entries.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range, unknown, or means nothing with this dataset; from ``setup``, if a
+            file cannot be read or is not valid, or a split has fewer than 2 entries.
+        FileNotFoundError: From ``setup``, if there is no such file.
+
+    Example:
+        >>> data = CompletionDataModule("covid", validation_fraction=0.0)
+        >>> data.setup()
+        >>> data.shape, {name: len(split) for name, split in data.splits.items()}
+        ((438, 6, 11), {'train': 8672, 'held_out': 20236})
+        >>> batch = next(iter(data.train_dataloader()))
+        >>> batch.index.shape, batch.value.shape
+        (torch.Size([8672, 3]), torch.Size([8672]))
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        *,
+        observed_fraction: float = 0.3,
+        validation_fraction: float = 0.1,
+        seed: int = 0,
+        batch_size: int | None = None,
+        steps_per_epoch: int | None = None,
+        standardize: bool = False,
+        shape: Sequence[int] | None = None,
+        num_entries: int | None = None,
+        predict_index: str | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = check_source(dataset, shape=shape, num_entries=num_entries)
+        shape = None if sizes is None else list(sizes)
+        observed_fraction = check_fraction(observed_fraction, arg="observed_fraction", positive=True)
+        validation_fraction = check_fraction(validation_fraction, arg="validation_fraction", below_one=True)
+        check_int(seed, arg="seed", least=0)
+        check_int(1 if batch_size is None else batch_size, arg="batch_size", least=1)
+        check_int(1 if steps_per_epoch is None else steps_per_epoch, arg="steps_per_epoch", least=1)
+        check_bool(standardize, arg="standardize")
+        check_predict_index(predict_index)
+        # After the checks, which leave builtins only: checkpoints hold nothing else. Loggers are left out since they
+        # refuse a task with an argument of the same name (`shape`) and another value.
+        self.save_hyperparameters(logger=False)
+        self._seed, self._batch_size, self._steps_per_epoch = seed, batch_size, steps_per_epoch
+        self._prepare = functools.partial(
+            prepare,
+            dataset,
+            observed_fraction=observed_fraction,
+            validation_fraction=validation_fraction,
+            seed=seed,
+            standardize=standardize,
+            shape=shape,
+            num_entries=num_entries,
+            predict_index=predict_index,
+        )
+        self._prepared: PreparedData | None = None
+        self._train_loader: EntryLoader | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's mode sizes, known after ``setup``."""
+        return self._data.shape
+
+    @property
+    def splits(self) -> dict[str, Entries]:
+        """The entries of ``train``, ``val`` and ``held_out``, without those that are empty; known after ``setup``."""
+        return self._data.splits
+
+    @property
+    def location(self) -> float:
+        """What a task subtracts from values: the mean of ``train`` with ``standardize``, else 0."""
+        return self._data.location
+
+    @property
+    def scale(self) -> float:
+        """What a task divides values by: the population deviation of ``train`` with ``standardize``, else 1."""
+        return self._data.scale
+
+    @property
+    def eval_split_names(self) -> tuple[str, ...]:
+        """The names of the validation and test loaders, in order."""
+        return tuple(name for name in SPLIT_NAMES if name in self.splits)
+
+    @override
+    def setup(self, stage: str | None = None) -> None:
+        """Loads, checks and splits the data, once; begins a new stream of training batches."""
+        self._train_loader = None
+        if self._prepared is None:
+            self._prepared = self._prepare()
+
+    @override
+    def train_dataloader(self) -> EntryLoader:
+        """The stream of training batches; the same object until the next ``setup``, so that it goes on if reloaded."""
+        if self._train_loader is None:
+            self._train_loader = EntryLoader(
+                self.splits["train"],
+                batch_size=self._batch_size,
+                steps_per_epoch=self._steps_per_epoch,
+                seed=self._seed,
+                rank=0 if self.trainer is None else self.trainer.global_rank,
+                world_size=1 if self.trainer is None else self.trainer.world_size,
+                in_flight=self._in_flight,
+            )
+        return self._train_loader
+
+    @override
+    def val_dataloader(self) -> list[SequentialLoader]:
+        """One loader per name of :attr:`eval_split_names`."""
+        return [self._sequential(self.splits[name]) for name in self.eval_split_names]
+
+    @override
+    def test_dataloader(self) -> list[SequentialLoader]:
+        """One loader per name of :attr:`eval_split_names`."""
+        return self.val_dataloader()
+
+    @override
+    def predict_dataloader(self) -> SequentialLoader:
+        """The indices to predict, with the values that are known and NaN for the others.
+
+        Raises:
+            ValueError: If the tensor is too large to predict all of it, and nothing is held out.
+        """
+        data = self._data
+        if data.wanted is not None:
+            return self._sequential(Entries(data.wanted, look_up(data.known, data.wanted)))
+        if math.prod(data.shape) <= MAX_PREDICTED_CELLS:
+            return self._sequential(_unseen(data))
+        if "held_out" in data.splits:
+            return self._sequential(data.splits["held_out"])
+        raise ValueError(
+            f"expected a file of indices in `predict_index` for a tensor of {math.prod(data.shape)} cells of which "
+            "none is held out, got None; give the path of a .csv or .npz file"
+        )
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """A fingerprint of data and splits, and the place in the stream of training batches; empty before ``setup``."""
+        if self._prepared is None:
+            return {}  # a checkpoint may be written because setup failed
+        stream = {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
+        return {**self._prepared.fingerprint, **stream}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses the state of other data or another split, and moves to its place in the stream of batches.
+
+        Lightning restores the loader itself too, but not from a checkpoint written at the end of an epoch.
+
+        Raises:
+            ValueError: If the state was made with other data or another split.
+        """
+        if self._prepared is None:
+            self.setup()  # load_from_checkpoint comes here with a new object
+        for field, value in self._data.fingerprint.items():
+            if state_dict.get(field) != value:
+                raise ValueError(
+                    f"expected the `{field}` of the checkpoint, {state_dict.get(field)!r}, got {value!r}: its held-out "
+                    "numbers would be wrong; set the data up as in the checkpoint, or load the model's weights alone"
+                )
+        if "train_loader" in state_dict:
+            self.train_dataloader().load_state_dict(state_dict["train_loader"])
+
+    @property
+    def _data(self) -> PreparedData:
+        if self._prepared is None:
+            raise RuntimeError("expected data that is set up, got none yet; call setup() first")
+        return self._prepared
+
+    def _sequential(self, entries: Entries) -> SequentialLoader:
+        return SequentialLoader(entries, batch_size=max(self._batch_size or 0, EVALUATION_BATCH_SIZE))
+
+    def _in_flight(self) -> int:
+        # 1 where a checkpoint is written because a training step raised: that batch has to come again.
+        if self.trainer is None:
+            return 0
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return int(progress.ready - progress.processed)
+
+
+def _unseen(data: PreparedData) -> Entries:
+    """Every cell that is not trained on."""
+    value = torch.full(data.shape, math.nan)
+    value[data.known.index.unbind(1)] = data.known.value
+    unseen = torch.ones(data.shape, dtype=torch.bool)
+    unseen[data.splits["train"].index.unbind(1)] = False
+    return Entries(unseen.nonzero(), value[unseen])

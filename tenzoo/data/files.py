@@ -1,0 +1,171 @@
+"""The user's own files. Nothing in them is ever executed: no pickles, no code."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from tenzoo.data.entries import Array, Entries, check_index, check_shape, dense_entries, sparse_entries
+
+FILE_ENDINGS = (".csv", ".npy", ".npz", ".pt")
+INDEX_ENDINGS = (".csv", ".npz")
+SPARSE_ENDINGS = (".csv", ".npz")
+
+T = TypeVar("T")
+
+
+def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset") -> tuple[Entries, tuple[int, ...]]:
+    r"""The known entries of a file, and the tensor's shape.
+
+    Args:
+        path: A dense tensor with NaN for missing entries (``.npy``, ``.npz`` with one array, ``.pt`` with one
+            tensor), or a list of entries (``.npz`` with ``indices``, ``values`` and possibly ``shape``; ``.csv`` whose
+            last column is the value and whose other columns are the indices, with or without a header line).
+        shape: The mode sizes of a list of entries; ``None`` takes the file's own, else the largest index plus 1.
+        arg: Name of the argument, for the errors.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read, or does not hold what its ending promises.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "ratings.csv"
+        >>> _ = path.write_text("user,film,stars\n0,1,4\n2,0,5\n")
+        >>> entries, shape = read_entries(path, None)
+        >>> entries.value.tolist(), shape
+        ([4.0, 5.0], (3, 2))
+    """
+    match path.suffix.lower():
+        case ".npy":
+            return dense_entries(_read(path, _parse_npy, arg), arg=arg)
+        case ".pt":
+            return dense_entries(_tensor_values(_read(path, _parse_pt, arg), arg), arg=arg)
+        case ".csv":
+            table = _read(path, _parse_csv, arg)
+            return sparse_entries(table[:, :-1], table[:, -1], shape, arg=arg)
+        case ".npz":
+            return _npz_entries(_read(path, _parse_npz, arg), shape, arg)
+    raise ValueError(f"expected a file ending in {', '.join(FILE_ENDINGS)} in `{arg}`, got {str(path)!r}; convert it")
+
+
+def read_index(path: Path, shape: Sequence[int], *, arg: str = "predict_index") -> torch.Tensor:
+    r"""The indices of a file, in its own order and with its repetitions.
+
+    Args:
+        path: A ``.csv`` with one column per mode, or an ``.npz`` with one array or an array ``indices``.
+        shape: The mode sizes that they must fit.
+        arg: Name of the argument, for the errors.
+
+    Returns:
+        Shape ``(n, order)``, int64.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read, or the indices do not fit.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "wanted.csv"
+        >>> _ = path.write_text("0,1\n2,0\n")
+        >>> read_index(path, (3, 2)).tolist()
+        [[0, 1], [2, 0]]
+    """
+    match path.suffix.lower():
+        case ".csv":
+            index = _read(path, _parse_csv, arg)
+        case ".npz":
+            arrays = _read(path, _parse_npz, arg)
+            if len(arrays) != 1 and "indices" not in arrays:
+                raise ValueError(
+                    f"expected one array or an array `indices` in `{arg}`, got {sorted(arrays)}; name it `indices`"
+                )
+            index = arrays.get("indices", next(iter(arrays.values())))
+        case ending:
+            raise ValueError(f"expected a file ending in .csv or .npz in `{arg}`, got {ending!r}; convert it")
+    return torch.from_numpy(check_index(index, shape, arg=arg)[0])
+
+
+def _read(path: Path, parse: Callable[[Path], T], arg: str) -> T:
+    if not path.is_file():
+        raise FileNotFoundError(f"expected an existing file in `{arg}`, got {str(path)!r}; check the path")
+    if path.stat().st_size == 0:
+        raise ValueError(f"expected a file with data in `{arg}`, got the empty {str(path)!r}; write it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return parse(path)
+    except Exception as error:  # the parsers raise a dozen types on broken files, and none of them helps the user
+        raise ValueError(
+            f"expected a readable {path.suffix.lower()} file of plain numbers in `{arg}`, got {str(path)!r} "
+            f"({type(error).__name__}); check that it is complete and holds no Python objects"
+        ) from error
+
+
+def _parse_npy(path: Path) -> Array:
+    with path.open("rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _parse_npz(path: Path) -> dict[str, Array]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _parse_pt(path: Path) -> object:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _parse_csv(path: Path) -> Array:
+    with path.open(encoding="utf-8-sig") as file:
+        if any(_is_number(field) for field in file.readline().split(",")):
+            file.seek(0)  # the first line is no header
+        return np.loadtxt(file, delimiter=",", comments=None, ndmin=2, dtype=np.float64)
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _tensor_values(loaded: object, arg: str) -> Array:
+    if not isinstance(loaded, torch.Tensor) or loaded.layout != torch.strided or loaded.is_meta:
+        raise ValueError(
+            f"expected one dense tensor in `{arg}`, got {type(loaded).__name__}; save it by torch.save(tensor, path)"
+        )
+    if loaded.is_complex() or loaded.dtype == torch.bool:
+        raise ValueError(f"expected real numbers in `{arg}`, got {loaded.dtype}; convert the values to float32")
+    values = loaded.detach().resolve_neg()
+    return np.asarray((values.double() if values.is_floating_point() else values).numpy())
+
+
+def _npz_entries(arrays: dict[str, Array], shape: Sequence[int] | None, arg: str) -> tuple[Entries, tuple[int, ...]]:
+    if {"indices", "values"} <= set(arrays) <= {"indices", "values", "shape"}:
+        own = _own_shape(arrays["shape"], arg) if "shape" in arrays else None
+        if own is not None and shape is not None and own != tuple(shape):
+            raise ValueError(
+                f"expected the shape of the file in `shape`, got {tuple(shape)} where `{arg}` says {own}; leave one out"
+            )
+        return sparse_entries(arrays["indices"], arrays["values"], shape if own is None else own, arg=arg)
+    if len(arrays) != 1:
+        raise ValueError(
+            f"expected one array, or `indices` and `values` (and `shape`), in `{arg}`, got {sorted(arrays)}; "
+            "rename them"
+        )
+    if shape is not None:
+        raise ValueError(f"expected no `shape` for the dense file in `{arg}`, got {tuple(shape)}; leave it out")
+    return dense_entries(next(iter(arrays.values())), arg=arg)
+
+
+def _own_shape(array: Array, arg: str) -> tuple[int, ...]:
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"expected a row of integers as `shape` in `{arg}`, got {array.dtype} of {array.shape}; fix it"
+        )
+    return check_shape([int(size) for size in array], arg=arg)

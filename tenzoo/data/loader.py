@@ -1,0 +1,174 @@
+"""Batches of tensor entries: shuffled and resumable for training, in order for evaluation."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tenzoo.data.checks import check_int
+from tenzoo.data.entries import CompletionBatch, Entries
+
+EVALUATION_BATCH_SIZE = 65536
+"""Entries per batch where nothing is learned, unless training batches are larger."""
+
+_SHUFFLE_STREAM = 0x54FF1E
+
+
+class EntryLoader:
+    """An endless, resumable stream of training batches, handed out in epochs of ``len(loader)`` batches.
+
+    Batch t of the stream is a pure function of ``(seed, t)``: the entries are permuted, the permutation is cut into
+    batches (the last one may be smaller), then comes the next permutation, itself a pure function of the seed and its
+    number. An epoch takes the next ``len(loader)`` batches, wherever the last one stopped, so ``steps_per_epoch`` may
+    stop within a permutation or run through several of them. If one batch holds all entries, nothing is permuted and
+    each step yields the very same tensors.
+
+    This is not a ``torch.utils.data.DataLoader``: that one collects a batch item by item in Python, which takes
+    longer than a step of a small tensor model, and it cannot resume in mid-epoch. Here a batch is one indexing
+    operation, and the state is two integers.
+
+    With several processes each batch of the stream is shared out: rank r takes entries r, r + w, r + 2w, … of it. The
+    last ones wrap around to the start of the batch if need be, so that all ranks have equally many entries and
+    batches; with one process nothing is repeated.
+
+    Args:
+        entries: What to draw from.
+        batch_size: Entries per batch over all ranks together; ``None`` means all of them.
+        steps_per_epoch: Batches per epoch; ``None`` means one permutation.
+        seed: Chooses the permutations.
+        rank: Number of this process.
+        world_size: Number of processes.
+        in_flight: Says how many batches were handed out and not trained on yet, at the moment a state is asked for.
+            They are handed out again on resume.
+
+    Raises:
+        TypeError: If a count is not an integer.
+        ValueError: If there are no entries, or a count is out of range.
+
+    Example:
+        >>> entries = Entries(torch.tensor([[0, 0], [0, 1], [1, 0]]), torch.tensor([1.0, 2.0, 3.0]))
+        >>> loader = EntryLoader(entries, batch_size=2)
+        >>> [batch.value.numel() for batch in loader]
+        [2, 1]
+        >>> loader.state_dict()
+        {'permutation': 1, 'batch': 0}
+        >>> sum(batch.value.sum().item() for batch in loader)  # one permutation holds each entry once
+        6.0
+    """
+
+    def __init__(
+        self,
+        entries: Entries,
+        *,
+        batch_size: int | None = None,
+        steps_per_epoch: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        in_flight: Callable[[], int] | None = None,
+    ) -> None:
+        if len(entries) == 0:
+            raise ValueError("expected at least one entry in `entries`, got none; give a non-empty split")
+        size = None if batch_size is None else check_int(batch_size, arg="batch_size", least=1)
+        self._batch_size = len(entries) if size is None else min(size, len(entries))
+        self._num_batches = -(-len(entries) // self._batch_size)
+        steps = None if steps_per_epoch is None else check_int(steps_per_epoch, arg="steps_per_epoch", least=1)
+        self._length = self._num_batches if steps is None else steps
+        self._seed = check_int(seed, arg="seed", least=0)
+        self._world_size = check_int(world_size, arg="world_size", least=1)
+        self._rank = check_int(rank, arg="rank", least=0)
+        if rank >= world_size:
+            raise ValueError(f"expected less than `world_size` ({world_size}) in `rank`, got {rank}; count from 0")
+        self._in_flight = in_flight
+        self._entries = entries
+        self._step = 0
+        self._permutation: tuple[int, Tensor] | None = None
+        everything = entries if world_size == 1 else entries.take(self._shard(torch.arange(len(entries))))
+        self._everything = CompletionBatch(everything.index, everything.value)
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return self._length
+
+    def __iter__(self) -> Iterator[CompletionBatch]:
+        for _ in range(self._length):
+            step = self._step
+            self._step += 1  # before the yield: a checkpoint is written while this batch is the last one handed out
+            yield self._batch(step)
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the stream: the permutation, and the batch of it that comes next."""
+        step = self._step - (0 if self._in_flight is None else self._in_flight())
+        permutation, batch = divmod(max(step, 0), self._num_batches)
+        return {"permutation": permutation, "batch": batch}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Moves to a place in the stream. The next epoch begins there, and has ``len(loader)`` batches.
+
+        After a change of ``batch_size`` the stream goes on in the same permutation, or at the end of it.
+
+        Raises:
+            ValueError: If it is not the state of such a loader.
+        """
+        if not isinstance(state_dict, dict) or set(state_dict) != {"permutation", "batch"}:
+            raise ValueError(
+                f"expected the keys 'permutation' and 'batch' in `state_dict`, got {state_dict!r}; "
+                "give what state_dict() returned"
+            )
+        permutation = check_int(state_dict["permutation"], arg="state_dict['permutation']", least=0)
+        batch = check_int(state_dict["batch"], arg="state_dict['batch']", least=0)
+        self._step = permutation * self._num_batches + min(batch, self._num_batches)
+
+    def _batch(self, step: int) -> CompletionBatch:
+        if self._num_batches == 1:
+            return self._everything
+        number, position = divmod(step, self._num_batches)
+        start = position * self._batch_size
+        rows = self._shard(self._permuted(number)[start : start + self._batch_size])
+        return CompletionBatch(self._entries.index[rows], self._entries.value[rows])
+
+    def _permuted(self, number: int) -> Tensor:
+        if self._permutation is None or self._permutation[0] != number:
+            generator = np.random.default_rng([self._seed, _SHUFFLE_STREAM, number])
+            self._permutation = number, torch.from_numpy(generator.permutation(len(self._entries)))
+        return self._permutation[1]
+
+    def _shard(self, rows: Tensor) -> Tensor:
+        if self._world_size == 1:
+            return rows
+        per_rank = -(-len(rows) // self._world_size)
+        return rows[(torch.arange(per_rank) * self._world_size + self._rank) % len(rows)]
+
+
+class SequentialLoader:
+    """All entries in their order, in large batches; every iteration starts anew.
+
+    Under several processes each of them sees all entries. So each entry counts equally in any metric, whether the
+    metric is reduced over the processes or not, and no process is left with an empty batch.
+
+    Args:
+        entries: What to go through.
+        batch_size: Entries per batch.
+
+    Raises:
+        TypeError: If ``batch_size`` is not an integer.
+        ValueError: If ``batch_size`` is below 1.
+
+    Example:
+        >>> loader = SequentialLoader(Entries(torch.zeros(3, 2).long(), torch.ones(3)), batch_size=2)
+        >>> len(loader), [batch.value.tolist() for batch in loader]
+        (2, [[1.0, 1.0], [1.0]])
+    """
+
+    def __init__(self, entries: Entries, *, batch_size: int = EVALUATION_BATCH_SIZE) -> None:
+        self._entries = entries
+        self._batch_size = check_int(batch_size, arg="batch_size", least=1)
+
+    def __len__(self) -> int:
+        return -(-len(self._entries) // self._batch_size)
+
+    def __iter__(self) -> Iterator[CompletionBatch]:
+        for start in range(0, len(self._entries), self._batch_size):
+            rows = slice(start, start + self._batch_size)
+            yield CompletionBatch(self._entries.index[rows], self._entries.value[rows])

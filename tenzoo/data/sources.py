@@ -1,0 +1,167 @@
+"""Where the entries come from: public datasets, a synthetic sparse tensor, or the user's own file."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorly as tl
+import torch
+from tensorly.datasets import load_covid19_serology, load_IL2data, load_indian_pines, load_kinetic
+
+from tenzoo.data.entries import Array, Entries, check_shape, dense_entries, group_rows
+from tenzoo.data.files import FILE_ENDINGS, SPARSE_ENDINGS, read_entries
+
+SYNTHETIC_RANK = 4
+SYNTHETIC_NOISE = 0.1
+_SYNTHETIC_STREAM = 0x5EED  # keeps the synthetic values apart from what else is drawn from the same seed
+
+
+def _kinetic() -> Array:
+    bunch = load_kinetic()  # missing entries are stored as 0, beside a mask that is True where they are
+    values: Array = np.array(tl.to_numpy(bunch.tensor))
+    values[np.asarray(tl.to_numpy(bunch.missing_values_position), dtype=bool)] = np.nan
+    return values
+
+
+_PUBLIC: dict[str, Callable[[], Array]] = {
+    "covid": lambda: tl.to_numpy(load_covid19_serology().tensor),
+    "il2": lambda: tl.to_numpy(load_IL2data().tensor),
+    "indian_pines": lambda: tl.to_numpy(load_indian_pines().tensor),
+    "kinetic": _kinetic,
+}
+
+DATASETS = (*sorted(_PUBLIC), "synthetic")
+"""The names that ``dataset`` knows, beside the paths of files."""
+
+
+def check_source(dataset: str, *, shape: Sequence[int] | None, num_entries: int | None) -> tuple[int, ...] | None:
+    """Checks the arguments that choose a dataset, without reading any file.
+
+    Args:
+        dataset: A name of :data:`DATASETS`, or the path of a file.
+        shape: Mode sizes: required for ``synthetic``, optional for lists of entries, else ``None``.
+        num_entries: Number of entries: required for ``synthetic``, else ``None``.
+
+    Returns:
+        The shape as a tuple of ints, if there is one.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If the name is unknown, or an argument is missing or means nothing here.
+
+    Example:
+        >>> check_source("covid", shape=None, num_entries=None)
+        >>> check_source("synthetic", shape=[9, 9], num_entries=50)
+        (9, 9)
+    """
+    if not isinstance(dataset, str):
+        raise TypeError(f"expected a string in `dataset`, got {type(dataset).__name__}; give a name or a path as str")
+    sizes = None if shape is None else check_shape(shape)
+    if dataset == "synthetic":
+        return _check_synthetic(sizes, num_entries)
+    ending = Path(dataset).suffix.lower()
+    if dataset not in _PUBLIC and ending not in FILE_ENDINGS:
+        raise ValueError(
+            f"expected one of {', '.join(DATASETS)} or a file ending in {', '.join(FILE_ENDINGS)} in `dataset`, "
+            f"got {dataset!r}; choose one of them"
+        )
+    if num_entries is not None:
+        raise ValueError(f"expected `num_entries` only with 'synthetic', got {num_entries!r}; leave it out")
+    if sizes is not None and (dataset in _PUBLIC or ending not in SPARSE_ENDINGS):
+        raise ValueError(
+            f"expected `shape` only with 'synthetic' and lists of entries, got {sizes} with {dataset!r}; leave it out"
+        )
+    return sizes
+
+
+def _check_synthetic(shape: tuple[int, ...] | None, num_entries: int | None) -> tuple[int, ...]:
+    if shape is None:
+        raise ValueError("expected mode sizes in `shape` for 'synthetic', got None; give one size per mode")
+    if num_entries is None:
+        raise ValueError("expected a number in `num_entries` for 'synthetic', got None; say how many entries to draw")
+    if isinstance(num_entries, bool) or not isinstance(num_entries, int):
+        raise TypeError(f"expected an integer in `num_entries`, got {num_entries!r}; say how many entries to draw")
+    if not 2 <= num_entries <= math.prod(shape):
+        raise ValueError(
+            f"expected 2 to {math.prod(shape)} (the cells of {shape}) in `num_entries`, got {num_entries}; change it"
+        )
+    return shape
+
+
+def load_entries(
+    dataset: str, *, shape: Sequence[int] | None = None, num_entries: int | None = None, seed: int = 0
+) -> tuple[Entries, tuple[int, ...]]:
+    """The known entries of a dataset, each index once, in lexicographic order, and the tensor's shape.
+
+    ``covid`` is systems serology ``(438, 6, 11)``, ``il2`` the IL-2 responses ``(13, 4, 12, 8)`` of which 192 are
+    missing, ``kinetic`` fluorescence ``(64, 12, 10, 60)`` of which 1754 are missing, ``indian_pines`` a hyperspectral
+    image ``(145, 145, 200)``; all four come with TensorLy. ``synthetic`` is :func:`synthetic_entries`.
+
+    Args:
+        dataset: A name of :data:`DATASETS`, or the path of a file (see :func:`tenzoo.data.files.read_entries`).
+        shape: Mode sizes, see :func:`check_source`.
+        num_entries: Number of synthetic entries.
+        seed: Chooses the synthetic tensor; without meaning for the others.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument or a file is not valid.
+        FileNotFoundError: If there is no such file.
+
+    Example:
+        >>> entries, shape = load_entries("il2")
+        >>> math.prod(shape) - len(entries)
+        192
+    """
+    sizes = check_source(dataset, shape=shape, num_entries=num_entries)
+    if dataset == "synthetic":
+        assert sizes is not None
+        assert num_entries is not None
+        return synthetic_entries(sizes, num_entries, seed=seed), sizes
+    if dataset in _PUBLIC:
+        return dense_entries(_PUBLIC[dataset](), arg="dataset")
+    return read_entries(Path(dataset), sizes)
+
+
+def synthetic_entries(shape: tuple[int, ...], num_entries: int, *, seed: int) -> Entries:
+    """Noisy samples of a low-rank tensor, in memory proportional to their number and not to the tensor.
+
+    The signal ``Σ_r Π_k F_k[i_k, r]`` has CP rank 4 and standard normal factors, divided by its standard deviation
+    over the sampled entries; the noise is normal with standard deviation 0.1. The indices are a uniform sample without
+    repetition.
+
+    Args:
+        shape: Mode sizes.
+        num_entries: Number of samples, at most the number of cells.
+        seed: Chooses factors, indices and noise.
+
+    Example:
+        >>> entries = synthetic_entries((10**5, 10**5, 10**3), 1000, seed=0)
+        >>> entries.index.shape, 0.9 < entries.value.std() < 1.1
+        (torch.Size([1000, 3]), tensor(True))
+    """
+    generator = np.random.default_rng([seed, _SYNTHETIC_STREAM])
+    index = _distinct_rows(shape, num_entries, generator)
+    signal = np.ones((num_entries, SYNTHETIC_RANK), dtype=np.float32)
+    for column in index.T:
+        rows, position = np.unique(column, return_inverse=True)  # factor rows are drawn where they are needed only
+        signal *= generator.standard_normal((len(rows), SYNTHETIC_RANK), dtype=np.float32)[position]
+    value = signal.sum(axis=1)
+    value /= value.std()
+    value += SYNTHETIC_NOISE * generator.standard_normal(num_entries, dtype=np.float32)
+    return Entries(torch.from_numpy(index), torch.from_numpy(value))
+
+
+def _distinct_rows(shape: tuple[int, ...], count: int, generator: np.random.Generator) -> Array:
+    cells = math.prod(shape)
+    if 2 * count > cells:
+        flat = np.sort(generator.permutation(cells)[:count])
+        return np.stack(np.unravel_index(flat, shape), axis=1).astype(np.int64)
+    index = np.empty((0, len(shape)), dtype=np.int64)
+    while len(index) < count:  # draws exactly what is missing, so nothing is cut off and the sample stays uniform
+        drawn = [generator.integers(size, size=count - len(index)) for size in shape]
+        index = np.concatenate([index, np.stack(drawn, axis=1)])
+        order, group = group_rows(index)
+        index = index[order[np.flatnonzero(np.diff(group, prepend=-1))]]
+    return index
