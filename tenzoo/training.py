@@ -6,16 +6,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
+def scales_loss(trainer: Trainer) -> bool:
+    """Whether the loss is multiplied before the backward pass, as float16 training does."""
+    plugin = trainer.precision_plugin
+    return isinstance(plugin, MixedPrecision) and plugin.scaler is not None
+
+
 def loss_scale(trainer: Trainer) -> Tensor | None:
-    """The factor by which float16 training multiplies the loss, a scalar on the device; None without one.
+    """The factor by which the loss was multiplied in this step, a scalar on the device; None without one.
 
     It is read without waiting for the device.
     """
     plugin = trainer.precision_plugin
-    if not isinstance(plugin, MixedPrecision) or plugin.scaler is None:
-        return None
-    scale: Tensor = plugin.scaler._get_scale_async()
-    return scale
+    return plugin.scaler._get_scale_async() if isinstance(plugin, MixedPrecision) and plugin.scaler else None
 
 
 def unscales_its_gradients(optimizer: Optimizer) -> bool:
@@ -31,4 +34,5 @@ def logs_this_step(trainer: Trainer) -> bool:
 
     Ask before computing what is only to be logged: Lightning drops it on all steps but each ``log_every_n_steps``-th.
     """
-    return bool(trainer._logger_connector.should_update_logs or trainer.fast_dev_run)
+    fast_dev_run: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
+    return fast_dev_run or trainer._logger_connector.should_update_logs

@@ -53,7 +53,8 @@ class NormDynamicsMonitor(Callback):
     momentum: with another optimizer it covers what SAM and DAS add, and the measured rate holds the rest. A group in
     which a core is frozen or has no gradient is left out of the step.
 
-    At the end of training ``norm_dynamics.png``, Q and Cov against optimizer steps, is written to the log directory.
+    At the end of training ``norm_dynamics.png``, Q and Cov against optimizer steps, is written to the log directory of
+    the first logger.
 
     Raises:
         ValueError: From ``fit``, before training, for a model without core groups.
@@ -143,7 +144,7 @@ class NormDynamicsMonitor(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         directory = trainer.log_dir  # a collective under DDP: asked on every rank
-        if trainer.is_global_zero and directory is not None and self._steps:
+        if trainer.is_global_zero and trainer.loggers and directory is not None and self._steps:
             Path(directory).mkdir(parents=True, exist_ok=True)
             self.figure().savefig(Path(directory) / "norm_dynamics.png", dpi=120)
 

@@ -95,7 +95,8 @@ def _classes(key: str) -> set[str]:
     names: set[str] = set()
     pending: list[type] = [kind] if (kind := _KINDS.get(key.rpartition(".")[2])) else []
     while pending:
-        for cls in pending.pop().__subclasses__():
+        subclasses: list[type] = pending.pop().__subclasses__()
+        for cls in subclasses:
             pending.append(cls)
             public = cls.__module__.startswith(("tenzoo.", "torch.optim", "lightning.pytorch."))
             if public and not cls.__name__.startswith("_") and not inspect.isabstract(cls):

@@ -82,7 +82,7 @@ def inverse_grad_norm(squared_grad_norms: Tensor, grad_norm: Tensor | float | No
 
 
 def sam_deviation_rate(
-    squared_norms: Tensor, squared_grad_norms: Tensor, rho: float, *, grad_norm: Tensor | float | None = None
+    squared_norms: Tensor, squared_grad_norms: Tensor, rho: float | Tensor, *, grad_norm: Tensor | float | None = None
 ) -> Tensor:
     """``dQ/dt = 4ρuK·Cov`` under the flow of SAM (Theorem 3), up to O(ρ²).
 

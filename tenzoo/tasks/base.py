@@ -1,6 +1,8 @@
 """The base of every task: one loss, trained in Lightning's automatic mode or, with SAM, in manual mode."""
 
 import dataclasses
+import inspect
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -12,12 +14,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tenzoo.cores import CoreProvider, find_core_groups
 from tenzoo.dynamics import SharpnessState, sharpness_perturbation
 from tenzoo.tasks.sam import SAM, RandomReplay, frozen_statistics, without_sync
 from tenzoo.tasks.schedulers import step_schedulers
-from tenzoo.training import logs_this_step, loss_scale, unscales_its_gradients
+from tenzoo.training import logs_this_step, loss_scale, scales_loss, unscales_its_gradients
 
 
 class Task(LightningModule, CoreProvider):
@@ -71,7 +74,8 @@ class Task(LightningModule, CoreProvider):
             raise ValueError(f"expected an int >= 1 in `accumulate_grad_batches`, got {accumulate_grad_batches}")
         self._optimizer_of = optimizer
         self._scheduler_of = lr_scheduler
-        self._scheduler_settings = {"interval": lr_scheduler_interval, "monitor": lr_scheduler_monitor}
+        self._scheduler_interval = lr_scheduler_interval
+        self._scheduler_monitor = lr_scheduler_monitor
         self.sam = sam
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
@@ -81,6 +85,20 @@ class Task(LightningModule, CoreProvider):
         """What the last ascent of SAM knew; None without SAM."""
         self.perturbed = False
         """Whether :meth:`loss` is being called at SAM's perturbed weights."""
+
+    def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
+        """Save the arguments of ``__init__`` as every LightningModule does, those that are builtins.
+
+        An optimizer or a scheduler given as a function is left out: it is code, and a checkpoint that loads with
+        ``weights_only=True`` holds none. From the command line both are builtins, and kept.
+        """
+        frame = inspect.currentframe()
+        super().save_hyperparameters(*args, **{"frame": frame and frame.f_back, **kwargs})
+        plain = {
+            key: dataclasses.asdict(value) if isinstance(value, SAM) else value for key, value in self.hparams.items()
+        }
+        self.hparams.clear()
+        super().save_hyperparameters({key: value for key, value in plain.items() if _is_plain(value)})
 
     @abstractmethod
     def loss(self, batch: Any, batch_idx: int) -> Tensor:
@@ -112,9 +130,13 @@ class Task(LightningModule, CoreProvider):
         self._sam_backward(sam, batch, batch_idx, sync=steps)
         if steps:
             optimizer.step()
-            step_schedulers(self, "step", batch_idx, plateau=False)
+            self._step_schedulers("step", plateau=False)
         if last_batch:
-            step_schedulers(self, "epoch", trainer.current_epoch, plateau=False)
+            self._step_schedulers("epoch", plateau=False)
+
+    def _step_schedulers(self, interval: str, *, plateau: bool) -> None:
+        if self.sam is not None and interval == self._scheduler_interval:
+            step_schedulers(self, monitor=self._scheduler_monitor, plateau=plateau)
 
     def _sam_backward(self, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -> None:
         """Add the gradient at the perturbed weights to ``.grad``; see :func:`sharpness_perturbation`."""
@@ -166,8 +188,15 @@ class Task(LightningModule, CoreProvider):
         optimizer = self._optimizer_of(self.trainable_parameters())
         if self._scheduler_of is None:
             return optimizer
-        config = {"scheduler": self._scheduler_of(optimizer), **self._scheduler_settings}
-        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+        scheduler = self._scheduler_of(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau) and self._scheduler_monitor is None:
+            raise ValueError(
+                "expected the name of a logged metric in `lr_scheduler_monitor` for ReduceLROnPlateau, got none"
+            )
+        if not self.automatic_optimization:
+            return [optimizer], [scheduler]  # Lightning refuses settings here: the task follows them itself
+        settings = {"scheduler": scheduler, "interval": self._scheduler_interval, "monitor": self._scheduler_monitor}
+        return {"optimizer": optimizer, "lr_scheduler": settings}  # type: ignore[return-value]
 
     def configure_callbacks(self) -> list[Callback]:
         """Add no callback, but refuse Trainer arguments that the task has for itself.
@@ -198,7 +227,9 @@ class Task(LightningModule, CoreProvider):
         optimizers = self.trainer.optimizers
         if self.sam is not None:
             self._check_sam(optimizers)
-        if self.gradient_clip_val is not None and loss_scale(self.trainer) is not None:
+            # A checkpoint holds the weights after the step, in manual as in automatic mode: no reason to warn.
+            warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+        if self.gradient_clip_val is not None and scales_loss(self.trainer):
             for optimizer in optimizers:
                 if unscales_its_gradients(optimizer):
                     raise ValueError(
@@ -230,20 +261,13 @@ class Task(LightningModule, CoreProvider):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """In manual mode, step plateau schedulers for the batch before, whose validation is over by now."""
-        if self.sam is not None and batch_idx > 0 and batch_idx % self.accumulate_grad_batches == 0:
-            step_schedulers(self, "step", batch_idx - 1, plateau=True)
+        if batch_idx > 0 and batch_idx % self.accumulate_grad_batches == 0:
+            self._step_schedulers("step", plateau=True)
 
     def on_train_epoch_end(self) -> None:
         """In manual mode, step plateau schedulers."""
-        if self.sam is not None:
-            step_schedulers(self, "step", int(self.trainer.num_training_batches) - 1, plateau=True)
-            step_schedulers(self, "epoch", self.trainer.current_epoch, plateau=True)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only builtins of the hyperparameters, so that the checkpoint loads with ``weights_only=True``."""
-        stored = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        plain = {key: dataclasses.asdict(value) if isinstance(value, SAM) else value for key, value in stored.items()}
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {key: value for key, value in plain.items() if _is_plain(value)}
+        self._step_schedulers("step", plateau=True)
+        self._step_schedulers("epoch", plateau=True)
 
 
 def _is_plain(value: object) -> bool:
