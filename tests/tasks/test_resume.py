@@ -44,9 +44,7 @@ def run(path, method, *, crash=None, resume=None):
     data = CompletionDataModule("il2", observed_fraction=0.5, batch_size=500, seed=1)  # 5 batches, 3 steps an epoch
     saver = ModelCheckpoint(path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
     extra = [] if crash is None else [Crash(crash)]
-    fit = trainer(
-        max_epochs=5, enable_checkpointing=True, callbacks=[saver, NormDynamicsMonitor(), *callbacks, *extra]
-    )
+    fit = trainer(max_epochs=5, enable_checkpointing=True, callbacks=[saver, NormDynamicsMonitor(), *callbacks, *extra])
     fit.fit(task, data, ckpt_path=resume)
     return task
 

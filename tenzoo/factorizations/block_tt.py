@@ -1,0 +1,86 @@
+"""The tensor train of a matrix, whose cores carry a row and a column mode each."""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, final
+
+from tensorly.decomposition import tensor_train_matrix
+from torch import Tensor
+
+from tenzoo.factorizations.base import Factorization
+from tenzoo.factorizations.chain import best_split, chain_entries, rebuild_chain, usable_chain_rank
+from tenzoo.factorizations.decomposition import chain_svd_size
+from tenzoo.factorizations.gather import gather_slices
+
+
+@final
+class BlockTT(Factorization):
+    """Tensor train of a matrix, ``T[i_1, …, i_d, j_1, …, j_d] = G_1[:, i_1, j_1, :] ⋯ G_d[:, i_d, j_d, :]``.
+
+    ``shape`` is ``(m_1, …, m_d, n_1, …, n_d)``: reshaped to ``(m_1 ⋯ m_d, n_1 ⋯ n_d)``, the tensor is a matrix. The
+    cores are ``G_k (r_{k-1}, m_k, n_k, r_k)`` with ``r_0 = r_d = 1``; ``rank`` holds the d - 1 interior ranks.
+    Source: Novikov et al. 2015, arXiv:1509.06569, eq. 3; Oseledets 2010, SIAM J. Matrix Anal. Appl. 31(4).
+
+    A decomposition is the tensor train over the d pairs ``m_k n_k``, by successive singular value decompositions.
+
+    Example:
+        >>> import torch
+        >>> weight = BlockTT((2, 3, 4, 5), rank=2)
+        >>> dense = torch.einsum("aijb,bklc->ikjl", *weight.cores)
+        >>> torch.allclose(weight.reconstruct(), dense, atol=1e-5)
+        True
+    """
+
+    name: ClassVar[str] = "btt"
+    _even_order: ClassVar[bool] = True
+    _split: int
+    _paired_shape: tuple[int, ...]
+    _unpaired: tuple[int, ...]
+
+    def reconstruct(self) -> Tensor:
+        """The dense tensor, contracted as a tensor train over pairs of modes; a view, its modes permuted."""
+        return rebuild_chain(list(self.cores), self._split).view(self._paired_shape).permute(self._unpaired)
+
+    def _entries(self, columns: Sequence[Tensor], *, sparse_grad: bool) -> Tensor:
+        half = len(columns) // 2
+        pairs = zip(self.cores, columns[:half], columns[half:], strict=True)
+        return chain_entries([gather_slices(core, pair, sparse_grad=sparse_grad) for core, *pair in pairs])
+
+    def _plan(self) -> None:
+        pairs = _pairs(self.shape)
+        self._split = best_split([m * n for m, n in pairs], (1, *self.rank, 1))
+        self._paired_shape = tuple(size for pair in pairs for size in pair)
+        self._unpaired = (*range(0, len(self.shape), 2), *range(1, len(self.shape), 2))
+
+    @staticmethod
+    def _num_ranks(order: int) -> int:
+        return order // 2 - 1
+
+    @staticmethod
+    def _admitted_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+        return rank
+
+    @staticmethod
+    def _usable_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+        return usable_chain_rank([m * n for m, n in _pairs(shape)], rank)
+
+    @staticmethod
+    def _core_shapes(shape: tuple[int, ...], rank: tuple[int, ...]) -> list[tuple[int, ...]]:
+        return [(left, m, n, right) for left, (m, n), right in zip((1, *rank), _pairs(shape), (*rank, 1), strict=True)]
+
+    @staticmethod
+    def _num_monomials(rank: tuple[int, ...]) -> int:
+        return math.prod(rank)
+
+    @staticmethod
+    def _decompose(tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
+        return list(tensor_train_matrix(tensor, rank=[1, *rank, 1]).factors)
+
+    @staticmethod
+    def _decomposition_size(shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
+        return math.prod(shape) + chain_svd_size([m * n for m, n in _pairs(shape)], (1, *rank, 1))
+
+
+def _pairs(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    half = len(shape) // 2
+    return list(zip(shape[:half], shape[half:], strict=True))

@@ -1,0 +1,151 @@
+"""The canonical polyadic format: a sum of R outer products."""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, final
+
+import torch
+from tensorly.decomposition import parafac
+from torch import Tensor
+
+from tenzoo.factorizations.base import Factorization
+from tenzoo.factorizations.decomposition import svd_size
+from tenzoo.factorizations.gather import gather_rows
+
+
+@final
+class CP(Factorization):
+    """Canonical polyadic format, ``T[i_1, …, i_d] = Σ_r U_1[i_1, r] ⋯ U_d[i_d, r]``.
+
+    The cores are the d factors ``U_k (n_k, R)``; ``rank`` is ``(R,)``. Source: Hitchcock 1927; Kolda and Bader 2009,
+    SIAM Review 51(3), section 3.
+
+    A decomposition is found by alternating least squares. This is a local method, and from the singular vectors of a
+    regular tensor it may never leave a saddle point, so it is run from noise as well and the better result kept. At
+    rank ∏ n_k / max n_k and above the decomposition is written down exactly; a matrix is decomposed by its singular
+    values.
+
+    Example:
+        >>> weight = CP((4, 5, 6), rank=2)
+        >>> dense = torch.einsum("ir,jr,kr->ijk", *weight.cores)
+        >>> torch.allclose(weight.reconstruct(), dense, atol=1e-5)
+        True
+    """
+
+    name: ClassVar[str] = "cp"
+    _split: int
+
+    def reconstruct(self) -> Tensor:
+        """The dense tensor: Khatri–Rao products of the first and the last modes, then one matrix product."""
+        return _rebuild(list(self.cores), self._split).view(self.shape)
+
+    def _entries(self, columns: Sequence[Tensor], *, sparse_grad: bool) -> Tensor:
+        product: Tensor | None = None
+        for factor, column in zip(self.cores, columns, strict=True):
+            rows = gather_rows(factor, column, sparse_grad=sparse_grad)
+            product = rows if product is None else product * rows
+        assert product is not None
+        return product.sum(1)
+
+    def _plan(self) -> None:
+        shape = self.shape
+        self._split = min(range(1, len(shape)), key=lambda s: math.prod(shape[:s]) + math.prod(shape[s:]))
+
+    @staticmethod
+    def _num_ranks(order: int) -> int:
+        return 1
+
+    @staticmethod
+    def _admitted_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+        return rank
+
+    @staticmethod
+    def _usable_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+        return (min(rank[0], math.prod(shape) // max(shape)),)
+
+    @staticmethod
+    def _core_shapes(shape: tuple[int, ...], rank: tuple[int, ...]) -> list[tuple[int, ...]]:
+        return [(size, rank[0]) for size in shape]
+
+    @staticmethod
+    def _num_monomials(rank: tuple[int, ...]) -> int:
+        return rank[0]
+
+    @staticmethod
+    def _decompose(tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
+        if tensor.numel() // max(tensor.shape) == rank[0]:
+            return _exact_factors(tensor)
+        scale = torch.linalg.vector_norm(tensor)
+        if scale == 0:
+            return [tensor.new_zeros(size, rank[0]) for size in tensor.shape]
+        if tensor.ndim == 2:
+            U, S, Vh = torch.linalg.svd(tensor, full_matrices=False)
+            return [U[:, : rank[0]] * S[: rank[0]], Vh[: rank[0]].t()]
+        # A ridge far below the unit norm keeps the normal equations solvable when a component dies.
+        ridge = torch.finfo(tensor.dtype).eps ** 0.75
+        unit, weights = tensor / scale, tensor.new_ones(rank[0])
+        best: list[Tensor] = []
+        least = math.inf
+        for start in (_singular_start(unit, rank[0]), _noisy_start(unit, rank[0])):
+            _, factors = parafac(unit, rank[0], init=(weights, start), l2_reg=ridge, random_state=0)
+            error = float(torch.linalg.vector_norm(_rebuild(factors, 1).sub_(unit.flatten(1))))
+            if not best or error < least:
+                best, least = list(factors), error
+        return [best[0] * scale, *best[1:]]
+
+    @staticmethod
+    def _decomposition_size(shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
+        dense, factors = math.prod(shape), sum(shape) * rank[0]
+        if dense // max(shape) == rank[0]:
+            return dense + factors
+        if len(shape) == 2:
+            return svd_size(*shape, 0) + factors
+        starts = max(2 * dense + svd_size(size, dense // size, 0) for size in shape[1:])
+        updates = 2 * dense + 2 * rank[0] * (dense // min(shape)) + 4 * rank[0] ** 2
+        return max(starts, updates) + 5 * factors
+
+
+def _rebuild(factors: Sequence[Tensor], split: int) -> Tensor:
+    """The tensor as a matrix, the first ``split`` modes in its rows."""
+    return _khatri_rao(factors[:split]) @ _khatri_rao(factors[split:]).t()
+
+
+def _khatri_rao(factors: Sequence[Tensor]) -> Tensor:
+    """Column-wise Kronecker product ``(∏ n_k, R)``, the first mode the slowest."""
+    product = factors[0]
+    for factor in factors[1:]:
+        product = (product.unsqueeze(1) * factor).flatten(0, 1)
+    return product
+
+
+def _exact_factors(tensor: Tensor) -> list[Tensor]:
+    """One component per fiber of the largest mode: unit vectors in the other modes."""
+    shape = tensor.shape
+    long = max(range(len(shape)), key=lambda k: shape[k])
+    others = [k for k in range(len(shape)) if k != long]
+    fibers = tensor.movedim(long, 0).reshape(shape[long], -1)
+    positions = torch.arange(fibers.shape[1], device=tensor.device)
+    factors = [fibers] * len(shape)
+    for k, position in zip(others, torch.unravel_index(positions, [shape[k] for k in others]), strict=True):
+        factors[k] = tensor.new_zeros(shape[k], fibers.shape[1]).index_put_((position, positions), tensor.new_ones(()))
+    return factors
+
+
+def _noisy_start(tensor: Tensor, rank: int) -> list[Tensor]:
+    """Factors of seeded noise, with columns of about unit norm."""
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randn(size, rank, generator=generator, dtype=tensor.dtype) for size in tensor.shape]
+    return [(factor / math.sqrt(len(factor))).to(tensor.device) for factor in noise]
+
+
+def _singular_start(tensor: Tensor, rank: int) -> list[Tensor]:
+    """Leading left singular vectors of the unfoldings, filled up with noise where there are too few.
+
+    The first mode is updated before it is read, so noise will do there.
+    """
+    factors = _noisy_start(tensor, rank)
+    for mode in range(1, tensor.ndim):
+        unfolding = tensor.movedim(mode, 0).reshape(tensor.shape[mode], -1)
+        basis = torch.linalg.svd(unfolding, full_matrices=False).U[:, :rank]
+        factors[mode][:, : basis.shape[1]] = basis
+    return factors

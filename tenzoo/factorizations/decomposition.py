@@ -1,0 +1,95 @@
+"""What all decompositions share: the checks of the tensor, the memory limit and TensorLy's backend."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import tensorly as tl
+import torch
+from torch import Tensor
+
+MAX_DECOMPOSITION_BYTES = 8 * 2**30
+"""Decompositions that would take more memory than this, beside the tensor itself, are refused."""
+
+
+@contextmanager
+def tensorly_on_torch() -> Iterator[None]:
+    """Let TensorLy work on torch's tensors in this thread, and give the thread its former backend back.
+
+    Example:
+        >>> before = tl.get_backend()
+        >>> with tensorly_on_torch():
+        ...     tl.get_backend()
+        'pytorch'
+        >>> tl.get_backend() == before
+        True
+    """
+    previous = tl.get_backend()
+    tl.set_backend("pytorch", local_threadsafe=True)
+    try:
+        yield
+    finally:
+        tl.set_backend(previous, local_threadsafe=True)
+
+
+def check_memory(num_bytes: int) -> None:
+    """Refuse a decomposition whose estimated peak memory is above :data:`MAX_DECOMPOSITION_BYTES`.
+
+    Raises:
+        MemoryError: With the estimate and the limit.
+
+    Example:
+        >>> check_memory(2**20)
+    """
+    if num_bytes > MAX_DECOMPOSITION_BYTES:
+        raise MemoryError(
+            f"expected a decomposition within {MAX_DECOMPOSITION_BYTES / 2**30:.1f} GiB, got an estimated peak of "
+            f"{num_bytes / 2**30:.1f} GiB; lower `rank`, or split the tensor"
+        )
+
+
+def check_finite(tensor: Tensor) -> None:
+    """Refuse NaN and infinities.
+
+    Raises:
+        ValueError: If there is one.
+
+    Example:
+        >>> check_finite(torch.ones(3))
+    """
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError("expected finite numbers in `tensor`, got NaN or infinity")
+
+
+def svd_size(rows: int, columns: int, rank: int) -> int:
+    """Numbers held at the peak of a truncated singular value decomposition, the matrix itself not counted.
+
+    The factors of the economy-size decomposition, LAPACK's copy of the matrix and its workspace, and the kept columns.
+
+    Example:
+        >>> svd_size(1000, 10, 5) < 4 * 1000 * 10
+        True
+    """
+    small = min(rows, columns)
+    return rows * columns + small * (rows + columns) + 4 * small**2 + rank * (rows + columns)
+
+
+def chain_svd_size(modes: Sequence[int], ranks: Sequence[int]) -> int:
+    """Numbers held at the peak of the successive decompositions of a chain, the tensor itself not counted.
+
+    Args:
+        modes: Sizes n_1, …, n_d.
+        ranks: Ranks r_0, …, r_d; a ring has r_0 above 1, and its first decomposition the rank ``r_0 r_1``.
+
+    Example:
+        >>> chain_svd_size([10, 10, 10], [1, 5, 5, 1]) == svd_size(10, 100, 5)
+        True
+    """
+    ring, peak, remainder = ranks[0], 0, 0
+    for k in range(len(modes) - 1):
+        rows = modes[0] if k == 0 else ranks[k] * modes[k]
+        columns = math.prod(modes[k + 1 :]) * (1 if k == 0 else ring)
+        rank = ranks[1] * ring if k == 0 else ranks[k + 1]
+        peak = max(peak, remainder + svd_size(rows, columns, rank))
+        remainder = 2 * rank * columns
+    return max(peak, remainder)

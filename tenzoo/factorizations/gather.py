@@ -1,0 +1,158 @@
+"""Rows and slices of cores at many indices, with gradients that may be sparse.
+
+The gradient of a gather is zero outside the rows that were asked for. For a mode of a million rows and a batch of a
+thousand, the dense gradient is what a training step would spend its time on; the sparse one holds the touched rows
+only. It is coalesced, so optimizers need not sort it again.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def gather_rows(factor: Tensor, index: Tensor, *, sparse_grad: bool) -> Tensor:
+    """Rows of a matrix.
+
+    Args:
+        factor: Matrix ``(n_k, r)``.
+        index: Integers ``(n,)``.
+        sparse_grad: Whether the gradient of ``factor`` is a coalesced COO tensor with one sparse dimension. It takes
+            time and memory in proportion to n, whatever n_k is.
+
+    Returns:
+        Rows ``(n, r)``.
+
+    Example:
+        >>> factor = torch.randn(1000, 2, requires_grad=True)
+        >>> gather_rows(factor, torch.tensor([7, 3, 7]), sparse_grad=True).sum().backward()
+        >>> factor.grad.indices().tolist(), factor.grad.values().tolist()
+        ([[3, 7]], [[1.0, 1.0], [2.0, 2.0]])
+    """
+    if sparse_grad:
+        rows: Tensor = _SparseGather.apply(factor, index, 0)
+        return rows
+    return _select(factor, index, 0)
+
+
+def gather_slices(core: Tensor, columns: Sequence[Tensor], *, sparse_grad: bool) -> Tensor:
+    """Matrices of a chain's core.
+
+    Args:
+        core: Core ``(r, n_k, r')``, or ``(r, m_k, n_k, r')`` with two modes.
+        columns: One index ``(n,)`` per mode.
+        sparse_grad: Whether the gradient of ``core`` is a coalesced COO tensor, sparse in all dimensions but the last.
+
+    Returns:
+        Matrices ``(n, r, r')``.
+
+    Example:
+        >>> core = torch.randn(2, 5, 3)
+        >>> torch.equal(gather_slices(core, [torch.tensor([4, 0])], sparse_grad=False)[0], core[:, 4])
+        True
+    """
+    index = _flat_index(core.shape[1:-1], columns)
+    if sparse_grad:
+        slices: Tensor = _SparseGather.apply(core, index, 1)
+        return slices
+    return _select(core, index, 1)
+
+
+def whole_with_sparse_grad(core: Tensor) -> Tensor:
+    """The core itself, with a gradient in COO form: every entry, under all of its leading indices.
+
+    Optimizers for sparse gradients, such as ``SparseAdam``, take no dense one beside them.
+
+    Example:
+        >>> core = torch.randn(2, 3, requires_grad=True)
+        >>> whole_with_sparse_grad(core).sum().backward()
+        >>> core.grad.is_coalesced(), core.grad.sparse_dim()
+        (True, 1)
+    """
+    whole: Tensor = _SparseWhole.apply(core)
+    return whole
+
+
+class _SparseGather(torch.autograd.Function):
+    @staticmethod
+    def forward(core: Tensor, index: Tensor, dim: int) -> Tensor:
+        return _select(core, index, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        core, index, dim = inputs
+        ctx.save_for_backward(index)
+        ctx.shape, ctx.dim = core.shape, dim
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (index,), (grad,) = ctx.saved_tensors, grads
+        shape, dim = ctx.shape, ctx.dim
+        rows, inverse = _unique(index, math.prod(shape[dim:-1]))
+        values = grad.new_zeros(len(rows), *grad.shape[1:]).index_add_(0, inverse, grad)
+        indices = torch.unravel_index(rows, shape[dim:-1])
+        if dim == 1:  # the left rank is the slowest of the sparse indices
+            rank = shape[0]
+            left = torch.arange(rank, device=rows.device).repeat_interleave(len(rows))
+            indices = (left, *(mode.repeat(rank) for mode in indices))
+            values = values.transpose(0, 1).flatten(0, 1)
+        return _coalesced(ctx, indices, values, shape), None, None
+
+
+class _SparseWhole(torch.autograd.Function):
+    @staticmethod
+    def forward(core: Tensor) -> Tensor:
+        return core.view_as(core)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        leading = grad.shape[:-1]
+        indices = torch.unravel_index(torch.arange(math.prod(leading), device=grad.device), leading)
+        return _coalesced(ctx, indices, grad.flatten(0, -2), grad.shape)
+
+
+def _select(core: Tensor, index: Tensor, dim: int) -> Tensor:
+    if dim == 0:
+        return core.index_select(0, index)
+    core = core.flatten(1, -2)
+    if core.shape[1] > len(index):  # a copy of the core would cost more than the batch
+        return core.index_select(1, index).transpose(0, 1)
+    # With the mode in front, whole matrices are copied and added, several times faster than rows of a middle mode.
+    return core.transpose(0, 1).contiguous().index_select(0, index)
+
+
+def _unique(index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The different values in an index below ``size``, sorted, and where each element of the index stands in them."""
+    if size > len(index):
+        rows, inverse = torch.unique(index, return_inverse=True)
+        return rows.long(), inverse
+    # Marking what is there takes no sort, and no more memory than the batch.
+    present = torch.zeros(size, dtype=torch.bool, device=index.device).index_fill_(0, index.long(), True)
+    return present.nonzero().squeeze(1), (present.cumsum(0) - 1).index_select(0, index)
+
+
+def _flat_index(sizes: Sequence[int], columns: Sequence[Tensor]) -> Tensor:
+    flat = columns[0]
+    for size, column in zip(sizes[1:], columns[1:], strict=True):
+        # An index beyond its own mode could be a valid flat index. Selecting from a zero that is expanded to the size
+        # of the mode lets torch check the range, without memory and, on an accelerator, without waiting for it.
+        checked = column + column.new_zeros(()).expand(size).index_select(0, column)
+        flat = flat * size + checked
+    return flat
+
+
+def _coalesced(ctx: Any, indices: Sequence[Tensor], values: Tensor, shape: torch.Size) -> Tensor:
+    coordinates = torch.stack(tuple(indices))
+    grad = torch.sparse_coo_tensor(coordinates, values, shape, check_invariants=False, is_coalesced=True)
+    if not torch.is_grad_enabled():
+        # A sparse gradient that nobody else holds becomes ``.grad`` by a shallow copy that forgets it is coalesced;
+        # one that is held is cloned, and remembers.
+        ctx.held = grad
+    return grad

@@ -1,0 +1,166 @@
+import csv
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+
+from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor, Rebalance
+from tenzoo.dynamics import effective_rho, norm_deviation, norm_gradient_covariance, squared_norms
+from tests.tasks.toy import Batches, Regression, adam, fitted, sgd, trainer
+
+QUANTITIES = {
+    "deviation",
+    "normalized_deviation",
+    "covariance",
+    "predicted_rate",
+    "measured_rate",
+    "effective_rho",
+}
+
+
+def rows(tmp_path):
+    with (tmp_path / "metrics.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row.get("norms/weight/deviation")]
+
+
+def monitored(tmp_path, *callbacks, fit=None, **task):
+    """Train in float64 with a monitor; return model, log rows and the weights before each step."""
+    torch.manual_seed(1)
+    model = Regression(**task)
+    logger = CSVLogger(tmp_path, name="", version="")
+    arguments = {"max_epochs": 3, "logger": logger, "precision": "64-true", **(fit or {})}
+    trainer(tmp_path, callbacks=[*callbacks, NormDynamicsMonitor()], **arguments).fit(model, Batches(), Batches())
+    return model, rows(tmp_path)
+
+
+def test_values_are_those_of_the_formulas(tmp_path):
+    seen = []
+
+    class Recording(Regression):
+        def on_before_optimizer_step(self, optimizer):
+            cores = list(self.weight.cores)
+            seen.append((squared_norms(cores).detach(), squared_norms([core.grad for core in cores])))
+
+    torch.manual_seed(1)
+    model = Recording(optimizer=sgd())
+    logger = CSVLogger(tmp_path, name="", version="")
+    fit = trainer(tmp_path, callbacks=[NormDynamicsMonitor()], max_epochs=1, logger=logger, precision="64-true")
+    fit.fit(model, Batches(), Batches())
+    logged = rows(tmp_path)
+    assert [int(row["step"]) for row in logged] == [0, 1, 2, 3]
+    assert {key.rpartition("/")[2] for key in logged[0] if key.startswith("norms/weight/")} == QUANTITIES
+    assert {key.rpartition("/")[2] for key in logged[0] if key.startswith("norms/total/")} == QUANTITIES
+    for row, (s, gamma) in zip(logged, seen, strict=True):
+        expected = {
+            "deviation": norm_deviation(s),
+            "normalized_deviation": norm_deviation(s) / s.mean().square(),
+            "covariance": norm_gradient_covariance(s, gamma),
+            "effective_rho": effective_rho(gamma, 0.1),
+        }
+        for name, value in expected.items():
+            assert float(row[f"norms/weight/{name}"]) == pytest.approx(value.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["sgd", "sam", "das", "das global", "weight decay"])
+def test_the_measured_rate_follows_the_predicted_one(tmp_path, method):
+    """Small steps and radii: first-order theory holds to a few percent, for every method."""
+    task = {"optimizer": sgd(lr=1e-3)}
+    callbacks = []
+    match method:
+        case "sam":
+            task["sam"] = {"rho": 1e-2}
+        case "das":
+            callbacks = [DeviationAwareScaling(0.05)]
+        case "das global":
+            callbacks = [DeviationAwareScaling(0.05, normalizer="global")]
+        case "weight decay":
+            task["optimizer"] = sgd(lr=1e-3, weight_decay=0.1)
+    _, logged = monitored(tmp_path, *callbacks, **task)
+    assert len(logged) == 12
+    for row in logged:
+        predicted, measured = float(row["norms/weight/predicted_rate"]), float(row["norms/weight/measured_rate"])
+        assert measured == pytest.approx(predicted, rel=0.08, abs=1e-6)
+        assert float(row["norms/total/predicted_rate"]) == pytest.approx(predicted)
+    assert max(abs(float(row["norms/weight/predicted_rate"])) for row in logged) > 1e-5
+
+
+def test_the_order_of_callbacks_does_not_matter(tmp_path):
+    logged = []
+    for order in (1, -1):
+        torch.manual_seed(1)
+        path = tmp_path / str(order)
+        callbacks = [DeviationAwareScaling(0.5), NormDynamicsMonitor()][::order]
+        logger = CSVLogger(path, name="", version="")
+        trainer(path, callbacks=callbacks, logger=logger).fit(Regression(optimizer=sgd()), Batches(), Batches())
+        logged.append(rows(path))
+    assert logged[0] == logged[1]
+
+
+def test_under_sam_gradients_are_those_at_the_unperturbed_weights(tmp_path):
+    values = []
+    for number, sam in enumerate((None, {"rho": 5.0})):
+        path = tmp_path / str(number)
+        _, logged = monitored(path, optimizer=sgd(lr=1e-9), sam=sam, fit={"max_epochs": 1})
+        values.append([float(logged[0][f"norms/weight/{name}"]) for name in ("covariance", "effective_rho")])
+    assert values[0] == pytest.approx(values[1], rel=1e-9)
+
+
+def test_only_steps_that_are_logged_are_computed(tmp_path):
+    _, logged = monitored(tmp_path, optimizer=adam(), fit={"log_every_n_steps": 3, "max_epochs": 3})
+    assert [int(row["step"]) for row in logged] == [2, 5, 8, 11]
+
+
+def test_a_figure_is_drawn_at_the_end(tmp_path):
+    monitored(tmp_path, optimizer=adam())
+    assert (tmp_path / "norm_dynamics.png").stat().st_size > 10_000
+
+
+def test_the_history_survives_a_checkpoint():
+    monitor = NormDynamicsMonitor()
+    fitted(callbacks=[monitor], optimizer=sgd(), fit={"max_epochs": 1})
+    other = NormDynamicsMonitor()
+    other.load_state_dict(monitor.state_dict())
+    lines = other.figure().axes[0].get_lines()
+    assert [line.get_label() for line in lines] == ["weight"]
+    assert list(lines[0].get_xdata()) == [1, 2, 3, 4]
+
+
+def test_a_model_without_cores_is_refused():
+    class Plain(Regression):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Linear(3, 5)
+
+        def core_groups(self):
+            return []
+
+        def error(self, batch):
+            return self.inner(batch[0]).sum()
+
+    for callback in (NormDynamicsMonitor(), Rebalance()):
+        with pytest.raises(ValueError, match=f"core groups for {type(callback).__name__}, found none in Plain"):
+            trainer(callbacks=[callback]).fit(Plain(), Batches(), Batches())
+
+
+def test_rebalancing_happens_once_and_keeps_the_tensor(tmp_path):
+    class Check(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 0:
+                s = squared_norms([core.detach() for core in pl_module.weight.cores])
+                torch.testing.assert_close(s, s.mean().expand(3))
+                torch.testing.assert_close(pl_module.weight.reconstruct().detach(), before)
+                checked.append(True)
+
+    checked = []
+    torch.manual_seed(1)
+    model = Regression(optimizer=sgd())
+    before = model.weight.reconstruct().detach().clone()
+    fit = trainer(callbacks=[Rebalance(), Check()], max_epochs=1)
+    fit.fit(model, Batches(), Batches())
+    fit.save_checkpoint(tmp_path / "x.ckpt")
+    assert checked == [True]
+    last = [core.detach().clone() for core in model.weight.cores]
+    trainer(callbacks=[Rebalance()], max_epochs=1).fit(model, Batches(), Batches(), ckpt_path=tmp_path / "x.ckpt")
+    assert all(core.equal(old) for core, old in zip(model.weight.cores, last, strict=True))

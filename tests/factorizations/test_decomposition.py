@@ -1,0 +1,193 @@
+import os
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+import tensorly as tl
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tenzoo.factorizations import FACTORIZATIONS, BlockTT
+from tenzoo.factorizations.decomposition import MAX_DECOMPOSITION_BYTES, check_memory, tensorly_on_torch
+from tests.factorizations.formats import NAMES, small_cases
+
+
+def relative_error(factorization, tensor):
+    with torch.no_grad():
+        return float((factorization.reconstruct() - tensor).norm() / tensor.norm())
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=small_cases(), seed=st.integers(0, 100))
+def test_a_rank_above_every_bound_is_lossless(case, seed):
+    cls, shape, _ = case
+    tensor = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        factorization = cls.decompose(tensor, 10_000)
+    assert factorization.reconstruct().shape == shape
+    assert relative_error(factorization, tensor) < 1e-10
+
+
+@settings(deadline=None, max_examples=40)
+@given(case=small_cases(), seed=st.integers(0, 100))
+def test_a_truncated_rank_is_at_least_as_good_as_zero(case, seed):
+    cls, shape, rank = case
+    tensor = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        factorization = cls.decompose(tensor, rank)
+    assert relative_error(factorization, tensor) <= 1 + 1e-9
+    assert all(r <= bound for r, bound in zip(factorization.rank, cls(shape, rank).rank, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tensor_of_rank_one_is_found(name):
+    torch.manual_seed(0)
+    tensor = FACTORIZATIONS[name]((5, 4, 3, 6), 1, dtype=torch.float64).reconstruct()
+    assert relative_error(FACTORIZATIONS[name].decompose(tensor, 1), tensor) < 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtype_is_kept_and_the_tensor_detached(name, dtype):
+    tensor = torch.linspace(-1, 1, 120).view(2, 3, 4, 5).to(dtype).requires_grad_()
+    factorization = FACTORIZATIONS[name].decompose(tensor, 3)
+    assert all(core.dtype == dtype and core.is_leaf and core.requires_grad for core in factorization.cores)
+    assert relative_error(factorization.double(), tensor.detach().double()) < 0.05
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_deterministic_and_without_touching_any_global_state(name):
+    tensor = torch.randn(4, 3, 5, 2)
+    backend, state = tl.get_backend(), torch.get_rng_state()
+    first = FACTORIZATIONS[name].decompose(tensor, 2)
+    assert torch.equal(state, torch.get_rng_state())
+    assert tl.get_backend() == backend
+    torch.manual_seed(99)
+    assert torch.equal(first.reconstruct(), FACTORIZATIONS[name].decompose(tensor, 2).reconstruct())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e20])
+def test_zero_and_extreme_tensors(name, scale):
+    torch.manual_seed(0)
+    tensor = scale * torch.randn(3, 4, 2, 3, dtype=torch.float64)
+    for rank in (2, 100):
+        rebuilt = FACTORIZATIONS[name].decompose(tensor, rank).reconstruct()
+        assert torch.isfinite(rebuilt).all()
+        assert (rebuilt - tensor).norm() <= tensor.norm() * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_non_contiguous_tensors(name):
+    torch.manual_seed(0)
+    tensor = torch.randn(3, 4, 2, 3, dtype=torch.float64).permute(2, 0, 3, 1)
+    assert relative_error(FACTORIZATIONS[name].decompose(tensor, 100), tensor) < 1e-10
+
+
+def test_cores_do_not_share_memory_with_the_tensor():
+    tensor = torch.randn(3, 4)
+    factorization = BlockTT.decompose(tensor, 1)
+    before = tensor.clone()
+    with torch.no_grad():
+        factorization.cores[0].zero_()
+    assert torch.equal(tensor, before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rejected_tensors(name):
+    cls = FACTORIZATIONS[name]
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="expected finite numbers in `tensor`"):
+            cls.decompose(torch.full((2, 2), value), 1)
+    for tensor in (torch.ones(2, 2, dtype=torch.int64), [[1.0, 2.0]], torch.ones(2, 2, dtype=torch.complex64)):
+        with pytest.raises(TypeError, match=r"floating-point torch\.Tensor in `tensor`"):
+            cls.decompose(tensor, 1)
+    with pytest.raises(ValueError, match="`rank`"):
+        cls.decompose(torch.ones(2, 2), 0)
+    with pytest.raises(ValueError, match="`shape`"):
+        cls.decompose(torch.ones(2), 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_too_much_memory_is_refused_before_any_is_taken(name):
+    tensor = torch.zeros(()).expand(100_000, 100_000)
+    if name == "btt":
+        tensor = torch.zeros(()).expand(300, 300, 300, 300)
+    with pytest.raises(MemoryError, match=r"within 8.0 GiB, got an estimated peak of \d+\.\d GiB"):
+        FACTORIZATIONS[name].decompose(tensor, 10)
+
+
+def test_large_rank_of_cp_is_refused():
+    tensor = torch.zeros(()).expand(1000, 1000, 1000)
+    with pytest.raises(MemoryError, match="lower `rank`"):
+        FACTORIZATIONS["cp"].decompose(tensor, 900_000)
+
+
+MEASURE = """
+import resource, sys, torch
+from tenzoo.factorizations import FACTORIZATIONS
+name, shape, rank = sys.argv[1], eval(sys.argv[2]), eval(sys.argv[3])
+cls = FACTORIZATIONS[name]
+cls.decompose(torch.randn((4,) * len(shape)), 2)
+tensor = torch.randn(shape)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+made = cls.decompose(tensor, rank)
+taken = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(taken / (4 * cls._decomposition_size(shape, made.rank)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "shape", "rank"),
+    [
+        ("cp", (60, 50, 1500), 40),
+        ("cp", (2000, 1500), 50),
+        ("tucker", (150, 100, 200), 20),
+        ("tucker", (1500, 1500, 2), 50),
+        ("tt", (40, 50, 60, 70), 20),
+        ("tt", (1500, 2000), 500),
+        ("tr", (40, 50, 60, 70), 6),
+        ("btt", (20, 10, 10, 20, 10, 20), 20),
+        ("btt", (40, 50, 50, 40), 300),
+    ],
+)
+def test_memory_taken_is_about_the_estimate(name, shape, rank):
+    command = [sys.executable, "-c", MEASURE, name, repr(shape), repr(rank)]
+    # Freed memory goes back to the system at once, so that fragmentation of the heap is not counted.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "100000"}
+    ratio = float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+    assert 0.6 < ratio < 1.15
+
+
+def test_half_precision_cores_that_would_overflow_are_refused():
+    tensor = torch.full((4000, 4), 60_000.0, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"finite in torch\.float16"):
+        FACTORIZATIONS["tt"].decompose(tensor, 1)
+
+
+def test_memory_limit():
+    check_memory(MAX_DECOMPOSITION_BYTES)
+    with pytest.raises(MemoryError, match=r"8\.0 GiB"):
+        check_memory(MAX_DECOMPOSITION_BYTES + 1)
+
+
+def test_backend_is_set_in_this_thread_alone():
+    seen = []
+    with tensorly_on_torch():
+        thread = threading.Thread(target=lambda: seen.append(tl.get_backend()))
+        thread.start()
+        thread.join()
+    assert seen == [tl.get_backend()]
+
+
+def test_backend_comes_back_after_an_error():
+    before = tl.get_backend()
+    with pytest.raises(KeyError), tensorly_on_torch():
+        raise KeyError
+    assert tl.get_backend() == before
