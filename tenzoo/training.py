@@ -1,9 +1,13 @@
 """What tasks and callbacks ask of a running Trainer."""
 
+from contextlib import nullcontext
+
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor
 from torch.optim import Optimizer
+from typing_extensions import override
 
 
 def scales_loss(trainer: Trainer) -> bool:
@@ -36,3 +40,24 @@ def logs_this_step(trainer: Trainer) -> bool:
     """
     fast_dev_run: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
     return fast_dev_run or trainer._logger_connector.should_update_logs
+
+
+def log_to_loggers(trainer: Trainer, metrics: dict[str, float]) -> None:
+    """Hand values to all loggers, at the current training step.
+
+    As ``LightningModule.log`` does in the end, but at a fiftieth of its price: that one also prepares for reduction
+    over epochs and ranks, which takes longer than a step of a small model.
+    """
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step)
+
+
+class NoProfiler(PassThroughProfiler):
+    """Lightning's own "no profiler", without the generator that it makes sixty times a step."""
+
+    _nothing = nullcontext()
+
+    @override
+    def profile(self, action_name: str) -> nullcontext[None]:  # type: ignore[override]
+        return self._nothing

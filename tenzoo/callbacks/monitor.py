@@ -22,7 +22,7 @@ from tenzoo.dynamics import (
     sam_deviation_rate,
     squared_norms,
 )
-from tenzoo.training import logs_this_step, loss_scale, unscales_its_gradients
+from tenzoo.training import log_to_loggers, logs_this_step, loss_scale, unscales_its_gradients
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,8 +125,8 @@ class NormDynamicsMonitor(Callback):
         self._steps.append(trainer.global_step)
         for name, row in floats.items():
             self._history.setdefault(name, []).append((row["deviation"], row["covariance"]))
-        pl_module.log_dict(
-            {f"norms/{name}/{quantity}": v for name, row in floats.items() for quantity, v in row.items()}
+        log_to_loggers(
+            trainer, {f"norms/{name}/{quantity}": v for name, row in floats.items() for quantity, v in row.items()}
         )
         self._stepping = {}
 

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from tenzoo.cores import CoreGroup, find_core_groups
 from tenzoo.dynamics import bound_factors, deviation_aware_factors, sam_deviation_rate, squared_norms
-from tenzoo.training import logs_this_step, loss_scale, unscales_its_gradients
+from tenzoo.training import log_to_loggers, logs_this_step, loss_scale, unscales_its_gradients
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +60,13 @@ class _Record:
         self._largest.append(torch.cat([row.abs().amax(-1).to(device) for row in self._rows]))
         self._rows = []
 
-    def flush(self) -> dict[str, Tensor]:
+    def flush(self) -> dict[str, float]:
         if self._rows:
             self._reduce()
         largest = torch.cat([part.to(self._largest[0].device) for part in self._largest])
         self._largest = []
-        hits = (largest > self._max_scale).to(largest)
-        return {"das/max_abs_lambda": largest.max(), "das/bound_hit_rate": hits.mean()}
+        values = torch.stack([largest.max(), (largest > self._max_scale).to(largest).mean()]).tolist()
+        return dict(zip(("das/max_abs_lambda", "das/bound_hit_rate"), values, strict=True))
 
 
 class DeviationAwareScaling(Callback):
@@ -244,13 +244,12 @@ class DeviationAwareScaling(Callback):
         for bucket in buckets:
             self._record.add(self._scale_(bucket, alpha, norm, unscale))
         if logs_this_step(trainer) and not self._record.empty:
-            pl_module.log_dict(self._record.flush())
+            log_to_loggers(trainer, self._record.flush())
 
     def _scale_(self, bucket: _Bucket, alpha: float, norm: Tensor | None, unscale: Tensor | None) -> Tensor:
         """Scale the cores of a bucket; return λ before the bound, shape ``(G, K)``."""
         grads: list[Tensor] = [core.grad for core in bucket.cores]  # type: ignore[misc]
-        s = squared_norms(bucket.cores).view(-1, bucket.group_size)
-        gamma = squared_norms(grads).view(-1, bucket.group_size)
+        s, gamma = squared_norms([*bucket.cores, *grads]).view(2, -1, bucket.group_size).unbind()
         if unscale is not None:
             gamma = gamma / unscale.to(gamma).square()
         strength = _per_core([self._strength(setting, alpha) for setting in bucket.settings], s)

@@ -23,6 +23,7 @@ from tenzoo.cli.checkpoints import check_same_settings, read_checkpoint
 from tenzoo.cli.messages import explain
 from tenzoo.cli.report import print_metrics
 from tenzoo.tasks import CompletionTask, Task
+from tenzoo.training import NoProfiler
 
 _REFRESH_RATE = 25
 """Batches between two updates of the progress bar: a step of a small model takes less time than an update."""
@@ -70,6 +71,8 @@ class TenzooCLI(LightningCLI):
         extra: list[Callback] = [_Started()]
         if settings.get("logger") in (None, True):
             kwargs["logger"] = _both_loggers(settings.get("default_root_dir") or "runs")
+        if settings.get("profiler") is None:
+            kwargs["profiler"] = NoProfiler()
         if settings.get("enable_progress_bar") is not False and not _any_of(callbacks, ProgressBar):
             extra.append(RichProgressBar(refresh_rate=_REFRESH_RATE, leave=False))
         completes = self.subcommand == "predict" and isinstance(self.model, CompletionTask)

@@ -21,7 +21,8 @@ def print_metrics(trainer: Trainer, metrics: Mapping[str, float], *, weights: st
     if not trainer.is_global_zero:
         return
     names = list(dict.fromkeys(key.partition("/")[2] for key in metrics))
-    table = Table(title=f"Metrics of {weights}")
+    title = f"Metrics of {weights}"
+    table = Table(title=title, min_width=len(title))
     table.add_column("entries")
     for name in names:
         table.add_column({"r2": "R²", "rmse": "RMSE"}.get(name, name), justify="right")

@@ -3,6 +3,7 @@
 Notation as in :mod:`tenzoo.dynamics.norms`.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -51,19 +52,18 @@ def deviation_aware_factors(
         tensor([-0.0040,  0.0040])
     """
     total = squared_grad_norms.sum(-1, keepdim=True)
-    nonzero = squared_norms > 0
-    weight = lr / squared_norms
     if gauge_fixed:
-        weight = torch.where(nonzero, weight, 0.0)
+        weight = (lr / squared_norms).nan_to_num(0.0, 0.0, 0.0)  # a zero core weighs nothing
         center = (weight * squared_grad_norms).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
     else:
-        center = total / squared_norms.shape[-1]
+        center = total * (1 / squared_norms.shape[-1])
     if grad_norm is None:
         norm = total.sqrt()
     else:
         norm = torch.as_tensor(grad_norm, dtype=total.dtype, device=total.device).unsqueeze(-1)
-    factors = torch.where(nonzero, (squared_grad_norms - center) * weight * (alpha / norm), 0.0)
-    return torch.where(factors.sum(-1, keepdim=True).isfinite(), factors, 0.0)
+    factors = (squared_grad_norms - center) / (squared_norms * norm) * (lr * alpha)
+    # What must be skipped comes out infinite or NaN; masks would cost as much as all the rest.
+    return torch.nan_to_num(factors, 0.0, 0.0, 0.0)
 
 
 def bound_factors(factors: Tensor, max_scale: float) -> Tensor:
@@ -83,8 +83,8 @@ def bound_factors(factors: Tensor, max_scale: float) -> Tensor:
         tensor([[-0.1000,  0.0500],
                 [ 0.0500, -0.0500]])
     """
-    largest = factors.abs().amax(-1, keepdim=True)
-    return factors * (max_scale / largest.clamp(min=max_scale))
+    largest: Tensor = torch.linalg.vector_norm(factors, math.inf, -1, keepdim=True)
+    return factors * (largest.reciprocal() * max_scale).clamp(max=1.0)
 
 
 @torch.no_grad()

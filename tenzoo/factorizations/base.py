@@ -141,6 +141,17 @@ class Factorization(nn.Module, CoreProvider):
         num_monomials = self._num_monomials(self.rank)
         init_cores_(self.cores, core_std(self.init_std, num_monomials=num_monomials, num_cores=len(self.cores)))
 
+    @property
+    def elements_per_entry(self) -> int:
+        """Number of core elements that one entry of the tensor is computed from: what :meth:`entries` gathers.
+
+        Example:
+            >>> from tenzoo.factorizations import TensorTrain
+            >>> TensorTrain((40, 50, 60), rank=[2, 3]).elements_per_entry  # 1 × 2, 2 × 3 and 3 × 1
+            11
+        """
+        return self._count((1,) * len(self.shape), self.rank)
+
     def core_groups(self) -> list[CoreGroup]:
         """One group with all cores, under an empty name."""
         return [CoreGroup("", tuple(self.cores))]

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from tenzoo.cores import CoreGroup, CoreProvider
 from tenzoo.factorizations import Rank, factorization_class
 
-_DENSE_CELLS_PER_ENTRY = 16
-"""Rebuild the tensor where it has at most this many cells per wanted entry: matrix products beat row gathers there."""
-_DENSE_CELLS = 2**24
-"""Never rebuild a tensor of more cells than this."""
+_GATHERS_PER_CELL = 4
+"""A cell of the rebuilt tensor costs as much as gathering about this many core elements, forward and backward."""
+_MAX_CELLS = 2**26
+"""Never rebuild a tensor of more cells than this: 256 MB in float32, and as much again for its gradient."""
 
 
 class TensorCompletion(nn.Module, CoreProvider):
@@ -65,6 +65,7 @@ class TensorCompletion(nn.Module, CoreProvider):
         shape = self.tensor.shape
         strides = [math.prod(shape[mode + 1 :]) for mode in range(len(shape))]
         self._cells = math.prod(shape)
+        self._last: tuple[Tensor, int, Tensor] | None = None
         self.register_buffer("_strides", torch.tensor(strides), persistent=False)
 
     def core_groups(self) -> list[CoreGroup]:
@@ -72,8 +73,9 @@ class TensorCompletion(nn.Module, CoreProvider):
         return [CoreGroup("tensor", tuple(self.tensor.cores))]
 
     def rebuilds(self, num_entries: int) -> bool:
-        """Whether a batch of that many entries is read from the rebuilt tensor, rather than gathered."""
-        return self._cells <= min(_DENSE_CELLS, _DENSE_CELLS_PER_ENTRY * num_entries)
+        """Whether a batch of that many entries is read from the rebuilt tensor, as the cheaper way."""
+        gathers = num_entries * self.tensor.elements_per_entry
+        return self._cells <= _MAX_CELLS and _GATHERS_PER_CELL * self._cells <= gathers
 
     def forward(self, index: Tensor) -> Tensor:
         """Predict entries.
@@ -85,8 +87,15 @@ class TensorCompletion(nn.Module, CoreProvider):
             Values in the units of the data, shape ``(N,)``.
         """
         if self.rebuilds(len(index)) and not self.sparse_grad:
-            cells = (index * self._strides).sum(1)
-            values = self.tensor.reconstruct().flatten().index_select(0, cells)
+            values = self.tensor.reconstruct().flatten().index_select(0, self._cells_at(index))
         else:
             values = self.tensor.entries(index, sparse_grad=self.sparse_grad)
-        return self.location + self.scale * values
+        return torch.addcmul(self.location, self.scale, values)
+
+    def _cells_at(self, index: Tensor) -> Tensor:
+        """Positions in the flattened tensor, remembered for the last index: a full batch comes again and again."""
+        if index.is_inference():  # without a version, no one could tell whether it changed
+            return (index * self._strides).sum(1)
+        if self._last is None or self._last[0] is not index or self._last[1] != index._version:
+            self._last = (index, index._version, (index * self._strides).sum(1))
+        return self._last[2]

@@ -177,6 +177,14 @@ class Task(LightningModule, CoreProvider):
         if not self.perturbed:
             super().log(*args, **kwargs)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the running hook here, forty times a step. nn.Module would each time look for a parameter, a
+        # submodule and a buffer of that name, which adds up to a fifteenth of a small model's step.
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     # --- hooks -------------------------------------------------------------------------------------------------
 
     def trainable_parameters(self) -> Iterable[nn.Parameter]:
