@@ -103,13 +103,23 @@ def _both_loggers(root: str) -> list[Any]:
     return [tensorboard, CSVLogger(root, name="", version=tensorboard.version)]
 
 
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
+
+
 def _quiet() -> None:
     """Keep out what nobody who runs a config can act on."""
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
+    lightnings_own = (".*LeafSpec.*is deprecated", "(?s).*JsonargparseDeprecationWarning", "(?s).*was deprecated in v4")
+    shared_directory = "Experiment logs directory .* exists"  # by TensorBoard's files: a version is always a new one
+    expected = (
+        shared_directory,
+        "The dirpath has changed",
+        ".*does not have many workers",
+        "LightningCLI's args parameter",
     )
+    for message in (*lightnings_own, *expected):
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
 
 
 def _parser_of(args: Sequence[str], parsers: dict[str, ArgumentParser]) -> ArgumentParser | None:
@@ -126,24 +136,13 @@ def main(args: Sequence[str] | None = None) -> int:
         0, or 2 after one line on stderr: the input was refused, and nothing was trained. Errors during training are
         raised. With ``JSONARGPARSE_DEBUG`` set in the environment all errors are.
     """
-    _quiet()
     _Started.begun = False
     argv = list(sys.argv[1:] if args is None else args)
-    strict = {"exit_on_error": False}
-    kwargs: dict[str, Any] = {**strict, **{name: dict(strict) for name in TenzooCLI.subcommands()}}
     cli = TenzooCLI.__new__(TenzooCLI)  # its parsers are wanted below also if it fails while being built
     try:
-        cli.__init__(  # type: ignore[misc]
-            Task,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_callback=_SaveConfig,
-            seed_everything_default=0,
-            parser_kwargs=kwargs,
-            args=argv,
-        )
+        with warnings.catch_warnings():
+            _quiet()
+            _build(cli, argv)
     except (ArgumentError, ValueError, TypeError, OSError, MisconfigurationException) as error:
         if _Started.begun or os.environ.get("JSONARGPARSE_DEBUG"):
             raise
@@ -151,6 +150,22 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"tenzoo: error: {explain(str(error), parser)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _build(cli: TenzooCLI, argv: list[str]) -> None:
+    strict = {"exit_on_error": False, "allow_abbrev": False}
+    kwargs: dict[str, Any] = {**strict, **{name: dict(strict) for name in TenzooCLI.subcommands()}}
+    cli.__init__(  # type: ignore[misc]
+        Task,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_callback=_SaveConfig,
+        seed_everything_default=0,
+        parser_kwargs=kwargs,
+        args=argv,
+    )
 
 
 def run() -> None:

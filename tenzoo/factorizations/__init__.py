@@ -35,7 +35,7 @@ def factorization_class(name: str) -> type[Factorization]:
         'Tucker'
     """
     if name not in FACTORIZATIONS:
-        raise ValueError(f"expected one of {sorted(FACTORIZATIONS)} in `name`, got {name!r}")
+        raise ValueError(f"expected one of {sorted(FACTORIZATIONS)} in `factorization`, got {name!r}")
     return FACTORIZATIONS[name]
 
 

@@ -211,9 +211,9 @@ class Task(LightningModule, CoreProvider):
 
         This hook is the first that runs with a trainer: before Lightning's own check, which knows no remedy.
         """
-        for name in ("gradient_clip_val", "accumulate_grad_batches"):
+        for name, unset in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
             value = getattr(self.trainer, name)
-            if value not in (None, 1):
+            if value != unset:
                 raise ValueError(
                     f"expected `{name}` as an argument of the task, got {value} on the Trainer; "
                     f"write model.init_args.{name}: {value} (in Python, {type(self).__name__}({name}={value}))"
@@ -229,6 +229,17 @@ class Task(LightningModule, CoreProvider):
         """Give the Trainer back as it was."""
         if stage == "fit":
             self.trainer.accumulate_grad_batches = 1
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model, before anything of it is taken over."""
+        own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        other = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        for name in [*own, *other] if self.strict_loading else []:
+            if own.get(name) != other.get(name):
+                raise ValueError(
+                    f"expected a checkpoint of this model in `ckpt_path`, got one with {name!r} of shape "
+                    f"{other.get(name)} where the model has {own.get(name)}"
+                )
 
     def on_fit_start(self) -> None:
         """Refuse what SAM, or clipping, cannot do, before the first step."""

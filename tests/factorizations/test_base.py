@@ -134,7 +134,9 @@ def test_base_class_is_abstract_and_formats_are_final():
 
 def test_factorization_class():
     assert factorization_class("cp") is CP
-    with pytest.raises(ValueError, match=r"expected one of \['btt', 'cp', 'tr', 'tt', 'tucker'\] in `name`, got 'TT'"):
+    with pytest.raises(
+        ValueError, match=r"expected one of \['btt', 'cp', 'tr', 'tt', 'tucker'\] in `factorization`, got 'TT'"
+    ):
         factorization_class("TT")
 
 

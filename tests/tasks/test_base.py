@@ -8,7 +8,7 @@ from tests.tasks.toy import Batches, Regression, adam, assert_same_weights, sgd,
 
 
 @pytest.mark.parametrize("sam", [None, SAM()])
-@pytest.mark.parametrize(("name", "value"), [("gradient_clip_val", 0.5), ("accumulate_grad_batches", 2)])
+@pytest.mark.parametrize(("name", "value"), [("gradient_clip_val", 1), ("accumulate_grad_batches", 2)])
 def test_the_trainers_own_arguments_are_refused_with_the_tasks_named(sam, name, value):
     with pytest.raises(ValueError, match=rf"`{name}` as an argument of the task, got {value} on the Trainer; write"):
         trainer(**{name: value}).fit(Regression(sam=sam), Batches(), Batches())

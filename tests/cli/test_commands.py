@@ -1,0 +1,179 @@
+"""fit, validate, test, predict and resuming, in this process."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tenzoo.cli import main
+
+CONFIG = """
+seed_everything: 1
+trainer:
+  accelerator: cpu
+  max_epochs: 2
+  log_every_n_steps: 1
+  enable_progress_bar: false
+  enable_model_summary: false
+  num_sanity_val_steps: 0
+  callbacks:
+    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+      init_args: {monitor: val/r2, mode: max, save_last: true}
+model:
+  class_path: tenzoo.tasks.CompletionTask
+  init_args: {factorization: cp, rank: 2, optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.01}}}
+data:
+  class_path: tenzoo.data.CompletionDataModule
+  init_args: {dataset: PATH, observed_fraction: 0.6, validation_fraction: 0.2, standardize: true, steps_per_epoch: 3}
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A config for a small dense tensor with three missing cells, whose runs go to a folder beside it."""
+    generator = np.random.default_rng(0)
+    a, b, c = (generator.normal(size=(n, 2)) for n in (6, 5, 4))
+    values = np.einsum("ir,jr,kr->ijk", a, b, c) + 3
+    values[0, 0, :3] = np.nan
+    np.save(tmp_path / "cube.npy", values)
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG.replace("PATH", str(tmp_path / "cube.npy")))
+    return path
+
+
+def run(command, config, *args):
+    root = str(config.parent / "runs")
+    return main([command, "--config", str(config), "--trainer.default_root_dir", root, *args])
+
+
+@pytest.fixture
+def checkpoint(config):
+    assert run("fit", config) == 0
+    return config.parent / "runs" / "version_0" / "checkpoints" / "last.ckpt"
+
+
+def refusal(capsys, code):
+    """The one line on stderr of a refused command."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line or "Error" in line]
+    assert code == 2
+    assert len(lines) == 1
+    assert lines[0].startswith("tenzoo: error: expected ")
+    return lines[0]
+
+
+def test_fit_writes_both_logs_into_one_directory(config, checkpoint, capsys):
+    directory = checkpoint.parent.parent
+    names = {path.name for path in directory.iterdir()}
+    assert {"metrics.csv", "config.yaml", "hparams.yaml", "checkpoints"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    with (directory / "metrics.csv").open() as file:
+        columns = csv.DictReader(file).fieldnames
+    assert {f"{split}/{name}" for split in ("train", "val", "held_out") for name in ("r2", "rmse")} <= set(columns)
+    assert run("fit", config) == 0  # a second run leaves the first one alone
+    assert "Metrics of the weights with the best val/r2" in capsys.readouterr().out
+    assert {path.name for path in directory.parent.iterdir()} == {"version_0", "version_1"}
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_a_checkpoint_is_judged(config, checkpoint, command, capsys):
+    assert run(command, config, "--ckpt_path", str(checkpoint)) == 0
+    printed = capsys.readouterr().out
+    assert "held_out/r2" in printed
+
+
+def test_predict_writes_the_completed_entries(config, checkpoint):
+    for version in ("version_1", "version_2"):
+        assert run("predict", config, "--ckpt_path", str(checkpoint)) == 0
+        written = np.load(config.parent / "runs" / version / "completed.npz")
+    indices, values = written["indices"], written["values"]
+    train = round(117 * 0.6) - round(round(117 * 0.6) * 0.2)
+    assert indices.shape == (120 - train, 3)
+    assert np.isfinite(values).all()
+    missing = (indices[:, 0] == 0) & (indices[:, 1] == 0) & (indices[:, 2] < 3)
+    assert missing.sum() == 3
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    rebuilt = np.einsum("ir,jr,kr->ijk", *(state[f"model.tensor.cores.{k}"].numpy() for k in range(3)))
+    expected = state["model.location"].numpy() + state["model.scale"].numpy() * rebuilt[tuple(indices.T)]
+    np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_predict_to_a_csv_of_ones_own(config, checkpoint, tmp_path):
+    wanted = tmp_path / "wanted.csv"
+    wanted.write_text("0,0,0\n5,4,3\n")
+    target = tmp_path / "mine.csv"
+    writer = [
+        "--trainer.callbacks+=tenzoo.callbacks.CompletedEntriesWriter",
+        f"--trainer.callbacks.name={target}",
+    ]
+    arguments = ["--ckpt_path", str(checkpoint), "--data.init_args.predict_index", str(wanted)]
+    assert run("predict", config, *arguments, *writer) == 0
+    lines = target.read_text().splitlines()
+    assert lines[0] == "i0,i1,i2,value"
+    assert [line.rpartition(",")[0] for line in lines[1:]] == ["0,0,0", "5,4,3"]
+    assert run("predict", config, *arguments, *writer) == 0
+    assert (tmp_path / "mine-1.csv").exists()
+
+
+def test_a_run_goes_on_where_it_stopped(config, checkpoint):
+    longer = ["--trainer.max_epochs", "4"]
+    assert run("fit", config, "--ckpt_path", str(checkpoint), *longer) == 0
+    assert run("fit", config, *longer) == 0
+    resumed, whole = (
+        torch.load(config.parent / "runs" / version / "checkpoints" / "last.ckpt", weights_only=True)
+        for version in ("version_1", "version_2")
+    )
+    assert resumed["global_step"] == whole["global_step"] == 12
+    for name, value in whole["state_dict"].items():
+        assert value.equal(resumed["state_dict"][name]), name
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "named"),
+    [
+        ("--model.init_args.optimizer.init_args.lr", "0.5", "`model.optimizer.init_args.lr` = 0.5 where it has 0.01"),
+        ("--model.init_args.rank", "3", "`model.rank` = 3 where it has 2"),
+        ("--model.init_args.sam.rho", "0.1", "`model.sam`"),
+        ("--data.init_args.seed", "5", "seed"),
+    ],
+)
+def test_a_resumed_run_with_other_settings_is_refused(config, checkpoint, capsys, argument, value, named):
+    before = checkpoint.read_bytes()
+    line = refusal(capsys, run("fit", config, "--ckpt_path", str(checkpoint), argument, value))
+    assert named in line
+    assert checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["validate", "predict"])
+def test_a_checkpoint_of_another_model_is_refused(config, checkpoint, capsys, command):
+    line = refusal(capsys, run(command, config, "--ckpt_path", str(checkpoint), "--model.init_args.rank", "3"))
+    assert "checkpoint of this model in `ckpt_path`" in line
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "pickle", "tensor", "missing"])
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_a_damaged_checkpoint_is_refused(config, checkpoint, capsys, command, damage):
+    bad, trap = config.parent / "bad.ckpt", config.parent / "trap"
+    match damage:
+        case "truncated":
+            bad.write_bytes(checkpoint.read_bytes()[:2000])
+        case "empty":
+            bad.write_bytes(b"")
+        case "text":
+            bad.write_text("weights")
+        case "pickle":
+            torch.save({"state_dict": {}, "global_step": 1, "extra": Bomb(trap)}, bad)
+        case "tensor":
+            torch.save(torch.ones(3), bad)
+    line = refusal(capsys, run(command, config, "--ckpt_path", str(bad)))
+    assert "`ckpt_path`" in line
+    assert not trap.exists()

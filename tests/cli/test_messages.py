@@ -1,0 +1,111 @@
+"""Whatever is wrong with the input ends in one line on stderr, exit code 2, and no run directory that was touched."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tenzoo.cli import main
+from tests.cli.test_commands import config, refusal, run  # noqa: F401  (config is a fixture)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model.init_args.rank", "0"], ["`rank`", "got 0"]),
+        (["--model.init_args.rank", "[2,2]"], ["`rank`", "got 2: [2, 2]"]),
+        (["--model.init_args.rank", "abc"], ["`model.rank`", "got abc", "int or float or list"]),
+        (["--model.init_args.rank", "1.7"], ["`rank`", "got 1.7", "(0, 1]"]),
+        (["--model.init_args.shape", "[6,5,9]"], ["`shape`", "[6, 5, 4]", "[6, 5, 9]"]),
+        (["--model.init_args.factorization", "cpp"], ["`factorization`", "btt", "tucker", "'cpp'"]),
+        (["--model.init_args.rnak", "3"], ["rank", "'rnak'"]),
+        (["--model.init_args.reduction", "max"], ["'mean', 'sum'", "got max"]),
+        (["--model", "CompletionTusk"], ["CompletionTask", "'CompletionTusk'"]),
+        (["--model.init_args.optimizer", "Adm"], ["AdamW", "SparseAdam", "'Adm'"]),
+        (["--model.init_args.sam.radius", "1"], ["rho", "sync_ascent", "'radius'"]),
+        (["--model.init_args.sam.rho", "-1"], ["`sam.rho`", "-1"]),
+        (["--data", "CompletionData"], ["CompletionDataModule", "'CompletionData'"]),
+        (["--data.init_args.dataset", "covd"], ["covid", "kinetic", ".csv", "'covd'"]),
+        (["--data.init_args.dataset", "nowhere.npy"], ["`dataset`", "nowhere.npy"]),
+        (["--data.init_args.observed_fraction", "0"], ["`observed_fraction`", "0"]),
+        (["--data.init_args.observed_fraction", "1.2"], ["`observed_fraction`", "1.2"]),
+        (["--trainer.max_epoch", "3"], ["max_epochs", "'trainer.max_epoch'"]),
+        (["--trainer.max_epochs", "few"], ["`trainer.max_epochs`", "int", "few"]),
+        (["--trainer.callbacks+=Nothing"], ["DeviationAwareScaling", "Rebalance", "'Nothing'"]),
+        (["--trainer.callbacks+=DeviationAwareScaling", "--trainer.callbacks.alpha=-1"], ["`alpha`", "-1"]),
+        (["--trainer.gradient_clip_val", "1"], ["`gradient_clip_val`", "model.init_args.gradient_clip_val: 1"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["--ckpt_path", "nowhere.ckpt"], ["`ckpt_path`", "nowhere.ckpt"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("--") else "",
+)
+def test_one_line_that_names_argument_value_and_choices(config, capsys, arguments, words):  # noqa: F811
+    line = refusal(capsys, run("fit", config, *arguments))
+    for word in words:
+        assert word in line
+
+
+def broken_file(path, kind):
+    match kind:
+        case "empty":
+            path.write_bytes(b"")
+        case "truncated":
+            np.save(path, np.ones((6, 5, 4)))
+            path.write_bytes(path.read_bytes()[:200])
+        case "all NaN":
+            np.save(path, np.full((6, 5, 4), np.nan))
+        case "text":
+            path.write_text("six by five by four")
+        case "objects":
+            np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+        case "nothing missing":
+            np.save(path, np.random.default_rng(0).normal(size=(6, 5, 4)))
+
+
+@pytest.mark.parametrize("kind", ["empty", "truncated", "all NaN", "text", "objects", "nothing missing"])
+def test_broken_data(config, capsys, kind):  # noqa: F811
+    path = config.parent / "broken.npy"
+    broken_file(path, kind)
+    extra = ["--data.init_args.observed_fraction", "1.0"] if kind == "nothing missing" else []
+    line = refusal(capsys, run("fit", config, "--data.init_args.dataset", str(path), *extra))
+    assert "`observed_fraction`" in line if extra else "`dataset`" in line
+
+
+@pytest.mark.parametrize(
+    "text", ["model: [1,", "modle:\n  a: 1\n", "- 1\n", "model: {class_path: tenzoo.tasks.Tusk}\n"]
+)
+def test_broken_yaml(config, capsys, text):  # noqa: F811
+    path = config.parent / "broken.yaml"
+    path.write_text(text)
+    assert run("fit", config, "--config", str(path)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tenzoo: error:")]
+    assert len(lines) == 1
+
+
+def test_an_unknown_command_and_an_empty_one(capsys):
+    assert main(["fot"]) == 2
+    assert "'fit', 'validate', 'test', 'predict'" in capsys.readouterr().err
+    assert main(["fit"]) == 2
+    assert "give a config" in capsys.readouterr().err
+
+
+def test_a_command_that_needs_a_checkpoint(config, capsys):  # noqa: F811
+    assert "expected a checkpoint in `ckpt_path` for predict" in refusal(capsys, run("predict", config))
+
+
+def test_an_error_in_training_shows_its_traceback(config, monkeypatch):  # noqa: F811
+    def broken(*args):
+        raise ValueError("a defect, not an input")
+
+    monkeypatch.setattr("tenzoo.tasks.CompletionTask.loss", broken)
+    with pytest.raises(ValueError, match="a defect"):
+        run("fit", config)
+
+
+def test_from_a_shell():
+    command = [sys.executable, "-m", "tenzoo", "fit", "--config", "nowhere.yaml"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert finished.returncode == 2
+    assert finished.stderr.strip().splitlines()[-1].startswith("tenzoo: error: expected an existing file")
+    assert "Traceback" not in finished.stderr
