@@ -110,10 +110,10 @@ def _is_no_tip(record: logging.LogRecord) -> bool:
 def _quiet() -> None:
     """Keep out what nobody who runs a config can act on."""
     lightnings_own = (".*LeafSpec.*is deprecated", "(?s).*JsonargparseDeprecationWarning", "(?s).*was deprecated in v4")
-    shared_directory = "Experiment logs directory .* exists"  # by TensorBoard's files: a version is always a new one
     expected = (
-        shared_directory,
+        "Experiment logs directory .* exists",  # it is TensorBoard's of this very run: a version is always a new one
         "The dirpath has changed",
+        "Couldn't infer the batch indices",
         ".*does not have many workers",
         "LightningCLI's args parameter",
     )

@@ -12,6 +12,8 @@ from tenzoo.factorizations import Rank, factorization_class
 
 _GATHERS_PER_CELL = 4
 """A cell of the rebuilt tensor costs as much as gathering about this many core elements, forward and backward."""
+_FEW_CELLS = 2**16
+"""Rebuilding so few cells takes no longer than the calls it is made of: always do."""
 _MAX_CELLS = 2**26
 """Never rebuild a tensor of more cells than this: 256 MB in float32, and as much again for its gradient."""
 
@@ -75,7 +77,7 @@ class TensorCompletion(nn.Module, CoreProvider):
     def rebuilds(self, num_entries: int) -> bool:
         """Whether a batch of that many entries is read from the rebuilt tensor, as the cheaper way."""
         gathers = num_entries * self.tensor.elements_per_entry
-        return self._cells <= _MAX_CELLS and _GATHERS_PER_CELL * self._cells <= gathers
+        return self._cells <= min(_MAX_CELLS, max(_FEW_CELLS, gathers // _GATHERS_PER_CELL))
 
     def forward(self, index: Tensor) -> Tensor:
         """Predict entries.

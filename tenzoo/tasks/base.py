@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from tenzoo.cores import CoreProvider, find_core_groups
+from tenzoo.cores import CoreGroup, CoreProvider, find_core_groups
 from tenzoo.dynamics import SharpnessState, sharpness_perturbation
 from tenzoo.tasks.sam import SAM, RandomReplay, frozen_statistics, without_sync
 from tenzoo.tasks.schedulers import step_schedulers
@@ -103,6 +103,13 @@ class Task(LightningModule, CoreProvider):
     @abstractmethod
     def loss(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one training batch, a scalar."""
+
+    def core_groups(self) -> list[CoreGroup]:
+        """The groups of all submodules."""
+        children = nn.Module()
+        for name, child in self.named_children():
+            children.add_module(name, child)
+        return find_core_groups(children)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """One batch: the loss in automatic mode, all of SAM's step in manual mode."""

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, Metric, R2Score
 
-from tenzoo.cores import CoreGroup, find_core_groups
 from tenzoo.data import CompletionBatch, CompletionDataModule
 from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.models import TensorCompletion
@@ -22,7 +20,8 @@ class CompletionTask(Task):
     The data module decides which entries are in which split, and whether values are standardized.
 
     Where the optimizer can take them (plain SGD without momentum and weight decay, or SparseAdam), a tensor that is too
-    large to be rebuilt gets row-sparse gradients: a step then costs what its batch costs.
+    large to be rebuilt gets row-sparse gradients: a step then costs what its batch costs. This holds for one process
+    without ``gradient_clip_val``: neither DDP nor clipping takes sparse gradients.
 
     Args:
         factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``.
@@ -62,10 +61,6 @@ class CompletionTask(Task):
         if shape is not None:
             self.model = TensorCompletion(shape, **self._model_args)  # type: ignore[arg-type]
 
-    def core_groups(self) -> list[CoreGroup]:
-        """The groups of the model."""
-        return [CoreGroup(f"model.{group.name}", group.cores) for group in find_core_groups(self.model)]
-
     def forward(self, index: Tensor) -> Tensor:
         """Values, in the units of the data, at an ``(N, order)`` index; shape ``(N,)``."""
         values: Tensor = self.model(index)
@@ -96,24 +91,30 @@ class CompletionTask(Task):
             self.shape = self._data.shape
             self.hparams["shape"] = list(self.shape)
             self.model = TensorCompletion(self.shape, **self._model_args)  # type: ignore[arg-type]
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self.model.location.fill_(self._data.location)
-            self.model.scale.fill_(self._data.scale)
+
+    def on_fit_start(self) -> None:
+        """Take over the data's location and scale, which a checkpoint then keeps."""
+        super().on_fit_start()
+        self.model.location.fill_(self._data.location)
+        self.model.scale.fill_(self._data.scale)
 
     def configure_optimizers(self) -> Any:
         """As every task, with row-sparse gradients where optimizer and size of the tensor allow them."""
         configured = super().configure_optimizers()
         optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
         only_sparse = isinstance(optimizer, torch.optim.SparseAdam)
-        if only_sparse and self.gradient_clip_val is not None:
-            raise ValueError("expected no `gradient_clip_val` beside SparseAdam: sparse gradients cannot be clipped")
+        processes, clip = self.trainer.world_size, self.gradient_clip_val
+        if only_sparse and processes > 1:  # DDP reduces sparse gradients of torch's own embeddings only
+            raise ValueError(f"expected one process beside SparseAdam, got {processes}; take Adam")
+        if only_sparse and clip is not None:
+            raise ValueError(f"expected no `gradient_clip_val` beside SparseAdam, got {clip}; take Adam")
         plain_sgd = isinstance(optimizer, torch.optim.SGD) and not any(
             group["momentum"] or group["weight_decay"] for group in optimizer.param_groups
         )
         entries = len(self._data.splits["train"])
         batch_size = self._data.hparams["batch_size"] or entries
         large = not self.model.rebuilds(min(entries, batch_size))
-        self.model.sparse_grad = only_sparse or (plain_sgd and large and self.gradient_clip_val is None)
+        self.model.sparse_grad = only_sparse or (plain_sgd and large and clip is None and processes == 1)
         return configured
 
     # --- steps -------------------------------------------------------------------------------------------------

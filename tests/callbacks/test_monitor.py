@@ -133,9 +133,6 @@ def test_a_model_without_cores_is_refused():
             super().__init__()
             self.weight = nn.Linear(3, 5)
 
-        def core_groups(self):
-            return []
-
         def error(self, batch):
             return self.inner(batch[0]).sum()
 

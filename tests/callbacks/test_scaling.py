@@ -265,9 +265,6 @@ def test_half_precision_cores_are_refused(dtype):
 
 def test_what_is_refused_before_training():
     class Plain(Regression):
-        def core_groups(self):
-            return []
-
         def __init__(self, **kwargs):
             super().__init__(**kwargs)
             self.weight = nn.Linear(3, 5)

@@ -249,8 +249,5 @@ def test_scope_cores_needs_cores():
             super().__init__(sam=SAM(scope="cores"))
             self.weight = nn.Identity()
 
-        def core_groups(self):
-            return []
-
     with pytest.raises(ValueError, match=r"core groups in Plain for `sam\.scope` 'cores', found none"):
         trainer().fit(Plain(), Batches(), Batches())

@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from tenzoo.cores import CoreGroup
 from tenzoo.factorizations import Tucker
 from tenzoo.tasks import Task
 
@@ -24,9 +23,6 @@ class Regression(Task):
         self.dropout = nn.Dropout(dropout)
         self.weight = Tucker((5, 3), 2)
         self.losses: list[float] = []
-
-    def core_groups(self) -> list[CoreGroup]:
-        return [CoreGroup("weight", tuple(self.weight.cores))]
 
     def error(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
