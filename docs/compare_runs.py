@@ -1,0 +1,40 @@
+"""Draw the norm dynamics of several runs in one figure, from the CSV logs of NormDynamicsMonitor.
+
+python docs/compare_runs.py docs/norm_dynamics.png Adam=runs/a/version_0 SAM=runs/a/version_1 DAS=runs/a/version_2
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+QUANTITIES = {
+    "norms/total/normalized_deviation": ("Norm Deviation  $Q/\\bar{s}^2$", "log"),
+    "norms/total/covariance": ("Covariance of squared norms and gradient norms", "symlog"),
+}
+
+
+def read(directory: Path, quantity: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one logged quantity."""
+    with (directory / "metrics.csv").open() as file:
+        rows = [(int(row["step"]), float(row[quantity])) for row in csv.DictReader(file) if row.get(quantity)]
+    return [step for step, _ in rows], [value for _, value in rows]
+
+
+def main(target: str, *runs: str) -> None:
+    """Write a figure of all runs, each given as ``name=directory``."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    for axes, (quantity, (title, scale)) in zip(figure.subplots(1, 2), QUANTITIES.items(), strict=True):
+        for run in runs:
+            name, _, directory = run.partition("=")
+            steps, values = read(Path(directory), quantity)
+            axes.plot(steps, values, label=name, linewidth=1.4)
+        axes.set(title=title, xlabel="optimizer step", xscale="log", yscale=scale)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(target, dpi=110)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
