@@ -31,6 +31,8 @@ def main(target: str, *runs: str) -> None:
             steps, values = read(Path(directory), quantity)
             axes.plot(steps, values, label=name, linewidth=1.4)
         axes.set(title=title, xlabel="optimizer step", xscale="log", yscale=scale)
+        if scale == "symlog":
+            axes.set_yscale(scale, linthresh=1e4)
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(target, dpi=110)

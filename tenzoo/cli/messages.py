@@ -1,5 +1,6 @@
 """One line for everything that can be wrong with a command line, a config file or a checkpoint."""
 
+import importlib
 import inspect
 import re
 from collections.abc import Iterable
@@ -69,7 +70,7 @@ def _names(names: Iterable[str]) -> str:
 
 def _parameters(class_path: str) -> set[str]:
     module, _, name = class_path.rpartition(".")
-    cls = getattr(__import__(module, fromlist=[name]), name)
+    cls = getattr(importlib.import_module(module), name)
     names: set[str] = set()
     for base in cls.__mro__:
         parameters = inspect.signature(base.__init__).parameters.values()

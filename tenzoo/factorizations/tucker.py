@@ -107,6 +107,10 @@ class Tucker(Factorization):
         return starts + sum(size * r for size, r in zip(shape, rank, strict=True))
 
 
+_SMALL_BATCH = 2**12
+"""Elements of a factor, repeated for each block, up to which a batched product is faster than transposing."""
+
+
 def _mode_product(tensor: Tensor, factor: Tensor, before: int, after: int) -> Tensor:
     """Multiply the middle mode of a contiguous tensor, seen as ``(before, r, after)``, by ``factor (n, r)``."""
     size, rank = factor.shape
@@ -114,4 +118,9 @@ def _mode_product(tensor: Tensor, factor: Tensor, before: int, after: int) -> Te
         return tensor.view(before, rank) @ factor.t()
     if before == 1:
         return factor @ tensor.view(rank, after)
-    return factor.expand(before, size, rank).bmm(tensor.view(before, rank, after))
+    if before * factor.numel() <= _SMALL_BATCH:
+        return factor.expand(before, size, rank).bmm(tensor.view(before, rank, after))
+    # One product of matrices between two transpositions: the batched product's gradient for the factor has a copy for
+    # each of the ``before`` blocks, and blocks of few columns multiply slowly.
+    rows = tensor.view(before, rank, after).transpose(1, 2).reshape(before * after, rank)
+    return (rows @ factor.t()).view(before, after, size).transpose(1, 2).contiguous()
