@@ -3,6 +3,7 @@ import tensorly as tl
 import torch
 
 from tenzoo.factorizations import Tucker
+from tenzoo.factorizations import tucker as tucker_module
 from tenzoo.factorizations.decomposition import tensorly_on_torch
 from tests.factorizations.formats import EntriesConformance, FactorizationConformance
 
@@ -49,3 +50,18 @@ def test_error_is_at_most_that_of_the_truncated_unfoldings(rank):
     )
     error = (Tucker.decompose(tensor, rank).reconstruct() - tensor).square().sum()
     assert error <= bound * (1 + 1e-9)
+
+
+def test_large_blocks_are_multiplied_by_transposition():
+    """Beyond ``_SMALL_BATCH`` a mode product takes another way; Hypothesis draws smaller shapes only."""
+    torch.manual_seed(0)
+    weight = Tucker((30, 50, 20, 40), [20, 30, 10, 15], dtype=torch.float64)
+    assert min(weight.rank[:3]) * 50 * 30 > tucker_module._SMALL_BATCH
+    dense = torch.einsum("abcd,ia,jb,kc,ld->ijkl", *weight.cores)
+    rebuilt = weight.reconstruct()
+    torch.testing.assert_close(rebuilt, dense, rtol=1e-12, atol=1e-12)
+    direction = torch.randn_like(dense)
+    ours = torch.autograd.grad((rebuilt * direction).sum(), list(weight.cores))
+    theirs = torch.autograd.grad((dense * direction).sum(), list(weight.cores))
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-9)
