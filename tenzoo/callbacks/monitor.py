@@ -80,55 +80,57 @@ class NormDynamicsMonitor(Callback):
             )
 
     # --- in the step -------------------------------------------------------------------------------------------
+    # Each hook asks first whether there is anything to do: forty-nine of fifty steps are not logged.
 
     @override
-    @torch.no_grad()
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._stepping = {}
+        if not logs_this_step(trainer):
+            return
         # Taken here, since a callback that scales the cores may run before the next hook of this one.
-        self._before = (
-            {g.name: squared_norms(_trainable(g)) for g in self._groups if _trainable(g)}
-            if (logs_this_step(trainer))
-            else {}
-        )
+        with torch.no_grad():
+            self._before = {group.name: squared_norms(_trainable(group)) for group in self._groups if _trainable(group)}
 
     @override
-    @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if not self._before:
             return
         settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        for group in self._groups:
-            cores = _trainable(group)
-            if not cores or any(core.grad is None or id(core) not in settings for core in cores):
-                continue
-            gamma = _squared_grad_norms(trainer, pl_module, optimizer, cores)
-            if gamma is None:
-                continue
-            s, setting = self._before[group.name], settings[id(cores[0])]
-            rate = _predicted_rate(trainer, pl_module, optimizer, s, gamma, setting)
-            self._stepping[group.name] = _Step(s, gamma, rate, setting["lr"])
+        with torch.no_grad():
+            for group in self._groups:
+                cores = _trainable(group)
+                if not cores or any(core.grad is None or id(core) not in settings for core in cores):
+                    continue
+                gamma = _squared_grad_norms(trainer, pl_module, optimizer, cores)
+                if gamma is None:
+                    continue
+                s, setting = self._before[group.name], settings[id(cores[0])]
+                rate = _predicted_rate(trainer, pl_module, optimizer, s, gamma, setting)
+                self._stepping[group.name] = _Step(s, gamma, rate, setting["lr"])
 
     @override
-    @torch.no_grad()
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not self._stepping:
+        if not self._before:
             return
-        groups = {group.name: group for group in self._groups}
-        rows = {name: _row(step, squared_norms(_trainable(groups[name]))) for name, step in self._stepping.items()}
-        rows["total"] = _total(rows, list(self._stepping.values()))
+        if self._stepping:
+            with torch.no_grad():
+                self._log(trainer)
+        self._before, self._stepping = {}, {}
+
+    def _log(self, trainer: Trainer) -> None:
+        cores = {group.name: _trainable(group) for group in self._groups}
+        rows = {name: _row(step, squared_norms(cores[name])) for name, step in self._stepping.items()}
+        only = next(iter(rows.values())) if len(rows) == 1 else None
+        rows["total"] = _total(rows, list(self._stepping.values())) if only is None else only
         values = torch.stack([value.double() for row in rows.values() for value in row.values()]).tolist()
         numbers = iter(values)
         floats = {name: {quantity: next(numbers) for quantity in row} for name, row in rows.items()}
         self._steps.append(trainer.global_step)
         for name, row in floats.items():
             self._history.setdefault(name, []).append((row["deviation"], row["covariance"]))
-        log_to_loggers(
-            trainer, {f"norms/{name}/{quantity}": v for name, row in floats.items() for quantity, v in row.items()}
-        )
-        self._stepping = {}
+        logged = {f"norms/{name}/{key}": value for name, row in floats.items() for key, value in row.items()}
+        log_to_loggers(trainer, logged)
 
     # --- after training ----------------------------------------------------------------------------------------
 

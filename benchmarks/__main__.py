@@ -1,0 +1,39 @@
+"""``python -m benchmarks [covid] [sparse] [tltorch] [--repeats N]``: print the tables of all, or of some."""
+
+import argparse
+from collections.abc import Callable, Sequence
+
+import lightning
+import torch
+
+from benchmarks.covid import covid
+from benchmarks.rebuild import tltorch
+from benchmarks.report import Report
+from benchmarks.sparse import sparse
+
+COMPARISONS: dict[str, Callable[[int], Report]] = {"covid": covid, "sparse": sparse, "tltorch": tltorch}
+_LEAST_ROUNDS = 7
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run comparisons and print them as Markdown.
+
+    Args:
+        args: As on the command line, without the program's name; None takes ``sys.argv``.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ratios of times, measured in turns.")
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(COMPARISONS)}; all without any")
+    parser.add_argument("--repeats", type=int, default=15, metavar="N", help="rounds, at least 7 (default: 15)")
+    chosen = parser.parse_args(args)
+    if unknown := sorted(set(chosen.names) - set(COMPARISONS)):
+        parser.error(f"expected names of {sorted(COMPARISONS)}, got {unknown}")
+    if chosen.repeats < _LEAST_ROUNDS:
+        parser.error(f"expected at least {_LEAST_ROUNDS} in --repeats, got {chosen.repeats}")
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, lightning {lightning.__version__}, one thread, variants in turns")
+    for name in chosen.names or COMPARISONS:
+        print(f"\n{COMPARISONS[name](chosen.repeats).markdown()}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
