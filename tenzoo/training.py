@@ -38,8 +38,10 @@ def logs_this_step(trainer: Trainer) -> bool:
 
     Ask before computing what is only to be logged: Lightning drops it on all steps but each ``log_every_n_steps``-th.
     """
-    fast_dev_run: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
-    return fast_dev_run or trainer._logger_connector.should_update_logs
+    # What Lightning's own check comes to in training, without its search for the active loop.
+    every, fast_dev_run = trainer.log_every_n_steps, trainer.fast_dev_run  # type: ignore[attr-defined]
+    stepped = trainer.fit_loop.epoch_loop._batches_that_stepped
+    return bool(fast_dev_run) or (every > 0 and (stepped + 1) % every == 0)
 
 
 def log_to_loggers(trainer: Trainer, metrics: dict[str, float]) -> None:

@@ -83,8 +83,8 @@ def bound_factors(factors: Tensor, max_scale: float) -> Tensor:
         tensor([[-0.1000,  0.0500],
                 [ 0.0500, -0.0500]])
     """
-    largest: Tensor = torch.linalg.vector_norm(factors, math.inf, -1, keepdim=True)
-    return factors * (largest.reciprocal() * max_scale).clamp(max=1.0)
+    groups = factors.reshape(-1, factors.shape[-1])
+    return groups.renorm(math.inf, 0, max_scale).view_as(factors)
 
 
 @torch.no_grad()
