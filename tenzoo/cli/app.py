@@ -134,7 +134,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         0, or 2 after one line on stderr: the input was refused, and nothing was trained. Errors during training are
-        raised. With ``JSONARGPARSE_DEBUG`` set in the environment all errors are.
+        raised. With ``JSONARGPARSE_DEBUG=true`` in the environment all errors are.
     """
     _Started.begun = False
     argv = list(sys.argv[1:] if args is None else args)

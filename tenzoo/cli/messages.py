@@ -40,7 +40,8 @@ def explain(message: str, parser: ArgumentParser | None = None) -> str:
     if own := re.search(r"^[\s-]*(expected .+)$", message, re.MULTILINE):
         return own[1]
     if missing := re.search(r"arguments are required: (.+)", message):
-        return f"expected {missing[1]}, got none; give a config, as in --config configs/covid_tucker.yaml"
+        remedy = "" if key else "; give a config, as in --config configs/covid_tucker.yaml"
+        return f"expected {missing[1]}{where}, got none{remedy}"
     if missing := re.search(r"File does not exist: '(.+)'", message):
         return f"expected an existing file{where}, got {missing[1]!r}"
     if option := re.search(r"given class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message):
@@ -49,18 +50,22 @@ def explain(message: str, parser: ArgumentParser | None = None) -> str:
     if option := re.search(r"(?:unrecognized arguments:|does not accept option) '?(?:--)?([\w.]+)", message):
         prefix = option[1].rpartition(".")[0] or option[1].partition(".")[0]
         return f"expected one of {_names(_options(parser, option[1]))} under `{prefix}`, got {option[1]!r}"
-    if unknown := re.search(
+    unknown = re.search(
         r"has no attribute '(\w+)'|import path string: (\S+)|No module named '([\w.]+)'|Import path ([\w.]+)", message
-    ):
+    )
+    if unknown:
         value = next(group for group in unknown.groups() if group is not None)
-        return f"expected a class{where}, one of {_names(_classes(key))}, got {value!r}"
+        if classes := _classes(key):
+            return f"expected a class{where}, one of {_names(classes)}, got {value!r}"
+        if "Expected a <class" not in message.partition("Given value")[0].replace("Expected a <class 'NoneType'>", ""):
+            return f"expected a mapping{where}, got {value!r}"
     if literal := re.search(r"Expected a typing\.Literal\[(.+?)\]\. Got value: (.+)", message):
         return f"expected one of {literal[1]}{where}, got {literal[2]}"
     if types := re.findall(r"Expected an? <class '([\w.]+)'>", message):
         given = re.search(r"(?:Got value|Given value): (.+)", message)
         kinds = [name.rpartition(".")[2].replace("Sequence", "list") for name in types if name != "NoneType"]
         if given and kinds:
-            return f"expected {' or '.join(dict.fromkeys(kinds))}{where}, got {given[1]}"
+            return f"expected {' or '.join(dict.fromkeys(kinds))}{where}, got {given[1].partition('. Got value')[0]}"
     return re.sub(r"\s+", " ", message).strip()
 
 
