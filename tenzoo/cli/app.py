@@ -147,7 +147,9 @@ def main(args: Sequence[str] | None = None) -> int:
         if _Started.begun or os.environ.get("JSONARGPARSE_DEBUG"):
             raise
         parser = _parser_of(argv, getattr(cli, "_subcommand_parsers", {}))
-        print(f"tenzoo: error: {explain(str(error), parser)}", file=sys.stderr)
+        binary = "expected a text file in YAML in `config`, got a binary one"
+        message = binary if isinstance(error, UnicodeDecodeError) else explain(str(error), parser)
+        print(f"tenzoo: error: {message}", file=sys.stderr)
         return 2
     return 0
 

@@ -40,10 +40,12 @@ def explain(message: str, parser: ArgumentParser | None = None) -> str:
     if own := re.search(r"^[\s-]*(expected .+)$", message, re.MULTILINE):
         return own[1]
     if missing := re.search(r"arguments are required: (.+)", message):
-        remedy = "" if key else "; give a config, as in --config configs/covid_tucker.yaml"
+        remedy = "; give a config, as in --config configs/covid_tucker.yaml" if "." in missing[1] else ""
         return f"expected {missing[1]}{where}, got none{remedy}"
-    if missing := re.search(r"File does not exist: '(.+)'", message):
+    if missing := re.search(r"(?:File does not exist|Path is not a file): '(.+)'", message):
         return f"expected an existing file{where}, got {missing[1]!r}"
+    if plain := re.search(r"Unexpected config: (.+)", message):
+        return f"expected a mapping in YAML in `config`, got {plain[1]!r}"
     if option := re.search(r"given class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message):
         owner = option[1].rpartition(".")[2]
         return f"expected one of {_names(_parameters(option[1]))}{where} of {owner}, got {option[2]!r}"
@@ -61,11 +63,12 @@ def explain(message: str, parser: ArgumentParser | None = None) -> str:
             return f"expected a mapping{where}, got {value!r}"
     if literal := re.search(r"Expected a typing\.Literal\[(.+?)\]\. Got value: (.+)", message):
         return f"expected one of {literal[1]}{where}, got {literal[2]}"
-    if types := re.findall(r"Expected an? <class '([\w.]+)'>", message):
+    if types := re.findall(r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.+?)\])", message):
         given = re.search(r"(?:Got value|Given value): (.+)", message)
-        kinds = [name.rpartition(".")[2].replace("Sequence", "list") for name in types if name != "NoneType"]
+        names = [literal or name.rpartition(".")[2].replace("Sequence", "list") for name, literal in types]
+        kinds = dict.fromkeys(name for name in names if name != "NoneType")
         if given and kinds:
-            return f"expected {' or '.join(dict.fromkeys(kinds))}{where}, got {given[1].partition('. Got value')[0]}"
+            return f"expected {' or '.join(kinds)}{where}, got {given[1].partition('. Got value')[0]}"
     return re.sub(r"\s+", " ", message).strip()
 
 

@@ -34,6 +34,9 @@ from tests.cli.test_commands import config, refusal, run  # noqa: F401  (config 
         (["--data.init_args.observed_fraction", "0"], ["`observed_fraction`", "0"]),
         (["--data.init_args.observed_fraction", "1.2"], ["`observed_fraction`", "1.2"]),
         (["--trainer.max_epoch", "3"], ["max_epochs", "'trainer.max_epoch'"]),
+        (["--trainer.precision", "half"], ["'bf16-mixed'", "`trainer.precision`, got half"]),
+        (["--trainer.callbacks+=DeviationAwareScaling"], ["expected alpha", "got none"]),
+        (["--config", "."], ["existing file in `config`"]),
         (["--trainer.max_epochs", "few"], ["`trainer.max_epochs`", "int", "few"]),
         (["--trainer.callbacks+=Nothing"], ["DeviationAwareScaling", "Rebalance", "'Nothing'"]),
         (["--trainer.callbacks+=DeviationAwareScaling", "--trainer.callbacks.alpha=-1"], ["`alpha`", "-1"]),
@@ -84,6 +87,11 @@ def test_broken_yaml(config, capsys, text):  # noqa: F811
     assert run("fit", config, "--config", str(path)) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tenzoo: error:")]
     assert len(lines) == 1
+
+
+def test_a_binary_config(config, capsys):  # noqa: F811
+    line = refusal(capsys, run("fit", config, "--config", str(config.parent / "cube.npy")))
+    assert "text file in YAML in `config`" in line
 
 
 def test_an_unknown_command_and_an_empty_one(capsys):
