@@ -58,7 +58,7 @@ class TenzooCLI(LightningCLI):
         given = config.get("ckpt_path")
         if given is None and self.config.subcommand != "fit":
             raise ValueError(f"expected a checkpoint in `ckpt_path` for {self.config.subcommand}, got none")
-        if given is None or given in ("best", "last", "hpc", "registry"):
+        if given is None:
             return
         checkpoint = read_checkpoint(Path(given))
         if self.config.subcommand == "fit":
