@@ -1,6 +1,7 @@
 """What tasks and callbacks ask of a running Trainer."""
 
 from contextlib import nullcontext
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
@@ -31,6 +32,16 @@ def unscales_its_gradients(optimizer: Optimizer) -> bool:
     Before that step the gradients of such an optimizer still carry the scale: Lightning leaves them alone.
     """
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
+    """The factor that gradients still carry just before the step, a scalar on the device; None without one."""
+    return loss_scale(trainer) if unscales_its_gradients(optimizer) else None
+
+
+def settings_of(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
+    """The parameter group of each parameter, by the parameter's ``id``."""
+    return {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def logs_this_step(trainer: Trainer) -> bool:

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from typing_extensions import override
 
+from tenzoo.callbacks.groups import groups_for
 from tenzoo.callbacks.scaling import DeviationAwareScaling
-from tenzoo.cores import CoreGroup, find_core_groups
+from tenzoo.cores import CoreGroup
 from tenzoo.dynamics import (
     SharpnessState,
     effective_rho,
@@ -22,7 +23,7 @@ from tenzoo.dynamics import (
     sam_deviation_rate,
     squared_norms,
 )
-from tenzoo.training import log_to_loggers, logs_this_step, loss_scale, unscales_its_gradients
+from tenzoo.training import gradient_scale, log_to_loggers, logs_this_step, settings_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,11 +74,7 @@ class NormDynamicsMonitor(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._groups = find_core_groups(pl_module)
-        if not self._groups:
-            raise ValueError(
-                f"expected a model with core groups for NormDynamicsMonitor, found none in {type(pl_module).__name__}"
-            )
+        self._groups = groups_for(self, pl_module)
 
     # --- in the step -------------------------------------------------------------------------------------------
     # Each hook asks first whether there is anything to do: forty-nine of fifty steps are not logged.
@@ -94,7 +91,7 @@ class NormDynamicsMonitor(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if not self._before:
             return
-        settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        settings = settings_of(optimizer)
         with torch.no_grad():
             for group in self._groups:
                 cores = _trainable(group)
@@ -186,7 +183,7 @@ def _squared_grad_norms(
     if state is not None:
         return state.squared_grad_norms_of(cores)
     gamma = squared_norms([core.grad for core in cores if core.grad is not None])
-    scale = loss_scale(trainer) if unscales_its_gradients(optimizer) else None
+    scale = gradient_scale(trainer, optimizer)
     return gamma if scale is None else gamma / scale.to(gamma).square()
 
 

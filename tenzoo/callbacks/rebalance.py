@@ -3,7 +3,7 @@
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from tenzoo.cores import find_core_groups
+from tenzoo.callbacks.groups import groups_for
 from tenzoo.dynamics import rebalance_
 
 
@@ -25,10 +25,5 @@ class Rebalance(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step > 0:
             return
-        groups = find_core_groups(pl_module)
-        if not groups:
-            raise ValueError(
-                f"expected a model with core groups for Rebalance, found none in {type(pl_module).__name__}"
-            )
-        for group in groups:
+        for group in groups_for(self, pl_module):
             rebalance_(group.cores)

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.optim import LBFGS, SGD, Optimizer
 from typing_extensions import override
 
-from tenzoo.cores import CoreGroup, find_core_groups
+from tenzoo.callbacks.groups import groups_for
+from tenzoo.cores import CoreGroup
 from tenzoo.dynamics import bound_factors, deviation_aware_factors, sam_deviation_rate, squared_norms
-from tenzoo.training import log_to_loggers, logs_this_step, loss_scale, unscales_its_gradients
+from tenzoo.training import gradient_scale, log_to_loggers, logs_this_step, settings_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,13 +136,8 @@ class DeviationAwareScaling(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._groups = find_core_groups(pl_module)
-        if not self._groups:
-            raise ValueError(
-                f"expected a model with core groups for DeviationAwareScaling, found none in "
-                f"{type(pl_module).__name__}; train it without the callback, or register_core_groups() for its layers"
-            )
-        owners = [{id(p) for group in opt.param_groups for p in group["params"]} for opt in trainer.optimizers]
+        self._groups = groups_for(self, pl_module)
+        owners = [set(settings_of(optimizer)) for optimizer in trainer.optimizers]
         for group in self._groups:
             self._check_group(group, owners)
         for optimizer in trainer.optimizers:
@@ -177,7 +173,7 @@ class DeviationAwareScaling(Callback):
         ]
 
     def _plan(self, optimizer: Optimizer) -> list[_Bucket]:
-        settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        settings = settings_of(optimizer)
         buckets: dict[object, _Bucket] = {}
         for group in self._groups:
             cores = [core for core in group.cores if core.requires_grad and id(core) in settings]
@@ -222,11 +218,9 @@ class DeviationAwareScaling(Callback):
             gamma: Squared norms of their gradients, shape ``(K,)``.
             setting: The cores' parameter group.
         """
-        unscale = loss_scale(trainer) if unscales_its_gradients(optimizer) else None
+        unscale = gradient_scale(trainer, optimizer)
         norm = _norm_of_all(optimizer, unscale) if self.normalizer == "global" else None
-        alpha = self.current_alpha(trainer.global_step)
-        if self.momentum_correction:
-            alpha /= 1 - setting["momentum"]
+        alpha = self._corrected(self.current_alpha(trainer.global_step), setting)
         return sam_deviation_rate(s, gamma, alpha, grad_norm=norm)
 
     @override
@@ -239,7 +233,7 @@ class DeviationAwareScaling(Callback):
         if not all(core.grad is not None for bucket in buckets for core in bucket.cores):
             buckets = [kept for bucket in buckets if (kept := bucket.with_gradients()).cores]
         alpha = self.current_alpha(trainer.global_step)
-        unscale = loss_scale(trainer) if unscales_its_gradients(optimizer) else None
+        unscale = gradient_scale(trainer, optimizer)
         norm = _norm_of_all(optimizer, unscale) if self.normalizer == "global" else None
         for bucket in buckets:
             self._record.add(self._scale_(bucket, alpha, norm, unscale))
@@ -261,9 +255,13 @@ class DeviationAwareScaling(Callback):
         torch._foreach_mul_(bucket.cores, list(scales.flatten().unbind()))
         return factors
 
+    def _corrected(self, alpha: float, setting: Mapping[str, Any]) -> float:
+        """α/(1 − β) with the correction for momentum, else α."""
+        return alpha / (1 - setting["momentum"]) if self.momentum_correction else alpha
+
     def _strength(self, setting: Mapping[str, Any], alpha: float) -> float | Tensor:
         lr: float | Tensor = setting["lr"]
-        return lr * alpha / (1 - setting["momentum"]) if self.momentum_correction else lr * alpha
+        return lr * self._corrected(alpha, setting)
 
 
 def _per_core(values: list[float | Tensor], like: Tensor) -> float | Tensor:
