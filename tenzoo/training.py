@@ -44,6 +44,11 @@ def settings_of(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
     return {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
 
 
+def steps_so_far(trainer: Trainer) -> int:
+    """Steps of training before the current one; a batch after which several optimizers step is one step."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
 def logs_this_step(trainer: Trainer) -> bool:
     """Whether the loggers take what is logged during the current training step.
 
@@ -51,8 +56,7 @@ def logs_this_step(trainer: Trainer) -> bool:
     """
     # What Lightning's own check comes to in training, without its search for the active loop.
     every, fast_dev_run = trainer.log_every_n_steps, trainer.fast_dev_run  # type: ignore[attr-defined]
-    stepped = trainer.fit_loop.epoch_loop._batches_that_stepped
-    return bool(fast_dev_run) or (every > 0 and (stepped + 1) % every == 0)
+    return bool(fast_dev_run) or (every > 0 and (steps_so_far(trainer) + 1) % every == 0)
 
 
 def log_to_loggers(trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -61,7 +65,7 @@ def log_to_loggers(trainer: Trainer, metrics: dict[str, float]) -> None:
     As ``LightningModule.log`` does in the end, but at a fiftieth of its price: that one also prepares for reduction
     over epochs and ranks, which takes longer than a step of a small model.
     """
-    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    step = steps_so_far(trainer)
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step)
 

@@ -14,7 +14,7 @@ from typing_extensions import override
 from tenzoo.callbacks.groups import groups_for
 from tenzoo.cores import CoreGroup
 from tenzoo.dynamics import bound_factors, deviation_aware_factors, sam_deviation_rate, squared_norms
-from tenzoo.training import gradient_scale, log_to_loggers, logs_this_step, settings_of
+from tenzoo.training import gradient_scale, log_to_loggers, logs_this_step, settings_of, steps_so_far
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +146,8 @@ class DeviationAwareScaling(Callback):
             self._plans[id(optimizer)] = self._signature(optimizer), self._plan(optimizer)
         if self.alpha_schedule is not None:
             self._total_steps = trainer.estimated_stepping_batches
+            if self._total_steps == trainer.max_steps:  # which counts the steps of all optimizers
+                self._total_steps /= len(trainer.optimizers)
             if not math.isfinite(self._total_steps):
                 raise ValueError(
                     f"expected max_steps or max_epochs on the Trainer for `alpha_schedule` {self.alpha_schedule!r}, "
@@ -200,7 +202,7 @@ class DeviationAwareScaling(Callback):
     # --- in the step -------------------------------------------------------------------------------------------
 
     def current_alpha(self, step: int) -> float:
-        """α at an optimizer step, counted from 0, without the correction for momentum."""
+        """α at a step of the run, counted from 0, without the correction for momentum."""
         if self.alpha_schedule is None:
             return self.alpha
         left = 1 - min(step / self._total_steps, 1)
@@ -212,7 +214,7 @@ class DeviationAwareScaling(Callback):
         """``dQ/dt = 4αuK·Cov`` that this callback adds to a group, in Theorem 3's first order and before the bound.
 
         Args:
-            trainer: Whose global step sets the schedule.
+            trainer: Whose step sets the schedule.
             optimizer: About to step.
             s: Squared norms of the group's cores, shape ``(K,)``.
             gamma: Squared norms of their gradients, shape ``(K,)``.
@@ -220,7 +222,7 @@ class DeviationAwareScaling(Callback):
         """
         unscale = gradient_scale(trainer, optimizer)
         norm = _norm_of_all(optimizer, unscale) if self.normalizer == "global" else None
-        alpha = self._corrected(self.current_alpha(trainer.global_step), setting)
+        alpha = self._corrected(self.current_alpha(steps_so_far(trainer)), setting)
         return sam_deviation_rate(s, gamma, alpha, grad_norm=norm)
 
     @override
@@ -232,7 +234,7 @@ class DeviationAwareScaling(Callback):
         buckets = self._plans[id(optimizer)][1]
         if not all(core.grad is not None for bucket in buckets for core in bucket.cores):
             buckets = [kept for bucket in buckets if (kept := bucket.with_gradients()).cores]
-        alpha = self.current_alpha(trainer.global_step)
+        alpha = self.current_alpha(steps_so_far(trainer))
         unscale = gradient_scale(trainer, optimizer)
         norm = _norm_of_all(optimizer, unscale) if self.normalizer == "global" else None
         for bucket in buckets:

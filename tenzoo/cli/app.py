@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import shutil
 import sys
 import warnings
 from argparse import ArgumentError
@@ -13,8 +15,9 @@ from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 import tenzoo.data  # noqa: F401  (its classes can be named without their module)
@@ -29,14 +32,39 @@ _REFRESH_RATE = 25
 """Batches between two updates of the progress bar: a step of a small model takes less time than an update."""
 
 
+_REFUSALS = (
+    ArgumentError,
+    ValueError,
+    TypeError,
+    OSError,
+    MisconfigurationException,
+    MemoryError,
+    RuntimeError,  # if it is torch's for want of memory
+)
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|overflow", re.IGNORECASE)
+
+
 class _Started(Callback):
     """Remembers whether the work began: an error from then on is no mistake in the input, and shows its traceback."""
 
     begun = False
+    directory: Path | None = None
+    """Of this run's logs; new with it, unless the user chose the loggers."""
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         type(self).begun = True
+
+    @classmethod
+    def reset(cls) -> None:
+        """Forget the run before."""
+        cls.begun, cls.directory = False, None
+
+    @classmethod
+    def discard(cls) -> None:
+        """Remove the directory of a run that never began: its loggers made it before the input was looked at."""
+        if cls.directory is not None and getattr(rank_zero_only, "rank", 0) == 0:
+            shutil.rmtree(cls.directory, ignore_errors=True)
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -65,12 +93,20 @@ class TenzooCLI(LightningCLI):
             check_same_settings(checkpoint, config.model.as_dict(), Path(given))
 
     @override
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if "verbose" in self._subcommand_method_arguments[subcommand]:
+            parser.set_defaults(verbose=False)  # the report below says it once, and shorter
+        return parser
+
+    @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer", default={})
         callbacks = settings.get("callbacks") or []
         extra: list[Callback] = [_Started()]
         if settings.get("logger") in (None, True):
             kwargs["logger"] = _both_loggers(settings.get("default_root_dir") or "runs")
+            _Started.directory = Path(kwargs["logger"][0].log_dir)
         if settings.get("profiler") is None:
             kwargs["profiler"] = NoProfiler()
         if settings.get("enable_progress_bar") is not False and not _any_of(callbacks, ProgressBar):
@@ -89,8 +125,16 @@ class TenzooCLI(LightningCLI):
         best, weights = None, "the last weights"
         if isinstance(chosen, ModelCheckpoint) and chosen.monitor is not None and chosen.best_model_path:
             best, weights = chosen.best_model_path, f"the weights with the best {chosen.monitor}"
-        results = trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
-        print_metrics(trainer, {key: value for row in results for key, value in row.items()}, weights=weights)
+        trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+        print_metrics(trainer, weights=weights)
+
+    def after_validate(self) -> None:
+        """Print the metrics."""
+        print_metrics(self.trainer, weights=f"the weights of {self.config[self.config.subcommand].ckpt_path}")
+
+    def after_test(self) -> None:
+        """Print the metrics."""
+        self.after_validate()
 
 
 def _any_of(callbacks: Any, kind: type) -> bool:
@@ -136,22 +180,32 @@ def main(args: Sequence[str] | None = None) -> int:
         0, or 2 after one line on stderr: the input was refused, and nothing was trained. Errors during training are
         raised. With ``JSONARGPARSE_DEBUG=true`` in the environment all errors are.
     """
-    _Started.begun = False
+    _Started.reset()
     argv = list(sys.argv[1:] if args is None else args)
     cli = TenzooCLI.__new__(TenzooCLI)  # its parsers are wanted below also if it fails while being built
     try:
         with warnings.catch_warnings():
             _quiet()
             _build(cli, argv)
-    except (ArgumentError, ValueError, TypeError, OSError, MisconfigurationException) as error:
-        if _Started.begun or os.environ.get("JSONARGPARSE_DEBUG"):
+    except _REFUSALS as error:
+        unknown = isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error))
+        if unknown or _Started.begun or os.environ.get("JSONARGPARSE_DEBUG"):
             raise
+        _Started.discard()
         parser = _parser_of(argv, getattr(cli, "_subcommand_parsers", {}))
-        binary = "expected a text file in YAML in `config`, got a binary one"
-        message = binary if isinstance(error, UnicodeDecodeError) else explain(str(error), parser)
-        print(f"tenzoo: error: {message}", file=sys.stderr)
+        print(f"tenzoo: error: {_in_one_line(error, parser)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _in_one_line(error: Exception, parser: ArgumentParser | None) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "expected a text file in YAML in `config`, got a binary one"
+    if isinstance(error, RuntimeError | TypeError) and _NO_MEMORY.search(str(error)):
+        asked = re.search(r"tried to allocate (\S+ \w+)", str(error), re.IGNORECASE)
+        amount = f"of {asked[1]} that was refused" if asked else "beyond what can be addressed"
+        return f"expected a model and data that fit into memory, got an allocation {amount}; lower `rank` first"
+    return explain(str(error), parser)
 
 
 def _build(cli: TenzooCLI, argv: list[str]) -> None:

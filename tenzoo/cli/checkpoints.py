@@ -48,22 +48,32 @@ def check_same_settings(checkpoint: Mapping[str, Any], config: Mapping[str, Any]
     if not stored:
         return
     now = {"_class_path": config.get("class_path"), **config.get("init_args", {})}
+    for key in ("optimizer", "lr_scheduler"):
+        if now.get(key) is not None and key not in stored:
+            raise ValueError(
+                f"expected a checkpoint that names its {key} in `ckpt_path`, got {str(path)!r}, made in Python: what "
+                f"`model.{key}` sets could not be told from what its state brings along; resume it in Python"
+            )
     if now.get("shape") is None:
         stored.pop("shape", None)  # it was taken from the data, whose own state is compared
     for key, old, new in _differences(stored, now):
         name = f"model.{key}".replace("model._class_path", "model.class_path")
+        shown = "none" if old is _MISSING else repr(old)
         raise ValueError(
             f"expected the settings of the checkpoint {str(path)!r} on resume, got `{name}` = {new!r} where it has "
-            f"{old!r}; resume with that, or start a new run"
+            f"{shown}; resume with that, or start a new run"
         )
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = dict.fromkeys([*old, *new]) if key else old  # arguments that are new to the task are no difference
         return [
             difference
-            for name in old
-            for difference in _differences(old[name], new.get(name, _MISSING), f"{key}.{name}" if key else name)
+            for name in names
+            for difference in _differences(
+                old.get(name, _MISSING), new.get(name, _MISSING), f"{key}.{name}" if key else name
+            )
         ]
     old, new = (list(value) if isinstance(value, tuple) else value for value in (old, new))
     return [] if old == new or new is _MISSING else [(key, old, new)]

@@ -1,6 +1,7 @@
 """What a finished run prints."""
 
-from collections.abc import Mapping
+import math
+import sys
 
 from lightning.pytorch import Trainer
 from rich.console import Console
@@ -9,14 +10,14 @@ from rich.table import Table
 _TITLES = {"train": "train", "val": "validation", "held_out": "held out"}
 
 
-def print_metrics(trainer: Trainer, metrics: Mapping[str, float], *, weights: str) -> None:
+def print_metrics(trainer: Trainer, *, weights: str) -> None:
     """Print a row for each split and a column for each metric, from keys such as ``"held_out/r2"``.
 
     Args:
-        trainer: Its log directory is named below the table. Only the first process prints.
-        metrics: As Lightning returns them.
+        trainer: Has just validated or tested. Only the first process prints.
         weights: Which weights were judged.
     """
+    metrics = {key: value.item() for key, value in trainer.logged_metrics.items()}
     directory = trainer.log_dir
     if not trainer.is_global_zero:
         return
@@ -32,5 +33,8 @@ def print_metrics(trainer: Trainer, metrics: Mapping[str, float], *, weights: st
         table.add_row(_TITLES.get(split, split), *cells)
     console = Console()
     console.print(table)
+    if not all(math.isfinite(value) for value in metrics.values()):
+        advice = "lower the learning rate, or bound the gradient with model.init_args.gradient_clip_val"
+        print(f"tenzoo: warning: training diverged, the metrics are not finite; {advice}", file=sys.stderr)
     if directory is not None:
         console.print(f"Logs, figure and checkpoints: {directory}", soft_wrap=True)

@@ -228,8 +228,8 @@ class Task(LightningModule, CoreProvider):
         return []
 
     def setup(self, stage: str) -> None:
-        """Hand the accumulation to Lightning's automatic mode."""
-        if stage == "fit" and self.automatic_optimization:
+        """Hand the accumulation to Lightning, which acts on it in automatic mode and counts steps by it in both."""
+        if stage == "fit":
             self.trainer.accumulate_grad_batches = self.accumulate_grad_batches
 
     def teardown(self, stage: str) -> None:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tenzoo.callbacks import DeviationAwareScaling
 from tenzoo.cores import CoreGroup, CoreProvider
 from tenzoo.dynamics import deviation_aware_factors, norm_deviation, squared_norms
+from tenzoo.tasks import SAM
 from tests.tasks.toy import Batches, Regression, adam, assert_same_weights, fitted, sgd, trainer
 
 
@@ -173,6 +174,47 @@ def test_alpha_falls_over_the_run(schedule, expected):
     expected = expected or [(1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
     assert [das.current_alpha(step) for step in range(4)] == pytest.approx(expected)
     assert das.current_alpha(4) == das.current_alpha(9) == 0
+
+
+class Watch(DeviationAwareScaling):
+    """Remembers the α of every scaling."""
+
+    def __init__(self):
+        super().__init__(1.0, alpha_schedule="linear")
+        self.seen = []
+
+    def current_alpha(self, step):
+        self.seen.append(super().current_alpha(step))
+        return self.seen[-1]
+
+
+@pytest.mark.parametrize("sam", [None, SAM(rho=0.0)])
+@pytest.mark.parametrize("bound", [{"max_epochs": 2}, {"max_steps": 4, "max_epochs": -1}])
+def test_alpha_falls_by_optimizer_steps_under_accumulation(sam, bound):
+    das = Watch()
+    fitted(callbacks=[das], fit=bound, optimizer=sgd(lr=1e-3), sam=sam, accumulate_grad_batches=2)
+    assert das.seen == pytest.approx([1, 0.75, 0.5, 0.25])
+
+
+@pytest.mark.parametrize("bound", [{"max_epochs": 1}, {"max_steps": 8}])
+def test_alpha_falls_alike_for_several_optimizers(bound):
+    class Two(Regression):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            self.error(batch).backward()
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad()
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(part.parameters(), lr=1e-3) for part in (self.weight, self.inner)]
+
+    das = Watch()
+    trainer(callbacks=[das], **bound).fit(Two(), Batches(), Batches())
+    assert das.seen == pytest.approx([1, 1, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25])
 
 
 @pytest.mark.parametrize("damage", ["missing", "nan", "inf", "zero", "frozen"])

@@ -78,9 +78,11 @@ def test_fit_writes_both_logs_into_one_directory(config, checkpoint, capsys):
 
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_a_checkpoint_is_judged(config, checkpoint, command, capsys):
+    capsys.readouterr()
     assert run(command, config, "--ckpt_path", str(checkpoint)) == 0
     printed = capsys.readouterr().out
-    assert "held_out/r2" in printed
+    assert printed.count("held out") == 1
+    assert "held_out/r2" not in printed  # Lightning's own table would repeat it
 
 
 def test_predict_writes_the_completed_entries(config, checkpoint):
@@ -149,6 +151,64 @@ def test_a_resumed_run_with_other_settings_is_refused(config, checkpoint, capsys
 def test_a_checkpoint_of_another_model_is_refused(config, checkpoint, capsys, command):
     line = refusal(capsys, run(command, config, "--ckpt_path", str(checkpoint), "--model.init_args.rank", "3"))
     assert "checkpoint of this model in `ckpt_path`" in line
+
+
+@pytest.mark.parametrize("keyword", ["last", "best", "hpc"])
+def test_a_checkpoint_keyword_is_refused(config, checkpoint, capsys, keyword):
+    line = refusal(capsys, run("fit", config, "--ckpt_path", keyword))
+    assert f"`ckpt_path`, got '{keyword}'" in line
+
+
+def test_the_checkpoint_called_last_is_the_last_state(config, capsys):
+    text = config.read_text().replace("monitor: val/r2, mode: max, save_last: true", "filename: last")
+    config.write_text(text)
+    assert run("fit", config) == 0
+    last = config.parent / "runs" / "version_0" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 6
+    assert run("fit", config, "--ckpt_path", str(last), "--trainer.max_epochs", "3") == 0
+    resumed = torch.load(config.parent / "runs" / "version_1" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert resumed["global_step"] == 9
+
+
+def test_a_checkpoint_whose_optimizer_is_code_is_not_resumed_with_another(config, checkpoint, capsys):
+    content = torch.load(checkpoint, weights_only=True)
+    del content["hyper_parameters"]["optimizer"]  # as from CompletionTask(optimizer=lambda parameters: ...)
+    made = config.parent / "python.ckpt"
+    torch.save(content, made)
+    line = refusal(capsys, run("fit", config, "--ckpt_path", str(made)))
+    assert "`model.optimizer`" in line
+
+
+def test_a_new_argument_of_the_optimizer_is_a_difference(config, checkpoint, capsys):
+    option = "--model.init_args.optimizer.init_args.weight_decay"
+    line = refusal(capsys, run("fit", config, "--ckpt_path", str(checkpoint), option, "0.5"))
+    assert "`model.optimizer.init_args.weight_decay` = 0.5" in line
+
+
+@pytest.mark.parametrize("rank", ["1000000000000", "1000000000000000000", "10000000000000000000"])
+def test_a_rank_that_fits_no_memory_is_refused(config, capsys, rank):
+    line = refusal(capsys, run("fit", config, "--model.init_args.rank", rank))
+    assert "fit into memory" in line
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        ("--model.init_args.shape", "[2,2,2]"),
+        ("--model.init_args.optimizer", "torch.optim.LBFGS", "--model.init_args.sam.rho", "0.1"),
+    ],
+)
+def test_a_refused_run_leaves_no_directory(config, checkpoint, capsys, mistake):
+    before = {path: path.read_bytes() for path in sorted((config.parent / "runs").rglob("*")) if path.is_file()}
+    refusal(capsys, run("fit", config, *mistake))
+    assert {path: path.read_bytes() for path in before} == before
+    assert [path.name for path in (config.parent / "runs").iterdir()] == ["version_0"]
+
+
+def test_a_run_that_diverged_says_so(config, capsys):
+    optimizer = ["--model.init_args.optimizer", "torch.optim.SGD", "--model.init_args.optimizer.init_args.lr", "1e6"]
+    assert run("fit", config, *optimizer) == 0
+    assert "tenzoo: warning: training diverged" in capsys.readouterr().err
 
 
 class Bomb:
