@@ -1,6 +1,7 @@
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,19 +26,31 @@ tl.set_backend(_backend)
 
 
 @pytest.fixture(autouse=True)
-def _tensorly_on_torch() -> Iterator[None]:
+def _tltorch_on_torch_and_registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("tenzoo.cores._registry", {})
+    register_tltorch()
     tl.set_backend("pytorch")
     yield
     tl.set_backend(_backend)
 
 
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenzoo.cores._registry", {})
-    register_tltorch()
-
-
 # --- each format ------------------------------------------------------------------------------------------------------
+
+
+def randomize_(module: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_()
+    return module
+
+
+@torch.no_grad()
+def check_rescaling(output: Callable[[], Tensor], cores: Sequence[Tensor], factors: Iterable[Tensor | float]) -> None:
+    """Factors of product 1, one per core, leave the output alone."""
+    before = output().clone()
+    for core, factor in zip(cores, factors, strict=True):
+        core.mul_(factor)
+    torch.testing.assert_close(output(), before)
 
 
 class Host(nn.Module, CoreProvider):
@@ -55,15 +68,12 @@ class GuestConformance(CoreProviderConformance):
     equation: str
     """Of the dense tensor, from the parameters in their order."""
 
+    @abstractmethod
     def guest(self) -> nn.Module:
-        raise NotImplementedError
+        """A tensor of tltorch."""
 
     def make(self) -> nn.Module:
-        host = Host(self.guest()).double()
-        with torch.no_grad():
-            for parameter in host.parameters():
-                parameter.normal_()
-        return host
+        return randomize_(Host(self.guest()).double())
 
     def output(self, provider: nn.Module) -> Tensor:
         return provider.tensor.to_tensor()
@@ -131,15 +141,10 @@ def test_complex_tensors_hold_their_cores_as_real_parameters(name: str):
     torch.manual_seed(0)
     rank = (2, 2, 2) if name == "ComplexTucker" else 2
     tensor = tltorch.FactorizedTensor.new((3, 4, 2), rank=rank, factorization=name, dtype=torch.complex128)
-    with torch.no_grad():
-        for parameter in tensor.parameters():
-            parameter.normal_()
-        (group,) = find_core_groups(tensor)
-        assert {id(core) for core in group.cores} == {id(parameter) for parameter in tensor.parameters()}
-        before = tensor.to_tensor().clone()
-        group.cores[0].mul_(-3.0)
-        group.cores[2].div_(-3.0)
-        torch.testing.assert_close(tensor.to_tensor(), before)
+    (group,) = find_core_groups(randomize_(tensor))
+    assert {id(core) for core in group.cores} == {id(parameter) for parameter in tensor.parameters()}
+    factors = [-3.0, 1.0, -1 / 3, *[1.0] * (len(group.cores) - 3)]
+    check_rescaling(tensor.to_tensor, group.cores, factors)
 
 
 # --- what is no core --------------------------------------------------------------------------------------------------
@@ -180,13 +185,6 @@ def test_factors_stand_in_the_order_of_the_modes():
 Linear, Conv = tltorch.FactorizedLinear, tltorch.FactorizedConv
 
 
-def _randomize_(layer: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.normal_()
-    return layer
-
-
 @pytest.mark.parametrize("implementation", ["factorized", "reconstructed"])
 @pytest.mark.parametrize(
     ("kind", "factorization"),
@@ -200,27 +198,19 @@ def test_a_layer_is_one_group_that_can_be_rescaled(kind: str, factorization: str
         layer, x = Linear((2, 3), (3, 4), **settings), torch.randn(5, 6, dtype=torch.float64)
     else:
         layer, x = Conv(3, 4, (3, 2), bias=True, **settings), torch.randn(2, 3, 6, 5, dtype=torch.float64)
-    (group,) = find_core_groups(_randomize_(layer))
+    (group,) = find_core_groups(randomize_(layer))
     assert group.name == "weight"
     assert {id(p) for p in layer.parameters()} - {id(core) for core in group.cores} == {id(layer.bias)}
-    with torch.no_grad():
-        before = layer(x)
-        factors = torch.rand(len(group.cores), dtype=torch.float64) + 0.5
-        for core, factor in zip(group.cores, factors / factors.log().mean().exp(), strict=True):
-            core.mul_(factor)
-        torch.testing.assert_close(layer(x), before)
+    factors = torch.rand(len(group.cores), dtype=torch.float64) + 0.5
+    check_rescaling(lambda: layer(x), group.cores, factors / factors.log().mean().exp())
 
 
 def test_a_contraction_layer_is_one_group():
-    layer = _randomize_(tltorch.TCL((3, 4), (2, 2), dtype=torch.float64))
+    layer = randomize_(tltorch.TCL((3, 4), (2, 2), dtype=torch.float64))
     (group,) = find_core_groups(nn.Sequential(layer))
     assert group.name == "0"
     x = torch.randn(5, 3, 4, dtype=torch.float64)
-    with torch.no_grad():
-        before = layer(x)
-        group.cores[0].mul_(3.0)
-        group.cores[1].div_(3.0)
-        torch.testing.assert_close(layer(x), before)
+    check_rescaling(lambda: layer(x), group.cores, [3.0, 1 / 3])
 
 
 def test_layers_that_share_a_tensor_are_one_group():
@@ -278,12 +268,8 @@ def _fitted(steps: int, *callbacks: object, lr: float = 0.05, **task: object) ->
 
 def test_all_layers_of_the_model_are_found():
     groups = find_core_groups(Guests())
-    assert [(group.name, len(group.cores)) for group in groups] == [
-        ("net.0.weight", 5),
-        ("net.2.weight", 4),
-        ("net.4.weight", 3),
-        ("net.6.weight", 5),
-    ]
+    sizes = {"net.0.weight": 5, "net.2.weight": 4, "net.4.weight": 3, "net.6.weight": 5}
+    assert {group.name: len(group.cores) for group in groups} == sizes
 
 
 @pytest.mark.parametrize("method", ["plain", "sam", "das", "das_gauge_fixed", "rebalance"])
@@ -319,8 +305,7 @@ def test_one_step_of_das_by_hand():
                 core.mul_(1 + factor)
         for parameter in by_hand.parameters():
             parameter.sub_(lr * parameter.grad)
-    for one, two in zip(trained.parameters(), by_hand.parameters(), strict=True):
-        torch.testing.assert_close(one, two)
+    torch.testing.assert_close(list(trained.parameters()), list(by_hand.parameters()))
 
 
 def test_rebalancing_gives_the_cores_of_each_guest_one_norm():
@@ -406,13 +391,8 @@ def test_the_command_line_registers_in_the_module_of_the_model(tmp_path: Path, m
         "model: {class_path: guest_models.Guest, init_args: {rank: 3}}\n"
         "data: {class_path: guest_models.Noise}\n"
         "trainer:\n"
-        "  accelerator: cpu\n"
-        "  max_steps: 2\n"
-        "  logger: false\n"
-        "  enable_progress_bar: false\n"
-        "  enable_checkpointing: false\n"
-        f"  default_root_dir: {tmp_path}\n"
-        "  callbacks:\n"
-        "  - {class_path: tenzoo.callbacks.DeviationAwareScaling, init_args: {alpha: 0.1}}\n"
+        "  {accelerator: cpu, max_steps: 2, logger: false, enable_progress_bar: false, enable_checkpointing: false,\n"
+        f"   default_root_dir: '{tmp_path}',\n"
+        "   callbacks: [{class_path: tenzoo.callbacks.DeviationAwareScaling, init_args: {alpha: 0.1}}]}\n"
     )
     assert main(["fit", "--config", str(config)]) == 0

@@ -38,6 +38,7 @@ _REFUSALS = (
     TypeError,
     OSError,
     MisconfigurationException,
+    ImportError,
     MemoryError,
     RuntimeError,  # if it is torch's for want of memory
 )

@@ -21,6 +21,24 @@ _KINDS: dict[str, type] = {
     "lr_scheduler": torch.optim.lr_scheduler.LRScheduler,
 }
 
+_OPTIMIZER_KEYS = {
+    "learning rate": "lr",
+    "weight decay": "weight_decay",
+    "epsilon": "eps",
+    "beta": "betas",
+    "eta": "etas",
+}
+"""What torch's optimizers call an argument, where it is not its name."""
+_OPTIMIZER_NUMBERS = {
+    **dict.fromkeys(("lr", "eps"), "a positive number"),
+    **dict.fromkeys(("weight_decay", "momentum", "alpha", "lr_decay", "momentum_decay"), "a number of at least 0"),
+    "initial_accumulator_value": "a number of at least 0",
+    "rho": "a number in [0, 1]",
+    "betas": "numbers in [0, 1)",
+    "etas": "two numbers, one in (0, 1) and one above 1,",
+}
+"""What is valid."""
+
 
 def explain(message: str, parser: ArgumentParser | None = None) -> str:
     r"""Reduce an error to one line that names the argument, its value and what is valid.
@@ -39,6 +57,8 @@ def explain(message: str, parser: ArgumentParser | None = None) -> str:
     where = f" in `{key}`" if key else ""
     if own := re.search(r"^[\s-]*(expected .+)$", message, re.MULTILINE):
         return own[1]
+    if library := _from_a_library(message, where):
+        return library
     if missing := re.search(r"arguments are required: (.+)", message):
         remedy = "; give a config, as in --config configs/covid_tucker.yaml" if "." in missing[1] else ""
         return f"expected {missing[1]}{where}, got none{remedy}"
@@ -46,12 +66,13 @@ def explain(message: str, parser: ArgumentParser | None = None) -> str:
         return f"expected an existing file{where}, got {missing[1]!r}"
     if plain := re.search(r"Unexpected config: (.+)", message):
         return f"expected a mapping in YAML in `config`, got {plain[1]!r}"
-    if option := re.search(r"given class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message):
+    refused_by_class = r"given class_path '([\w.]+)':\s+(?:Option '|unrecognized arguments: --)([\w.]+)"
+    if option := re.search(refused_by_class, message):
         owner = option[1].rpartition(".")[2]
         return f"expected one of {_names(_parameters(option[1]))}{where} of {owner}, got {option[2]!r}"
     if option := re.search(r"(?:unrecognized arguments:|does not accept option) '?(?:--)?([\w.]+)", message):
-        prefix = option[1].rpartition(".")[0] or option[1].partition(".")[0]
-        return f"expected one of {_names(_options(parser, option[1]))} under `{prefix}`, got {option[1]!r}"
+        prefix, beside = _options(parser, option[1])
+        return f"expected one of {_names(beside)}{f' under `{prefix}`' if prefix else ''}, got {option[1]!r}"
     unknown = re.search(
         r"has no attribute '(\w+)'|import path string: (\S+)|No module named '([\w.]+)'|Import path ([\w.]+)", message
     )
@@ -72,6 +93,24 @@ def explain(message: str, parser: ArgumentParser | None = None) -> str:
     return re.sub(r"\s+", " ", message).strip()
 
 
+def _from_a_library(message: str, where: str) -> str | None:
+    """What Lightning and torch refuse themselves, when objects are made: they do not know the key."""
+    if seed := re.search(r"(\S+) is not in bounds, numpy accepts from (\d+) to (\d+)", message):
+        return f"expected an int in [{seed[2]}, {seed[3]}] or a bool in `seed_everything`, got {seed[1]}"
+    if package := re.search(r"Requirement '(([\w.-]+)[^']*)' not met", message):
+        owner = re.search(r"given class_path '(?:\w+\.)*(\w+)'|^`(\w+)`", message)
+        purpose = f" for {owner[1] or owner[2]}" if owner else ""
+        return f"expected the package {package[2]}{purpose}{where}, got none; run pip install '{package[1]}'"
+    number = re.fullmatch(r"Invalid ([\w ]+?)(?: values?| parameter at index \d)?: (.+)", message)
+    number = number or re.fullmatch(r"([A-Za-z_ ]+)\d? should be >= 0 but is: (.+)", message)
+    if number:
+        key = _OPTIMIZER_KEYS.get(number[1].lower(), number[1])
+        if key in _OPTIMIZER_NUMBERS:
+            valid = _OPTIMIZER_NUMBERS[key]
+            return f"expected {valid} in `model.init_args.optimizer.init_args.{key}`, got {number[2]}"
+    return None
+
+
 def _names(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "(nothing)"
 
@@ -88,16 +127,16 @@ def _parameters(class_path: str) -> set[str]:
     return names - {"self"}
 
 
-def _options(parser: ArgumentParser | None, option: str) -> set[str]:
-    """The options beside an unknown one: those under the longest prefix that it shares with any."""
+def _options(parser: ArgumentParser | None, option: str) -> tuple[str, set[str]]:
+    """The longest prefix that an unknown option shares with any, empty at the top, and the options under it."""
     known = [] if parser is None else [action.dest for action in parser._actions if action.dest != "help"]
     parts = option.split(".")
     for depth in range(len(parts) - 1, -1, -1):
         prefix = "".join(f"{part}." for part in parts[:depth])
         beside = {dest.removeprefix(prefix).partition(".")[0] for dest in known if dest.startswith(prefix)}
         if beside:
-            return beside
-    return set()
+            return prefix.removesuffix("."), beside
+    return "", set()
 
 
 def _classes(key: str) -> set[str]:

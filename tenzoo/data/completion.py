@@ -24,7 +24,8 @@ class CompletionDataModule(pl.LightningDataModule):
     """A tensor of which some entries are observed, split for training and for honest evaluation.
 
     Every split holds index-value pairs, so the cost grows with the known entries and never with the tensor. Values are
-    always raw: with ``standardize`` the task subtracts :attr:`location`, divides by :attr:`scale` and undoes both.
+    always raw, in float32: with ``standardize`` the task subtracts :attr:`location`, divides by :attr:`scale` and
+    undoes both. Values with an offset so large that float32 cannot tell them apart are refused.
 
     Training draws from ``train`` (see :class:`EntryLoader`) and resumes exactly, in mid-epoch too. Validation and test
     go through all splits that exist, one loader each, in the order of :attr:`eval_split_names`; under several

@@ -22,8 +22,9 @@ def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset
 
     Args:
         path: A dense tensor with NaN for missing entries (``.npy``, ``.npz`` with one array, ``.pt`` with one
-            tensor), or a list of entries (``.npz`` with ``indices``, ``values`` and possibly ``shape``; ``.csv`` whose
-            last column is the value and whose other columns are the indices, with or without a header line).
+            tensor), or a list of entries (``.npz`` with ``indices``, ``values`` and possibly ``shape``; ``.csv``,
+            separated by commas, whose last column is the value and whose other columns are the indices, with or
+            without a header line).
         shape: The mode sizes of a list of entries; ``None`` takes the file's own, else the largest index plus 1.
         arg: Name of the argument, for the errors.
 
@@ -99,6 +100,8 @@ def _read(path: Path, parse: Callable[[Path], T], arg: str) -> T:
             warnings.simplefilter("ignore")
             return parse(path)
     except Exception as error:  # the parsers raise a dozen types on broken files, and none of them helps the user
+        if path.suffix.lower() == ".csv" and (fault := _csv_fault(path)):
+            raise ValueError(f"expected {fault[0]} of {str(path)!r} in `{arg}`, got {fault[1]}") from error
         raise ValueError(
             f"expected a readable {path.suffix.lower()} file of plain numbers in `{arg}`, got {str(path)!r} "
             f"({type(error).__name__}); check that it is complete and holds no Python objects"
@@ -121,9 +124,31 @@ def _parse_pt(path: Path) -> object:
 
 def _parse_csv(path: Path) -> Array:
     with path.open(encoding="utf-8-sig") as file:
-        if any(_is_number(field) for field in file.readline().split(",")):
+        first = file.readline()
+        if first.strip() and "," not in first:
+            raise ValueError("not separated by commas")  # nor a header, in which it would go unnoticed
+        if any(_is_number(field) for field in first.split(",")):
             file.seek(0)  # the first line is no header
         return np.loadtxt(file, delimiter=",", comments=None, ndmin=2, dtype=np.float64)
+
+
+def _csv_fault(path: Path) -> tuple[str, str] | None:
+    """What is expected in the first line that is not valid, and what stands there; ``None`` if no line is to blame."""
+    width = 0
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            fields, text = line.split(","), line.rstrip("\n")
+            given = f"{text if len(text) <= 60 else text[:60] + '…'!r}; check the line"
+            header = number == 1 and len(fields) > 1 and not any(map(_is_number, fields))
+            if "\ufffd" in line or "\0" in line:
+                return None  # no text at all
+            if not text or header:
+                continue
+            if len(fields) == 1 or not all(map(_is_number, fields)):
+                return f"numbers separated by commas in line {number}", given
+            if len(fields) != (width := width or len(fields)):
+                return f"{width} columns in line {number}", f"{len(fields)}: {given}"
+    return None
 
 
 def _is_number(field: str) -> bool:

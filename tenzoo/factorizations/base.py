@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tenzoo.cores import CoreGroup, CoreProvider
 from tenzoo.factorizations.decomposition import check_finite, check_memory, tensorly_on_torch
+from tenzoo.factorizations.gather import first_outside
 from tenzoo.factorizations.init import check_init_std, core_std, init_cores_
 from tenzoo.factorizations.rank import Rank, check_shape, resolve_rank
 
@@ -168,8 +169,8 @@ class Factorization(nn.Module, CoreProvider):
         """Entries of the tensor, without building it.
 
         Args:
-            index: Integers ``(n, d)``, one entry per row, counted from 0. The range is not checked here, so that an
-                accelerator is not waited for; on the CPU torch raises an IndexError beyond it.
+            index: Integers ``(n, d)``, one entry per row, counted from 0. On the CPU the range is checked, at no cost
+                to an index within it; an accelerator is not waited for, and reports an error of its own, later.
             sparse_grad: Whether the gradients of all cores are coalesced COO tensors that hold the touched rows only,
                 for an optimizer that takes them (``SGD``, ``SparseAdam``). A backward pass then costs a time that does
                 not depend on the sizes of the modes.
@@ -180,6 +181,7 @@ class Factorization(nn.Module, CoreProvider):
         Raises:
             TypeError: If ``index`` is not a tensor of type int64 or int32.
             ValueError: If its shape is not ``(n, d)``.
+            IndexError: If an index on the CPU is out of range.
 
         Example:
             >>> from tenzoo.factorizations import CP
@@ -191,7 +193,13 @@ class Factorization(nn.Module, CoreProvider):
             raise TypeError(f"expected a torch.Tensor of type int64 or int32 in `index`, got {kind}")
         if index.ndim != 2 or index.shape[1] != len(self.shape):
             raise ValueError(f"expected shape (n, {len(self.shape)}) in `index`, got {tuple(index.shape)}")
-        return self._entries(index.t().contiguous().unbind(0), sparse_grad=sparse_grad)
+        columns = index.t().contiguous().unbind(0)
+        try:
+            return self._entries(columns, sparse_grad=sparse_grad)
+        except (IndexError, RuntimeError) as error:  # torch has checked the range, but names neither mode nor value
+            if index.is_cpu and (outside := first_outside(columns, self.shape)):
+                raise IndexError(outside) from error
+            raise
 
     def extra_repr(self) -> str:
         """Shape, ranks and size, for ``print``."""

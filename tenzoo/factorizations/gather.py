@@ -75,6 +75,23 @@ def whole_with_sparse_grad(core: Tensor) -> Tensor:
     return whole
 
 
+def first_outside(columns: Sequence[Tensor], shape: Sequence[int]) -> str | None:
+    """The message about the first mode with an index that is out of range, ``None`` if there is none.
+
+    Example:
+        >>> first_outside([torch.tensor([0, 2]), torch.tensor([1, 3])], (3, 3))
+        'expected 0 to 2 in column 1 of `index` (mode 1 of size 3), got 3; count indices from 0'
+    """
+    for mode, (column, size) in enumerate(zip(columns, shape, strict=True)):
+        outside = column[(column < 0) | (column >= size)]
+        if len(outside):
+            return (
+                f"expected 0 to {size - 1} in column {mode} of `index` (mode {mode} of size {size}), "
+                f"got {outside[0].item()}; count indices from 0"
+            )
+    return None
+
+
 class _SparseGather(torch.autograd.Function):
     @staticmethod
     def forward(core: Tensor, index: Tensor, dim: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Whatever is wrong with the input ends in one line on stderr, exit code 2, and no run directory that was touched."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from tenzoo.cli import main
+from tenzoo.cli.messages import explain
 from tests.cli.test_commands import config, refusal, run  # noqa: F401  (config is a fixture)
 
 
@@ -23,17 +25,23 @@ from tests.cli.test_commands import config, refusal, run  # noqa: F401  (config 
         (["--model.init_args.reduction", "max"], ["'mean', 'sum'", "got max"]),
         (["--model", "CompletionTusk"], ["CompletionTask", "'CompletionTusk'"]),
         (["--model.init_args.optimizer", "Adm"], ["AdamW", "SparseAdam", "'Adm'"]),
+        (["--model.rnak.depth", "3"], ["rank", "`model` of CompletionTask, got 'rnak.depth'"]),
         (["--model.init_args.sam.radius", "1"], ["rho", "sync_ascent", "'radius'"]),
         (["--model.init_args.sam.rho", "-1"], ["`sam.rho`", "-1"]),
         (["--model.init_args.sam", "3"], ["a mapping in `model.sam`, got '3'"]),
         (["--model.init_args.optimizer.init_args.lr", "abc"], ["float in `model.optimizer.lr`, got abc"]),
+        (["--model.init_args.optimizer.init_args.lr", "-1"], ["positive", "`model.init_args.optimizer.init_args.lr`"]),
+        (["--model.init_args.optimizer.init_args.betas", "[0.9,1]"], ["in [0, 1)", "init_args.betas`, got 1.0"]),
         (["--model.init_args.lr_scheduler", "StepLR"], ["step_size in `model.lr_scheduler`, got none"]),
         (["--data", "CompletionData"], ["CompletionDataModule", "'CompletionData'"]),
         (["--data.init_args.dataset", "covd"], ["covid", "kinetic", ".csv", "'covd'"]),
         (["--data.init_args.dataset", "nowhere.npy"], ["`dataset`", "nowhere.npy"]),
         (["--data.init_args.observed_fraction", "0"], ["`observed_fraction`", "0"]),
         (["--data.init_args.observed_fraction", "1.2"], ["`observed_fraction`", "1.2"]),
-        (["--trainer.max_epoch", "3"], ["max_epochs", "'trainer.max_epoch'"]),
+        (["--seed_everything", "-3"], ["int in [0, 4294967295] or a bool in `seed_everything`, got -3"]),
+        (["--trainer.max_epoch", "3"], ["max_epochs", "under `trainer`, got 'trainer.max_epoch'"]),
+        (["--nonsense=1"], ["expected one of ckpt_path, config, data, model,", "weights_only, got 'nonsense'"]),
+        (["--modle.init_args.rank", "3"], ["data, model,", "weights_only, got 'modle.init_args.rank'"]),
         (["--trainer.precision", "half"], ["'bf16-mixed'", "`trainer.precision`, got half"]),
         (["--trainer.callbacks+=DeviationAwareScaling"], ["expected alpha", "got none"]),
         (["--config", "."], ["existing file in `config`"]),
@@ -50,6 +58,45 @@ def test_one_line_that_names_argument_value_and_choices(config, capsys, argument
     line = refusal(capsys, run("fit", config, *arguments))
     for word in words:
         assert word in line
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="shows what is said without wandb")
+@pytest.mark.parametrize("option", ["--trainer.logger", "--trainer.logger+"])
+def test_a_logger_whose_package_is_missing(config, capsys, option):  # noqa: F811
+    line = refusal(capsys, run("fit", config, f"{option}=WandbLogger"))
+    assert "the package wandb for WandbLogger, got none; run pip install 'wandb>=" in line
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        (
+            "`Monitor` cannot log as `psutil` is not installed. Requirement 'psutil' not met. HINT: Try",
+            "expected the package psutil for Monitor, got none; run pip install 'psutil'",
+        ),
+        (
+            "Invalid eta values: 2.0, 0.9",
+            "expected two numbers, one in (0, 1) and one above 1, in `model.init_args.optimizer.init_args.etas`, "
+            "got 2.0, 0.9",
+        ),
+        (
+            "Learning rate should be >= 0 but is: -1",
+            "expected a positive number in `model.init_args.optimizer.init_args.lr`, got -1",
+        ),
+        ("Invalid cross-device link: x", "Invalid cross-device link: x"),
+        ("Invalid path value: x", "Invalid path value: x"),
+    ],
+)
+def test_what_libraries_say_of_themselves(message, line):
+    assert explain(message) == line
+
+
+@pytest.mark.parametrize("separator", [";", "\t", " "])
+def test_another_separator_than_the_comma(config, capsys, separator):  # noqa: F811
+    path = config.parent / "entries.csv"
+    path.write_text("\n".join(separator.join(row) for row in ("ijv", "015", "207")))
+    line = refusal(capsys, run("fit", config, "--data.init_args.dataset", str(path)))
+    assert f"separated by commas in line 1 of {str(path)!r} in `dataset`, got {f'i{separator}j{separator}v'!r}" in line
 
 
 def broken_file(path, kind):

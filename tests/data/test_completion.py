@@ -116,7 +116,9 @@ def test_predict_index(tmp_path, ending):
         ("0,-1,0\n", ValueError, "at least 0 in `predict_index`"),
         ("0,1.5,0\n", ValueError, "integer indices in `predict_index`"),
         ("", ValueError, "file with data in `predict_index`"),
-        ("a,b,c\nd,e,f", ValueError, "readable .csv file .* in `predict_index`"),
+        ("a,b,c\nd,e,f", ValueError, "separated by commas in line 2 of .* in `predict_index`, got 'd,e,f'"),
+        ("0;0;0", ValueError, "separated by commas in line 1 of .* in `predict_index`, got '0;0;0'"),
+        ("0,0,0\n1,1", ValueError, "3 columns in line 2 of .* in `predict_index`, got 2: '1,1'"),
         (None, FileNotFoundError, "existing file in `predict_index`"),
     ],
 )
@@ -190,6 +192,13 @@ def test_constant_values_cannot_be_standardized(tmp_path):
     with pytest.raises(ValueError, match="differ for `standardize`"):
         ready(dataset=str(tmp_path / "x.npy"), shape=None, num_entries=None, standardize=True)
     ready(dataset=str(tmp_path / "x.npy"), shape=None, num_entries=None)
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_values_that_float32_cannot_tell_apart_are_refused(tmp_path, standardize):
+    np.save(tmp_path / "x.npy", 1e8 + np.random.default_rng(0).normal(size=(9, 9)))
+    with pytest.raises(ValueError, match=r"`dataset` that float32 tells apart, .*; subtract an offset first"):
+        ready(dataset=str(tmp_path / "x.npy"), shape=None, num_entries=None, standardize=standardize)
 
 
 def test_every_known_entry_of_a_sparse_file_may_be_observed(tmp_path):

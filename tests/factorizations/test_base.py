@@ -95,8 +95,22 @@ def test_entries_out_of_range_raise(factorization):
         for position in (size, -1):
             index = torch.zeros(2, 4, dtype=torch.int64)
             index[1, column] = position
-            with pytest.raises((IndexError, RuntimeError), match=r"out of (range|DATA bounds)"):
-                factorization.entries(index)
+            line = rf"expected 0 to {size - 1} in column {column} .*\(mode {column} of size {size}\), got {position};"
+            for sparse_grad in (False, True):
+                with pytest.raises(IndexError, match=line) as caught:
+                    factorization.entries(index, sparse_grad=sparse_grad)
+                assert "\n" not in str(caught.value)
+            with pytest.raises(IndexError, match=line):
+                factorization.entries(index.int().repeat(9, 1))
+
+
+def test_another_error_in_entries_stays_itself(factorization, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("not of the index")
+
+    monkeypatch.setattr(type(factorization), "_entries", broken)
+    with pytest.raises(RuntimeError, match="not of the index"):
+        factorization.entries(torch.zeros(2, 4, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
