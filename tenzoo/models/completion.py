@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tenzoo.cores import CoreGroup, CoreProvider
 from tenzoo.factorizations import Rank, factorization_class
+from tenzoo.factorizations.gather import first_outside
 
 _GATHERS_PER_CELL = 4
 """A cell of the rebuilt tensor costs as much as gathering about this many core elements, forward and backward."""
@@ -87,6 +88,9 @@ class TensorCompletion(nn.Module, CoreProvider):
 
         Returns:
             Values in the units of the data, shape ``(N,)``.
+
+        Raises:
+            IndexError: If an index on the CPU is out of range.
         """
         if self.rebuilds(len(index)) and not self.sparse_grad:
             values = self.tensor.reconstruct().flatten().index_select(0, self._cells_at(index))
@@ -97,7 +101,12 @@ class TensorCompletion(nn.Module, CoreProvider):
     def _cells_at(self, index: Tensor) -> Tensor:
         """Positions in the flattened tensor, remembered for the last index: a full batch comes again and again."""
         if index.is_inference():  # without a version, no one could tell whether it changed
-            return (index * self._strides).sum(1)
+            return self._positions(index)
         if self._last is None or self._last[0] is not index or self._last[1] != index._version:
-            self._last = (index, index._version, (index * self._strides).sum(1))
+            self._last = (index, index._version, self._positions(index))
         return self._last[2]
+
+    def _positions(self, index: Tensor) -> Tensor:
+        if index.is_cpu and (outside := first_outside(index.unbind(1), self.tensor.shape)):
+            raise IndexError(outside)  # another cell would be read in its place
+        return (index * self._strides).sum(1)

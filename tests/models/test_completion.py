@@ -42,6 +42,14 @@ def test_an_index_that_changed_in_place_is_read_anew():
     assert not model(index).equal(first)
 
 
+@pytest.mark.parametrize("index", [[0, 3], [-1, 0], [4, 0]])
+def test_an_index_out_of_range_reads_no_other_cell(index):
+    model = TensorCompletion((4, 3), "cp", 2)
+    assert model.rebuilds(1)
+    with pytest.raises(IndexError, match="of `index`"):
+        model(torch.tensor([index]))
+
+
 def test_uniform_cores_are_those_of_the_paper():
     torch.manual_seed(0)
     model = TensorCompletion((50, 60, 70), "tucker", 8, init="uniform")
