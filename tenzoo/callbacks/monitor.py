@@ -1,5 +1,6 @@
 """Watching the norms of the cores during training."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,12 @@ class _Step:
 
     s: Tensor
     gamma: Tensor
-    predicted_rate: Tensor
-    lr: float | Tensor
+    grad_norm: Tensor
+    """Of what the optimizer is given, before it is clipped."""
+    sam_rate: Tensor
+    das_rate: Tensor
+    optimizer: Optimizer
+    setting: dict[str, Any]
 
 
 class NormDynamicsMonitor(Callback):
@@ -50,9 +55,9 @@ class NormDynamicsMonitor(Callback):
     ``norms/…/effective_rho``         ``ρ_eff = η‖g‖/2``, to be compared with ρ and α
     ================================  ==================================================================================
 
-    Under SAM the gradients are those at the unperturbed weights. The prediction is first-order theory for SGD without
-    momentum: with another optimizer it covers what SAM and DAS add, and the measured rate holds the rest. A group in
-    which a core is frozen or has no gradient is left out of the step.
+    Gradients are those that the optimizer takes, clipped if it is; under SAM those at the unperturbed weights. The
+    prediction is first-order theory for SGD without momentum: with another optimizer it covers what SAM and DAS add,
+    and the measured rate holds the rest. A group in which a core is frozen or has no gradient is left out of the step.
 
     At the end of training ``norm_dynamics.png``, Q and Cov against optimizer steps, is written to the log directory of
     the first logger.
@@ -85,7 +90,7 @@ class NormDynamicsMonitor(Callback):
             return
         # Taken here, since a callback that scales the cores may run before the next hook of this one.
         with torch.no_grad():
-            self._before = {group.name: squared_norms(_trainable(group)) for group in self._groups if _trainable(group)}
+            self._before = {group.name: _exact_norms(_trainable(group)) for group in self._groups if _trainable(group)}
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -101,8 +106,15 @@ class NormDynamicsMonitor(Callback):
                 if gamma is None:
                     continue
                 s, setting = self._before[group.name], settings[id(cores[0])]
-                rate = _predicted_rate(trainer, pl_module, optimizer, s, gamma, setting)
-                self._stepping[group.name] = _Step(s, gamma, rate, setting["lr"])
+                self._stepping[group.name] = _Step(
+                    s,
+                    gamma,
+                    _grad_norm(cores),
+                    _sam_rate(pl_module, s, gamma),
+                    _das_rate(trainer, optimizer, s, gamma, setting),
+                    optimizer,
+                    setting,
+                )
 
     @override
     def on_train_batch_end(
@@ -117,9 +129,10 @@ class NormDynamicsMonitor(Callback):
 
     def _log(self, trainer: Trainer) -> None:
         cores = {group.name: _trainable(group) for group in self._groups}
-        rows = {name: _row(step, squared_norms(cores[name])) for name, step in self._stepping.items()}
+        steps = {name: _as_clipped(step, cores[name]) for name, step in self._stepping.items()}
+        rows = {name: _row(step, _exact_norms(cores[name])) for name, step in steps.items()}
         only = next(iter(rows.values())) if len(rows) == 1 else None
-        rows["total"] = _total(rows, list(self._stepping.values())) if only is None else only
+        rows["total"] = _total(rows, list(steps.values())) if only is None else only
         values = torch.stack([value.double() for row in rows.values() for value in row.values()]).tolist()
         numbers = iter(values)
         floats = {name: {quantity: next(numbers) for quantity in row} for name, row in rows.items()}
@@ -192,20 +205,44 @@ def _sharpness(module: LightningModule) -> SharpnessState | None:
     return state if isinstance(state, SharpnessState) else None
 
 
-def _predicted_rate(
-    trainer: Trainer, module: LightningModule, optimizer: Optimizer, s: Tensor, gamma: Tensor, setting: dict[str, Any]
-) -> Tensor:
-    rate = torch.zeros_like(s[0])
+def _exact_norms(cores: Sequence[Tensor]) -> Tensor:
+    """Squared norms in float64, where there is one: a step moves Q by less than float32 can tell."""
+    return squared_norms([core if core.device.type == "mps" else core.double() for core in cores])
+
+
+def _grad_norm(cores: Sequence[Tensor]) -> Tensor:
+    return squared_norms([core.grad for core in cores if core.grad is not None]).sum().sqrt()
+
+
+def _as_clipped(step: _Step, cores: Sequence[Tensor]) -> _Step:
+    """The step with the gradient as the optimizer saw it: it is clipped after the callbacks have run."""
+    if any(core.grad is None for core in cores):
+        return step
+    kept = (_grad_norm(cores) / step.grad_norm).nan_to_num(1.0, posinf=1.0)
+    return dataclasses.replace(step, gamma=step.gamma * kept.square(), sam_rate=step.sam_rate * kept)
+
+
+def _sam_rate(module: LightningModule, s: Tensor, gamma: Tensor) -> Tensor:
     state = _sharpness(module)
-    if state is not None and not state.adaptive:
-        rate = rate + sam_deviation_rate(s, gamma, state.rho, grad_norm=state.grad_norm)
+    if state is None or state.adaptive:
+        return torch.zeros_like(s[0])
+    return sam_deviation_rate(s, gamma, state.rho, grad_norm=state.grad_norm)
+
+
+def _das_rate(trainer: Trainer, optimizer: Optimizer, s: Tensor, gamma: Tensor, setting: dict[str, Any]) -> Tensor:
+    rate = torch.zeros_like(s[0])
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, DeviationAwareScaling):
             rate = rate + callback.deviation_rate(trainer, optimizer, s, gamma, setting)
-    if isinstance(optimizer, SGD) and not setting["momentum"]:
-        rate = rate + sam_deviation_rate(s, gamma, effective_rho(gamma, setting["lr"]))
-    if isinstance(optimizer, SGD | AdamW):
-        rate = rate - 4 * setting["weight_decay"] * norm_deviation(s)
+    return rate
+
+
+def _predicted_rate(step: _Step) -> Tensor:
+    rate = step.sam_rate + step.das_rate
+    if isinstance(step.optimizer, SGD) and not step.setting["momentum"]:
+        rate = rate + sam_deviation_rate(step.s, step.gamma, effective_rho(step.gamma, step.setting["lr"]))
+    if isinstance(step.optimizer, SGD | AdamW):
+        rate = rate - 4 * step.setting["weight_decay"] * norm_deviation(step.s)
     return rate
 
 
@@ -215,9 +252,9 @@ def _row(step: _Step, after: Tensor) -> dict[str, Tensor]:
         "deviation": deviation,
         "normalized_deviation": deviation / step.s.mean().square(),
         "covariance": norm_gradient_covariance(step.s, step.gamma),
-        "predicted_rate": step.predicted_rate,
-        "measured_rate": (norm_deviation(after) - deviation) / step.lr,
-        "effective_rho": effective_rho(step.gamma, step.lr),
+        "predicted_rate": _predicted_rate(step),
+        "measured_rate": (norm_deviation(after) - deviation) / step.setting["lr"],
+        "effective_rho": effective_rho(step.gamma, step.setting["lr"]),
     }
 
 
@@ -229,5 +266,5 @@ def _total(rows: dict[str, dict[str, Tensor]], steps: Sequence[_Step]) -> dict[s
     }
     total["normalized_deviation"] = total["deviation"] / sum(step.s.mean().to(device).square() for step in steps)
     gamma = torch.cat([step.gamma.to(device) for step in steps])
-    total["effective_rho"] = effective_rho(gamma, steps[0].lr)
+    total["effective_rho"] = effective_rho(gamma, steps[0].setting["lr"])
     return total

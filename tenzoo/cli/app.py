@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 import tenzoo.data  # noqa: F401  (its classes can be named without their module)
+from tenzoo import __version__
 from tenzoo.callbacks import CompletedEntriesWriter
 from tenzoo.cli.checkpoints import check_same_settings, read_checkpoint
 from tenzoo.cli.messages import explain
@@ -50,7 +51,7 @@ class _Started(Callback):
 
     begun = False
     directory: Path | None = None
-    """Of this run's logs; new with it, unless the user chose the loggers."""
+    """Of this run's logs, if this process made it."""
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,7 +65,7 @@ class _Started(Callback):
     @classmethod
     def discard(cls) -> None:
         """Remove the directory of a run that never began: its loggers made it before the input was looked at."""
-        if cls.directory is not None and getattr(rank_zero_only, "rank", 0) == 0:
+        if cls.directory is not None:
             shutil.rmtree(cls.directory, ignore_errors=True)
 
 
@@ -104,10 +105,11 @@ class TenzooCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer", default={})
         callbacks = settings.get("callbacks") or []
+        if settings.get("check_val_every_n_epoch") == 0:  # Lightning would divide by it
+            raise ValueError("expected an int >= 1 or null in `trainer.check_val_every_n_epoch`, got 0")
         extra: list[Callback] = [_Started()]
         if settings.get("logger") in (None, True):
             kwargs["logger"] = _both_loggers(settings.get("default_root_dir") or "runs")
-            _Started.directory = Path(kwargs["logger"][0].log_dir)
         if settings.get("profiler") is None:
             kwargs["profiler"] = NoProfiler()
         if settings.get("enable_progress_bar") is not False and not _any_of(callbacks, ProgressBar):
@@ -124,8 +126,10 @@ class TenzooCLI(LightningCLI):
             return
         chosen = trainer.checkpoint_callback
         best, weights = None, "the last weights"
-        if isinstance(chosen, ModelCheckpoint) and chosen.monitor is not None and chosen.best_model_path:
+        if isinstance(chosen, ModelCheckpoint) and chosen.monitor is not None and _is_new(chosen):
             best, weights = chosen.best_model_path, f"the weights with the best {chosen.monitor}"
+            if self.config[self.config.subcommand].ckpt_path is not None:
+                weights += " since the run was resumed"
         trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
         print_metrics(trainer, weights=weights)
 
@@ -138,14 +142,36 @@ class TenzooCLI(LightningCLI):
         self.after_validate()
 
 
+def _is_new(checkpoint: ModelCheckpoint) -> bool:
+    """Whether this run wrote the best weights: the callback of a resumed run starts with the path of the one before."""
+    path = checkpoint.best_model_path
+    return bool(path) and Path(path).parent == Path(checkpoint.dirpath or "")
+
+
 def _any_of(callbacks: Any, kind: type) -> bool:
     return any(isinstance(callback, kind) for callback in (callbacks if isinstance(callbacks, list) else [callbacks]))
 
 
 def _both_loggers(root: str) -> list[Any]:
     """TensorBoard and CSV, in one new directory ``root/version_N``."""
-    tensorboard = TensorBoardLogger(root, name="")
-    return [tensorboard, CSVLogger(root, name="", version=tensorboard.version)]
+    version = TensorBoardLogger(root, name="").version
+    assert isinstance(version, int)
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        Path(root).mkdir(parents=True, exist_ok=True)
+        version = _claim(Path(root), version)
+    return [TensorBoardLogger(root, name="", version=version), CSVLogger(root, name="", version=version)]
+
+
+def _claim(root: Path, version: int) -> int:
+    """Make the first directory ``root/version_N`` that is not there yet: another run may be about to do the same."""
+    while True:
+        try:
+            (root / f"version_{version}").mkdir()
+        except FileExistsError:
+            version += 1
+        else:
+            _Started.directory = root / f"version_{version}"
+            return version
 
 
 def _is_no_tip(record: logging.LogRecord) -> bool:
@@ -211,7 +237,8 @@ def _in_one_line(error: Exception, parser: ArgumentParser | None) -> str:
 
 def _build(cli: TenzooCLI, argv: list[str]) -> None:
     strict = {"exit_on_error": False, "allow_abbrev": False}
-    kwargs: dict[str, Any] = {**strict, **{name: dict(strict) for name in TenzooCLI.subcommands()}}
+    commands = {name: dict(strict) for name in TenzooCLI.subcommands()}
+    kwargs: dict[str, Any] = {**strict, "version": f"tenzoo {__version__}", **commands}
     cli.__init__(  # type: ignore[misc]
         Task,
         LightningDataModule,

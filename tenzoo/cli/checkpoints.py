@@ -52,12 +52,12 @@ def check_same_settings(checkpoint: Mapping[str, Any], config: Mapping[str, Any]
         if now.get(key) is not None and key not in stored:
             raise ValueError(
                 f"expected a checkpoint that names its {key} in `ckpt_path`, got {str(path)!r}, made in Python: what "
-                f"`model.{key}` sets could not be told from what its state brings along; resume it in Python"
+                f"`model.init_args.{key}` sets could not be told from what its state brings along; resume it in Python"
             )
     if now.get("shape") is None:
         stored.pop("shape", None)  # it was taken from the data, whose own state is compared
     for key, old, new in _differences(stored, now):
-        name = f"model.{key}".replace("model._class_path", "model.class_path")
+        name = "model.class_path" if key == "_class_path" else f"model.init_args.{key}"
         shown = "none" if old is _MISSING else repr(old)
         raise ValueError(
             f"expected the settings of the checkpoint {str(path)!r} on resume, got `{name}` = {new!r} where it has "

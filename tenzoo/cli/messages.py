@@ -53,6 +53,7 @@ def explain(message: str, parser: ArgumentParser | None = None) -> str:
         >>> explain("Parser key \"trainer.max_steps\":\n  Expected a <class 'int'>. Got value: abc")
         'expected int in `trainer.max_steps`, got abc'
     """
+    message = _of_one_class(message)
     key = ".".join(re.findall(r'Parser key "([\w.]+)"', message))
     where = f" in `{key}`" if key else ""
     if own := re.search(r"^[\s-]*(expected .+)$", message, re.MULTILINE):
@@ -64,8 +65,11 @@ def explain(message: str, parser: ArgumentParser | None = None) -> str:
         return f"expected {missing[1]}{where}, got none{remedy}"
     if missing := re.search(r"(?:File does not exist|Path is not a file): '(.+)'", message):
         return f"expected an existing file{where}, got {missing[1]!r}"
-    if plain := re.search(r"Unexpected config: (.+)", message):
+    if plain := re.search(r"Unexpected config: (.*)", message):
         return f"expected a mapping in YAML in `config`, got {plain[1]!r}"
+    if option := re.search(r"Option '([\w.]+)' is not accepted\. Got value: Namespace\(class_path='([\w.]+)'", message):
+        owner = option[2].rpartition(".")[2]
+        return f"expected one of {_names(_parameters(option[2]))}{where} of {owner}, got {option[1]!r}"
     refused_by_class = r"given class_path '([\w.]+)':\s+(?:Option '|unrecognized arguments: --)([\w.]+)"
     if option := re.search(refused_by_class, message):
         owner = option[1].rpartition(".")[2]
@@ -109,6 +113,13 @@ def _from_a_library(message: str, where: str) -> str | None:
             valid = _OPTIMIZER_NUMBERS[key]
             return f"expected {valid} in `model.init_args.optimizer.init_args.{key}`, got {number[2]}"
     return None
+
+
+def _of_one_class(message: str) -> str:
+    """Without the complaint of an abstract base that was tried after the class that was meant."""
+    of_base = r"- Problem with given class_path 'lightning\.[\w.]*Callback':\s+Option '\w+' is not accepted"
+    rest = re.sub(of_base, "", message)
+    return rest if "Problem with given class_path" in rest else message
 
 
 def _names(names: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ def print_metrics(trainer: Trainer, *, weights: str) -> None:
     """
     metrics = {key: value.item() for key, value in trainer.logged_metrics.items()}
     directory = trainer.log_dir
-    if not trainer.is_global_zero:
+    if not trainer.is_global_zero or not metrics:
         return
     names = list(dict.fromkeys(key.partition("/")[2] for key in metrics))
     title = f"Metrics of {weights}"

@@ -127,9 +127,13 @@ def _parse_csv(path: Path) -> Array:
         first = file.readline()
         if first.strip() and "," not in first:
             raise ValueError("not separated by commas")  # nor a header, in which it would go unnoticed
-        if any(_is_number(field) for field in first.split(",")):
-            file.seek(0)  # the first line is no header
-        return np.loadtxt(file, delimiter=",", comments=None, ndmin=2, dtype=np.float64)
+        header = not any(_is_number(field) for field in first.split(","))
+        if not header:
+            file.seek(0)
+        table = np.loadtxt(file, delimiter=",", comments=None, ndmin=2, dtype=np.float64)
+        if header and len(table) and table.shape[1] != len(first.split(",")):
+            raise ValueError("as many names as columns")  # else a decimal comma would make an index of a number
+        return table
 
 
 def _csv_fault(path: Path) -> tuple[str, str] | None:
@@ -142,6 +146,8 @@ def _csv_fault(path: Path) -> tuple[str, str] | None:
             header = number == 1 and len(fields) > 1 and not any(map(_is_number, fields))
             if "\ufffd" in line or "\0" in line:
                 return None  # no text at all
+            if header:
+                width = len(fields)
             if not text or header:
                 continue
             if len(fields) == 1 or not all(map(_is_number, fields)):

@@ -192,6 +192,11 @@ class Task(LightningModule, CoreProvider):
         else:
             super().__setattr__(name, value)
 
+    @property
+    def metric_names(self) -> set[str] | None:
+        """What is logged during training and validation, known before; None where it is not."""
+        return None
+
     # --- hooks -------------------------------------------------------------------------------------------------
 
     def trainable_parameters(self) -> Iterable[nn.Parameter]:
@@ -249,7 +254,8 @@ class Task(LightningModule, CoreProvider):
                 )
 
     def on_fit_start(self) -> None:
-        """Refuse what SAM, or clipping, cannot do, before the first step."""
+        """Refuse what SAM, or clipping, cannot do, and metrics that nobody logs, before the first step."""
+        self._check_monitored()
         optimizers = self.trainer.optimizers
         if self.sam is not None:
             self._check_sam(optimizers)
@@ -262,6 +268,16 @@ class Task(LightningModule, CoreProvider):
                         "expected an optimizer without fused=True beside `gradient_clip_val` in 16-mixed precision, "
                         f"got a fused {type(optimizer).__name__}, whose gradients are unscaled too late to be clipped"
                     )
+
+    def _check_monitored(self) -> None:
+        known = self.metric_names
+        if known is None:
+            return
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        watched = {f"`monitor` of {type(each).__name__}": getattr(each, "monitor", None) for each in callbacks}
+        for where, name in {**watched, "`lr_scheduler_monitor`": self._scheduler_monitor}.items():
+            if isinstance(name, str) and name not in known:
+                raise ValueError(f"expected one of {sorted(known)} in {where}, got {name!r}, which nobody logs here")
 
     def _check_sam(self, optimizers: list[Optimizer]) -> None:
         if len(optimizers) != 1:

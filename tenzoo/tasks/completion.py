@@ -117,6 +117,11 @@ class CompletionTask(Task):
         self.model.sparse_grad = only_sparse or (plain_sgd and large and clip is None and processes == 1)
         return configured
 
+    @property
+    def metric_names(self) -> set[str]:
+        """Of the loss, and of the splits that there are."""
+        return {"train/loss", *self.metrics}
+
     # --- steps -------------------------------------------------------------------------------------------------
 
     def loss(self, batch: CompletionBatch, batch_idx: int) -> Tensor:

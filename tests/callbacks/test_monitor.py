@@ -8,6 +8,7 @@ from torch import nn
 
 from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor, Rebalance
 from tenzoo.dynamics import effective_rho, norm_deviation, norm_gradient_covariance, squared_norms
+from tenzoo.tasks import SAM
 from tests.tasks.toy import Batches, Regression, adam, fitted, sgd, trainer
 
 QUANTITIES = {
@@ -33,6 +34,32 @@ def monitored(tmp_path, *callbacks, fit=None, **task):
     arguments = {"max_epochs": 3, "logger": logger, "precision": "64-true", **(fit or {})}
     trainer(tmp_path, callbacks=[*callbacks, NormDynamicsMonitor()], **arguments).fit(model, Batches(), Batches())
     return model, rows(tmp_path)
+
+
+@pytest.mark.parametrize("task", [{}, {"sam": SAM(rho=0.01)}], ids=["sgd", "sam"])
+def test_the_prediction_is_for_the_clipped_gradient(tmp_path, task):
+    _, logged = monitored(tmp_path, optimizer=sgd(lr=1e-3), gradient_clip_val=0.05, **task)
+    for row in logged:
+        predicted, measured = float(row["norms/weight/predicted_rate"]), float(row["norms/weight/measured_rate"])
+        assert measured == pytest.approx(predicted, rel=0.1, abs=1e-9)
+        assert float(row["norms/weight/effective_rho"]) <= 1e-3 * 0.05 / 2 * 1.001
+
+
+def test_float32_weights_do_not_drown_the_measured_rate(tmp_path):
+    class Large(Regression):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            with torch.no_grad():
+                self.weight.cores[1].mul_(1e3)
+                self.weight.cores[2].mul_(1e-3)
+
+    torch.manual_seed(1)
+    logger = CSVLogger(tmp_path, name="", version="")
+    model = Large(optimizer=sgd(lr=1e-6, weight_decay=1.0))
+    trainer(tmp_path, callbacks=[NormDynamicsMonitor()], logger=logger, max_epochs=1).fit(model, Batches(), Batches())
+    for row in rows(tmp_path):
+        predicted, measured = float(row["norms/weight/predicted_rate"]), float(row["norms/weight/measured_rate"])
+        assert measured == pytest.approx(predicted, rel=0.02)
 
 
 def test_values_are_those_of_the_formulas(tmp_path):

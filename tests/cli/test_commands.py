@@ -1,13 +1,14 @@
 """fit, validate, test, predict and resuming, in this process."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tenzoo.cli import main
+from tenzoo.cli import app, main
 
 CONFIG = """
 seed_everything: 1
@@ -134,9 +135,13 @@ def test_a_run_goes_on_where_it_stopped(config, checkpoint):
 @pytest.mark.parametrize(
     ("argument", "value", "named"),
     [
-        ("--model.init_args.optimizer.init_args.lr", "0.5", "`model.optimizer.init_args.lr` = 0.5 where it has 0.01"),
-        ("--model.init_args.rank", "3", "`model.rank` = 3 where it has 2"),
-        ("--model.init_args.sam.rho", "0.1", "`model.sam`"),
+        (
+            "--model.init_args.optimizer.init_args.lr",
+            "0.5",
+            "`model.init_args.optimizer.init_args.lr` = 0.5 where it has 0.01",
+        ),
+        ("--model.init_args.rank", "3", "`model.init_args.rank` = 3 where it has 2"),
+        ("--model.init_args.sam.rho", "0.1", "`model.init_args.sam`"),
         ("--data.init_args.seed", "5", "seed"),
     ],
 )
@@ -176,13 +181,13 @@ def test_a_checkpoint_whose_optimizer_is_code_is_not_resumed_with_another(config
     made = config.parent / "python.ckpt"
     torch.save(content, made)
     line = refusal(capsys, run("fit", config, "--ckpt_path", str(made)))
-    assert "`model.optimizer`" in line
+    assert "`model.init_args.optimizer`" in line
 
 
 def test_a_new_argument_of_the_optimizer_is_a_difference(config, checkpoint, capsys):
     option = "--model.init_args.optimizer.init_args.weight_decay"
     line = refusal(capsys, run("fit", config, "--ckpt_path", str(checkpoint), option, "0.5"))
-    assert "`model.optimizer.init_args.weight_decay` = 0.5" in line
+    assert "`model.init_args.optimizer.init_args.weight_decay` = 0.5" in line
 
 
 @pytest.mark.parametrize("rank", ["1000000000000", "1000000000000000000", "10000000000000000000"])
@@ -203,6 +208,52 @@ def test_a_refused_run_leaves_no_directory(config, checkpoint, capsys, mistake):
     refusal(capsys, run("fit", config, *mistake))
     assert {path: path.read_bytes() for path in before} == before
     assert [path.name for path in (config.parent / "runs").iterdir()] == ["version_0"]
+
+
+def test_a_refused_run_leaves_what_another_has_made(config, checkpoint, monkeypatch, capsys):
+    """Two runs may look for a free directory at the same moment."""
+    other = config.parent / "runs" / "version_1"
+    make = app._claim
+
+    def late(root, version):
+        (other / "checkpoints").mkdir(parents=True)
+        return make(root, version)
+
+    monkeypatch.setattr(app, "_claim", late)
+    refusal(capsys, run("fit", config, "--model.init_args.shape", "[2,2,2]"))
+    assert (other / "checkpoints").is_dir()
+    assert {path.name for path in (config.parent / "runs").iterdir()} == {"version_0", "version_1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--data.init_args.validation_fraction", "0"], "`monitor` of ModelCheckpoint, got 'val/r2'"),
+        (
+            [
+                "--model.init_args.lr_scheduler",
+                "torch.optim.lr_scheduler.ReduceLROnPlateau",
+                "--model.init_args.lr_scheduler_monitor",
+                "val/foo",
+            ],
+            "`lr_scheduler_monitor`, got 'val/foo'",
+        ),
+        (["--trainer.check_val_every_n_epoch", "0"], "`trainer.check_val_every_n_epoch`, got 0"),
+    ],
+)
+def test_what_would_fail_after_an_epoch_is_refused_before(config, capsys, arguments, named):
+    assert named in refusal(capsys, run("fit", config, *arguments))
+
+
+def test_a_resumed_run_names_its_best_weights_for_what_they_are(config, checkpoint, capsys):
+    capsys.readouterr()
+    assert run("fit", config, "--ckpt_path", str(checkpoint), "--trainer.max_epochs", "4") == 0
+    assert "best val/r2 since the run was resumed" in capsys.readouterr().out.replace("\n", " ")
+    moved = config.parent / "moved.ckpt"
+    moved.write_bytes(checkpoint.read_bytes())
+    shutil.rmtree(checkpoint.parent)  # a finished run writes no better weights, and does not ask for the old ones
+    assert run("fit", config, "--ckpt_path", str(moved)) == 0
+    assert "Metrics of the last weights" in capsys.readouterr().out
 
 
 def test_a_run_that_diverged_says_so(config, capsys):

@@ -30,6 +30,15 @@ from tests.cli.test_commands import config, refusal, run  # noqa: F401  (config 
         (["--model.init_args.sam.rho", "-1"], ["`sam.rho`", "-1"]),
         (["--model.init_args.sam", "3"], ["a mapping in `model.sam`, got '3'"]),
         (["--model.init_args.optimizer.init_args.lr", "abc"], ["float in `model.optimizer.lr`, got abc"]),
+        (["--model.init_args.optimizer.init_args.foo", "1"], ["weight_decay", "`model.optimizer` of Adam, got 'foo'"]),
+        (
+            [
+                "--trainer.callbacks+=DeviationAwareScaling",
+                "--trainer.callbacks.alpha=1",
+                "--trainer.callbacks.normalizer=foo",
+            ],
+            ["'group', 'global'", "`trainer.callbacks.normalizer`, got foo"],
+        ),
         (["--model.init_args.optimizer.init_args.lr", "-1"], ["positive", "`model.init_args.optimizer.init_args.lr`"]),
         (["--model.init_args.optimizer.init_args.betas", "[0.9,1]"], ["in [0, 1)", "init_args.betas`, got 1.0"]),
         (["--model.init_args.lr_scheduler", "StepLR"], ["step_size in `model.lr_scheduler`, got none"]),

@@ -111,6 +111,8 @@ WRITERS = {
     "nul.csv": (lambda p: p.write_text("0,1,5\n0,2,\0\n"), "readable .csv file"),
     "offset.csv": (lambda p: p.write_text("0,0,100000000\n0,1,100000003\n"), "`dataset` that float32 tells apart"),
     "binary.csv": (lambda p: p.write_bytes(bytes(range(256))), "readable .csv file"),
+    "header_wide.csv": (lambda p: p.write_text("i,j,k,v\n0,1,2.5\n"), "4 columns in line 2"),
+    "header_narrow.csv": (lambda p: p.write_text("i,j,v\n0,1,2,5\n"), "3 columns in line 2"),
     "header.csv": (lambda p: p.write_text("a,b,c\n"), "indices of shape"),
     "narrow.csv": (lambda p: p.write_text("0,1\n1,2\n"), "indices of shape"),
     "fraction.csv": (lambda p: p.write_text("0,1.5,3\n0,2,5"), "integer indices .* got 1.5"),
