@@ -89,8 +89,8 @@ def test_a_checkpoint_is_judged(config, checkpoint, command, capsys):
 def test_predict_writes_the_completed_entries(config, checkpoint):
     for version in ("version_1", "version_2"):
         assert run("predict", config, "--ckpt_path", str(checkpoint)) == 0
-        written = np.load(config.parent / "runs" / version / "completed.npz")
-    indices, values = written["indices"], written["values"]
+        with np.load(config.parent / "runs" / version / "completed.npz") as written:
+            indices, values = written["indices"], written["values"]
     train = round(117 * 0.6) - round(round(117 * 0.6) * 0.2)
     assert indices.shape == (120 - train, 3)
     assert np.isfinite(values).all()
