@@ -153,6 +153,17 @@ class Factorization(nn.Module, CoreProvider):
         """
         return self._count((1,) * len(self.shape), self.rank)
 
+    @property
+    @abstractmethod
+    def multiplications(self) -> int:
+        """Number of multiplications in :meth:`reconstruct`.
+
+        Example:
+            >>> from tenzoo.factorizations import TensorTrain
+            >>> TensorTrain((40, 50), rank=3).multiplications
+            6000
+        """
+
     def core_groups(self) -> list[CoreGroup]:
         """One group with all cores, under an empty name."""
         return [CoreGroup("", tuple(self.cores))]

@@ -8,7 +8,13 @@ from tensorly.decomposition import tensor_train_matrix
 from torch import Tensor
 
 from tenzoo.factorizations.base import Factorization
-from tenzoo.factorizations.chain import best_split, chain_entries, rebuild_chain, usable_chain_rank
+from tenzoo.factorizations.chain import (
+    best_split,
+    chain_entries,
+    chain_multiplications,
+    rebuild_chain,
+    usable_chain_rank,
+)
 from tenzoo.factorizations.decomposition import chain_svd_size
 from tenzoo.factorizations.gather import gather_slices
 
@@ -40,6 +46,11 @@ class BlockTT(Factorization):
     def reconstruct(self) -> Tensor:
         """The dense tensor, contracted as a tensor train over pairs of modes; a view, its modes permuted."""
         return rebuild_chain(list(self.cores), self._split).view(self._paired_shape).permute(self._unpaired)
+
+    @property
+    def multiplications(self) -> int:
+        """Number of multiplications in :meth:`reconstruct`."""
+        return chain_multiplications([m * n for m, n in _pairs(self.shape)], (1, *self.rank, 1), self._split)
 
     def _entries(self, columns: Sequence[Tensor], *, sparse_grad: bool) -> Tensor:
         half = len(columns) // 2

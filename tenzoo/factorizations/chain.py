@@ -4,12 +4,26 @@ A chain is open at ``r_0 = r_d = 1`` and a ring otherwise; an open chain is the 
 several modes between its ranks, ``(r_{k-1}, m_k, n_k, r_k)``, which are then treated as one.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
 _ELEMENTWISE_SIZE = 200
+
+
+def split_at(items: Sequence[Tensor], counts: Sequence[int]) -> list[Sequence[Tensor]]:
+    """Consecutive parts of the given lengths, which cover all items.
+
+    Example:
+        >>> import torch
+        >>> [len(part) for part in split_at(torch.zeros(3, 1).unbind(), (1, 2))]
+        [1, 2]
+    """
+    ends = list(itertools.accumulate(counts))
+    assert ends[-1] == len(items)
+    return [items[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
 
 def best_split(modes: Sequence[int], ranks: Sequence[int]) -> int:
@@ -28,17 +42,23 @@ def best_split(modes: Sequence[int], ranks: Sequence[int]) -> int:
         >>> best_split([10, 10, 10, 10], [1, 5, 2, 5, 1])
         2
     """
+    return min(range(1, len(modes)), key=lambda split: chain_multiplications(modes, ranks, split), default=0)
+
+
+def chain_multiplications(modes: Sequence[int], ranks: Sequence[int], split: int) -> int:
+    """Number of multiplications in :func:`rebuild_chain`; arguments as in :func:`best_split`.
+
+    Example:
+        >>> chain_multiplications([10, 10, 10], [1, 5, 2, 1], split=1)  # 10 × 5 × 2 × 10, then 10 × 5 × 100
+        6000
+    """
     order = len(modes)
-
-    def cost(split: int) -> int:
-        total = math.prod(modes) * ranks[0] * ranks[split]
-        for k in range(1, split):
-            total += ranks[0] * math.prod(modes[: k + 1]) * ranks[k] * ranks[k + 1]
-        for k in range(split, order - 1):
-            total += math.prod(modes[k:]) * ranks[k] * ranks[k + 1] * ranks[order]
-        return total
-
-    return min(range(1, order), key=cost, default=0)
+    total = math.prod(modes) * ranks[0] * ranks[split] if split else 0
+    for k in range(1, split):
+        total += ranks[0] * math.prod(modes[: k + 1]) * ranks[k] * ranks[k + 1]
+    for k in range(split, order - 1):
+        total += math.prod(modes[k:]) * ranks[k] * ranks[k + 1] * ranks[order]
+    return total
 
 
 def rebuild_chain(cores: Sequence[Tensor], split: int) -> Tensor:
@@ -107,6 +127,22 @@ def multiply_batch(left: Tensor, right: Tensor) -> Tensor:
     if left.shape[1] == 1 and right.shape[1] * right.shape[2] <= _ELEMENTWISE_SIZE:
         return (left.transpose(1, 2) * right).sum(1, keepdim=True)
     return left.bmm(right)
+
+
+def merge_chain(cores: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """Cores ``(r, ∏ n_k, r')`` of the same chain with neighboring modes merged.
+
+    Args:
+        cores: Cores ``(r_{k-1}, …, r_k)``.
+        counts: How many cores each new core takes.
+
+    Example:
+        >>> import torch
+        >>> chain = [torch.randn(1, 4, 2), torch.randn(2, 3, 5), torch.randn(5, 2, 1)]
+        >>> [core.shape for core in merge_chain(chain, (2, 1))]
+        [torch.Size([1, 12, 5]), torch.Size([5, 2, 1])]
+    """
+    return [_merge_left(part) for part in split_at(cores, counts)]
 
 
 def usable_chain_rank(modes: Sequence[int], rank: Sequence[int], *, left: int = 1, right: int = 1) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from tensorly.decomposition import parafac
 from torch import Tensor
 
 from tenzoo.factorizations.base import Factorization
+from tenzoo.factorizations.chain import split_at
 from tenzoo.factorizations.decomposition import svd_size
 from tenzoo.factorizations.gather import gather_rows
 
@@ -38,6 +39,27 @@ class CP(Factorization):
     def reconstruct(self) -> Tensor:
         """The dense tensor: Khatri–Rao products of the first and the last modes, then one matrix product."""
         return _rebuild(list(self.cores), self._split).view(self.shape)
+
+    @property
+    def multiplications(self) -> int:
+        """Number of multiplications in :meth:`reconstruct`: those of the last product, and of the ones before."""
+        sides = (self.shape[: self._split], self.shape[self._split :])
+        products = sum(math.prod(side[: k + 1]) for side in sides for k in range(1, len(side)))
+        return self.rank[0] * (math.prod(self.shape) + products)
+
+    def merged(self, *counts: int) -> list[Tensor]:
+        """The cores of the same tensor with neighboring modes merged to one.
+
+        Args:
+            *counts: How many modes each new mode takes.
+
+        Example:
+            >>> weight = CP((4, 5, 6), rank=2)
+            >>> a, b = weight.merged(1, 2)
+            >>> a.shape, b.shape, torch.allclose(a @ b.t(), weight.reconstruct().flatten(1), atol=1e-5)
+            (torch.Size([4, 2]), torch.Size([30, 2]), True)
+        """
+        return [_khatri_rao(part) for part in split_at(list(self.cores), counts)]
 
     def _entries(self, columns: Sequence[Tensor], *, sparse_grad: bool) -> Tensor:
         product: Tensor | None = None

@@ -8,7 +8,14 @@ from tensorly.decomposition import tensor_train
 from torch import Tensor
 
 from tenzoo.factorizations.base import Factorization
-from tenzoo.factorizations.chain import best_split, chain_entries, rebuild_chain, usable_chain_rank
+from tenzoo.factorizations.chain import (
+    best_split,
+    chain_entries,
+    chain_multiplications,
+    merge_chain,
+    rebuild_chain,
+    usable_chain_rank,
+)
 from tenzoo.factorizations.decomposition import chain_svd_size
 from tenzoo.factorizations.gather import gather_slices
 
@@ -37,6 +44,23 @@ class TensorTrain(Factorization):
     def reconstruct(self) -> Tensor:
         """The dense tensor: the chain is contracted from both of its ends, and the halves are multiplied."""
         return rebuild_chain(list(self.cores), self._split).view(self.shape)
+
+    @property
+    def multiplications(self) -> int:
+        """Number of multiplications in :meth:`reconstruct`."""
+        return chain_multiplications(self.shape, (1, *self.rank, 1), self._split)
+
+    def merged(self, *counts: int) -> list[Tensor]:
+        """The cores of the same tensor with neighboring modes merged to one.
+
+        Args:
+            *counts: How many modes each new mode takes.
+
+        Example:
+            >>> [tuple(core.shape) for core in TensorTrain((4, 5, 6), rank=[2, 3]).merged(2, 1)]
+            [(1, 20, 3), (3, 6, 1)]
+        """
+        return merge_chain(list(self.cores), counts)
 
     def _entries(self, columns: Sequence[Tensor], *, sparse_grad: bool) -> Tensor:
         pairs = zip(self.cores, columns, strict=True)

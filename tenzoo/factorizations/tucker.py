@@ -8,7 +8,7 @@ from tensorly.decomposition import tucker
 from torch import Tensor
 
 from tenzoo.factorizations.base import Factorization
-from tenzoo.factorizations.chain import multiply_batch
+from tenzoo.factorizations.chain import multiply_batch, split_at
 from tenzoo.factorizations.decomposition import svd_size
 from tenzoo.factorizations.gather import gather_rows, whole_with_sparse_grad
 
@@ -44,6 +44,34 @@ class Tucker(Factorization):
             tensor = _mode_product(tensor, factors[k], math.prod(sizes[:k]), math.prod(sizes[k + 1 :]))
             sizes[k] = self.shape[k]
         return tensor.view(self.shape)
+
+    @property
+    def multiplications(self) -> int:
+        """Number of multiplications in :meth:`reconstruct`."""
+        total, sizes = 0, list(self.rank)
+        for k in self._mode_order:
+            total += math.prod(sizes) * self.shape[k]
+            sizes[k] = self.shape[k]
+        return total
+
+    def merged(self, *counts: int) -> list[Tensor]:
+        """The cores of the same tensor with neighboring modes merged to one: factors become Kronecker products.
+
+        Args:
+            *counts: How many modes each new mode takes.
+
+        Example:
+            >>> import torch
+            >>> weight = Tucker((4, 5, 6), rank=[2, 3, 4])
+            >>> core, u, v = weight.merged(1, 2)
+            >>> core.shape, v.shape, torch.allclose(u @ core @ v.t(), weight.reconstruct().flatten(1), atol=1e-5)
+            (torch.Size([2, 12]), torch.Size([30, 12]), True)
+        """
+        core: Tensor
+        core, *factors = self.cores
+        parts = split_at(factors, counts)
+        merged = [_kronecker(part) for part in parts]
+        return [core.reshape([factor.shape[1] for factor in merged]), *merged]
 
     def _entries(self, columns: Sequence[Tensor], *, sparse_grad: bool) -> Tensor:
         core: Tensor
@@ -107,6 +135,14 @@ class Tucker(Factorization):
         return starts + sum(size * r for size, r in zip(shape, rank, strict=True))
 
 
+def _kronecker(factors: Sequence[Tensor]) -> Tensor:
+    product = factors[0]
+    for factor in factors[1:]:
+        pairs = product[:, None, :, None] * factor[None, :, None, :]
+        product = pairs.reshape(len(product) * len(factor), -1)
+    return product
+
+
 _SMALL_BATCH = 2**12
 """Elements of a factor, repeated for each block, up to which a batched product is faster than transposing."""
 
@@ -115,12 +151,12 @@ def _mode_product(tensor: Tensor, factor: Tensor, before: int, after: int) -> Te
     """Multiply the middle mode of a contiguous tensor, seen as ``(before, r, after)``, by ``factor (n, r)``."""
     size, rank = factor.shape
     if after == 1:
-        return tensor.view(before, rank) @ factor.t()
+        return tensor.reshape(before, rank) @ factor.t()
     if before == 1:
-        return factor @ tensor.view(rank, after)
+        return factor @ tensor.reshape(rank, after)
     if before * factor.numel() <= _SMALL_BATCH:
-        return factor.expand(before, size, rank).bmm(tensor.view(before, rank, after))
+        return factor.expand(before, size, rank).bmm(tensor.reshape(before, rank, after))
     # One product of matrices between two transpositions: the batched product's gradient for the factor has a copy for
     # each of the ``before`` blocks, and blocks of few columns multiply slowly.
-    rows = tensor.view(before, rank, after).transpose(1, 2).reshape(before * after, rank)
+    rows = tensor.reshape(before, rank, after).transpose(1, 2).reshape(before * after, rank)
     return (rows @ factor.t()).view(before, after, size).transpose(1, 2).contiguous()

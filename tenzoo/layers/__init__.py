@@ -1,0 +1,24 @@
+"""Torch's layers with a weight made of cores.
+
+Example:
+    >>> import torch
+    >>> layer = TensorizedConv2d(16, 32, 3, padding=1, factorization="tucker", rank=8)
+    >>> x = torch.randn(2, 16, 8, 8)
+    >>> torch.allclose(layer(x), layer.to_dense()(x), atol=1e-5)
+    True
+"""
+
+from tenzoo.layers.base import Implementation, TensorizedLayer
+from tenzoo.layers.conv import TensorizedConv2d
+from tenzoo.layers.embedding import TensorizedEmbedding
+from tenzoo.layers.linear import TensorizedLinear
+from tenzoo.layers.tensorization import Tensorization
+
+__all__ = [
+    "Implementation",
+    "Tensorization",
+    "TensorizedConv2d",
+    "TensorizedEmbedding",
+    "TensorizedLayer",
+    "TensorizedLinear",
+]

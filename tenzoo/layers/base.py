@@ -1,0 +1,159 @@
+"""What all tensorized layers have in common: a weight made of cores, and when it is rebuilt."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal, Self, TypeAlias, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from tenzoo.cores import CoreGroup, CoreProvider
+from tenzoo.factorizations import Factorization, Rank
+from tenzoo.layers.cost import Costs, Phase
+
+L = TypeVar("L", bound=nn.Module)
+
+Implementation: TypeAlias = Literal["auto", "reconstruct", "contract"]
+"""Rebuild the dense weight and call torch's operator, contract the input with the cores, or take the cheaper."""
+
+
+class TensorizedLayer(nn.Module, CoreProvider):
+    """A layer of torch whose weight is a :class:`~tenzoo.factorizations.Factorization`.
+
+    Abstract: a layer says how its weight is laid out, and how it is contracted with an input.
+
+    While gradients are disabled in evaluation mode, the dense weight is kept between calls. It is built anew after
+    ``train()``, ``eval()``, ``to()``, ``load_state_dict()``, a forward pass with gradients, and any change of a core
+    that torch counts. Writing to ``core.data`` between two such calls is not counted: call ``eval()`` after it.
+
+    Attributes:
+        weight: The factorization.
+        implementation: ``"auto"``, ``"reconstruct"`` or ``"contract"``.
+        costs: What both implementations cost.
+    """
+
+    weight: Factorization
+    bias: nn.Parameter | None
+    implementation: Implementation
+    costs: Costs
+
+    def __init__(self, implementation: Implementation) -> None:
+        super().__init__()
+        if implementation not in get_args(Implementation):
+            raise ValueError(
+                f"expected one of {sorted(get_args(Implementation))} in `implementation`, got {implementation!r}"
+            )
+        self.implementation = implementation
+        self._kept: tuple[tuple[Tensor, ...], tuple[int, ...], Tensor] | None = None
+
+    def core_groups(self) -> list[CoreGroup]:
+        """One group, ``"weight"``."""
+        return [CoreGroup("weight", tuple(self.weight.cores))]
+
+    def _count_costs(self) -> None:
+        # On a copy of the cores without memory; now, since a compiler could not follow it later.
+        self.costs = self._count(type(self.weight)(self.weight.shape, self.weight.rank, device="meta"))
+
+    def choose(self, positions: int, phase: Phase | None = None) -> Implementation:
+        """The implementation that a call will take.
+
+        Args:
+            positions: Rows, output pixels of the whole batch, or indices.
+            phase: None asks for the current one.
+        """
+        if self.implementation != "auto":
+            return self.implementation
+        seconds = self.costs.seconds(positions, phase or self._phase(), self.weight.cores[0].device.type)
+        return "contract" if seconds["contract"] < seconds["reconstruct"] else "reconstruct"
+
+    def _phase(self) -> Phase:
+        if torch.is_grad_enabled():
+            return "training"
+        return "kept" if self._may_keep() else "inference"
+
+    @abstractmethod
+    def positions(self, x: Tensor) -> int:
+        """How many rows, output pixels or indices an input has: what the cost of a call grows with."""
+
+    @abstractmethod
+    def _count(self, weight: Factorization) -> Costs:
+        """Count both implementations with a weight on the meta device."""
+
+    @abstractmethod
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        """A tensor of the factorization's shape in the layout of torch's weight, as a view where possible."""
+
+    @abstractmethod
+    def _tensorized(self, dense: Tensor) -> Tensor:
+        """The inverse of :meth:`_laid_out`."""
+
+    def _take_over(self, layer: nn.Module, rank: Rank) -> Self:
+        """Decompose the weight of torch's layer, and copy its bias and mode."""
+        dense: Tensor = layer.weight.detach()  # type: ignore[operator]
+        self.weight = type(self.weight).decompose(self._tensorized(dense), rank)
+        self._count_costs()
+        bias = getattr(layer, "bias", None)
+        if bias is not None:
+            self.bias = nn.Parameter(bias.detach().clone())
+        return self.train(layer.training)
+
+    def _hand_over(self, layer: L) -> L:
+        """Give torch's layer, which is on the meta device, a weight, a bias and a mode of its own."""
+        with torch.no_grad():
+            layer.weight = nn.Parameter(self._rebuild().clone(memory_format=torch.contiguous_format))
+        bias = getattr(self, "bias", None)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.detach().clone())
+        return layer.train(self.training)
+
+    def dense_weight(self) -> Tensor:
+        """The weight as torch's layer holds it, rebuilt from the cores in their own precision, also under autocast."""
+        if not self._may_keep():
+            if self._kept is not None:  # a compiler would take note of any assignment
+                self._kept = None
+            return self._rebuild()
+        cores = tuple(self.weight.cores)
+        versions = tuple(core._version for core in cores)
+        if self._kept is not None:
+            same = all(core is kept for core, kept in zip(cores, self._kept[0], strict=True))
+            if same and versions == self._kept[1]:
+                return self._kept[2]
+        # An inference tensor could not take part in a later backward pass.
+        with torch.inference_mode(False), torch.no_grad():
+            weight = self._rebuild()
+        self._kept = cores, versions, weight
+        return weight
+
+    def _rebuild(self) -> Tensor:
+        device = self.weight.cores[0].device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self._laid_out(self.weight.reconstruct())
+        return self._laid_out(self.weight.reconstruct())
+
+    def _may_keep(self) -> bool:
+        return not (
+            self.training
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or torch._C._are_functorch_transforms_active()
+            or any(core.is_inference() for core in self.weight.cores)
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module, and drop the kept weight."""
+        self._kept = None
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._kept = None
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._kept = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> Mapping[str, Any]:
+        """Copies and pickles hold no kept weight."""
+        return {**self.__dict__, "_kept": None}

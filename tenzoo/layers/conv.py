@@ -1,0 +1,219 @@
+"""A two-dimensional convolution with a tensorized kernel."""
+
+import math
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from tenzoo.factorizations import BlockTT, Factorization, Rank, TensorRing, factorization_class
+from tenzoo.layers.base import Implementation, TensorizedLayer
+from tenzoo.layers.contraction import contract_conv2d
+from tenzoo.layers.cost import Costs, count, count_per_position
+from tenzoo.layers.tensorization import Tensorization, check_tensorization, paired, split_size, whole_size
+
+
+class TensorizedConv2d(TensorizedLayer):
+    """A convolution, as :class:`torch.nn.Conv2d`, with a kernel ``W (O, I/groups, k_h, k_w)`` made of cores.
+
+    With its input channels last, W is reshaped to ``(*out, k_h k_w, *in)``, the factors of ``O`` and of ``I/groups``
+    with both directions of the kernel as one mode between them; a kernel of one pixel has no such mode. A block TT
+    pairs the factors, and the kernel with 1. At initialization W has mean 0 and variance ``2/fan_in`` with
+    ``fan_in = k_h k_w I/groups`` (He et al. 2015, arXiv:1502.01852, eq. 10) in every format, and the bias is torch's.
+
+    Args:
+        in_channels: As in torch.
+        out_channels: As in torch.
+        kernel_size: As in torch.
+        stride: As in torch.
+        padding: As in torch, ``"same"`` and ``"valid"`` included.
+        dilation: As in torch.
+        groups: As in torch.
+        bias: As in torch.
+        padding_mode: As in torch.
+        device: As in torch.
+        dtype: As in torch.
+        factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``.
+        rank: As the factorization takes it: one number, a list, or a fraction of the dense parameters.
+        tensorization: Factors of ``out_channels`` and of ``in_channels / groups``. By default a ring and a block TT
+            split each into up to three factors, the others take them whole.
+        implementation: Rebuild W and convolve once, convolve with the cores in sequence, or take the cheaper.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If the format is unknown, rank or tensorization does not fit, or as torch does.
+
+    Example:
+        >>> layer = TensorizedConv2d(16, 32, 3, padding=1, factorization="tr", rank=5)
+        >>> layer(torch.randn(2, 16, 8, 8)).shape, layer.weight.shape
+        (torch.Size([2, 32, 8, 8]), (4, 4, 2, 9, 4, 2, 2))
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: str | tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    padding_mode: str
+    _reversed_padding_repeated_twice: list[int]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        factorization: str,
+        rank: Rank,
+        tensorization: Tensorization | None = None,
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__(implementation)
+        kind = factorization_class(factorization)
+        # Torch's own layer checks the arguments, and says what they come to.
+        settings = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+        torchs = nn.Conv2d(*settings, device="meta")  # type: ignore[arg-type]
+        for name in (*torchs.__constants__, "_reversed_padding_repeated_twice"):
+            setattr(self, name, getattr(torchs, name))
+        split = split_size if kind in (TensorRing, BlockTT) else whole_size
+        per_group = in_channels // groups
+        out, in_ = check_tensorization(
+            tensorization,
+            {"out_channels": out_channels, "in_channels / groups": per_group},
+            (split(out_channels), split(per_group)),
+        )
+        kernel = (math.prod(self.kernel_size),) if math.prod(self.kernel_size) > 1 else ()
+        if kind is BlockTT:
+            out, in_ = paired(out, in_)
+            shape = (*out, *kernel, *in_, *(1 for _ in kernel))
+        else:
+            shape = (*out, *kernel, *in_)
+        self.tensorization = out, in_
+        std = math.sqrt(2 / (per_group * math.prod(self.kernel_size)))
+        self.weight = kind(shape, rank, init_std=std, device=device, dtype=dtype)
+        self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        self._count_costs()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw cores and bias anew."""
+        self.weight.reset_parameters()
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_channels // self.groups * math.prod(self.kernel_size))
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve.
+
+        Args:
+            x: ``(N, C_in, H, W)`` or ``(C_in, H, W)``.
+
+        Returns:
+            ``(N, C_out, H', W')`` or ``(C_out, H', W')``.
+        """
+        if self.choose(self.positions(x)) == "contract":
+            y = self._contract(self.weight, x if x.ndim == 4 else x.unsqueeze(0), self.bias)
+            return y if x.ndim == 4 else y.squeeze(0)
+        weight = self.dense_weight()
+        if x.ndim == 3 or not x.is_contiguous(memory_format=torch.channels_last):
+            weight = weight.contiguous()  # the layout of the output follows from those of input and weight
+        return self._conv_forward(x, weight, self.bias)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y: Tensor = nn.Conv2d._conv_forward(self, x, weight, bias)  # type: ignore[arg-type]
+        return y
+
+    def positions(self, x: Tensor) -> int:
+        """Output pixels of the whole batch, but for the margins."""
+        return x.numel() // (self.in_channels * self.stride[0] * self.stride[1])
+
+    def _contract(self, weight: Factorization, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = (0, 0)
+
+        def convolve(x: Tensor, kernel: Tensor, groups: int) -> Tensor:
+            return F.conv2d(x, kernel, None, self.stride, padding, self.dilation, groups)
+
+        out, in_ = self.tensorization
+        counts = len(out), len(weight.shape) > len(out) + len(in_), len(in_)
+        return contract_conv2d(weight, x, convolve, self.kernel_size, counts, self.groups, bias)
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        if isinstance(self.weight, BlockTT) and tensor.ndim > sum(map(len, self.tensorization)):
+            tensor = tensor.squeeze(-1)
+        return tensor.reshape(self.out_channels, *self.kernel_size, -1).permute(0, 3, 1, 2)
+
+    def _tensorized(self, dense: Tensor) -> Tensor:
+        return dense.permute(0, 2, 3, 1).reshape(self.weight.shape)
+
+    def _count(self, weight: Factorization) -> Costs:
+        sides, (high, wide) = (8, 24), self.stride
+        inputs = [torch.empty(2, self.in_channels, side * high, side * wide, device="meta") for side in sides]
+        positions = [2 * side * side for side in sides]
+        dense = torch.empty(self.out_channels, self.in_channels // self.groups, *self.kernel_size, device="meta")
+        return Costs(
+            count(lambda: self._laid_out(weight.reconstruct())),
+            count_per_position(lambda x: self._conv_forward(x, dense, None), inputs, positions),
+            count_per_position(lambda x: self._contract(weight, x), inputs, positions),
+        )
+
+    @classmethod
+    def from_dense(
+        cls,
+        layer: nn.Conv2d,
+        *,
+        factorization: str,
+        rank: Rank,
+        tensorization: Tensorization | None = None,
+        implementation: Implementation = "auto",
+    ) -> Self:
+        """A layer that approximates a dense one, by decomposing its kernel.
+
+        Args:
+            layer: Stays as it is.
+            factorization: As in the constructor.
+            rank: As in the constructor; clipped to what fits, where the result is exact up to rounding.
+            tensorization: As in the constructor.
+            implementation: As in the constructor.
+
+        Raises:
+            ValueError: As the constructor, or if the kernel holds NaN or infinity.
+            MemoryError: If the decomposition would take more than 8 GiB beside the kernel.
+        """
+        made = cls(
+            **_arguments(layer),
+            factorization=factorization,
+            rank=rank,
+            tensorization=tensorization,
+            implementation=implementation,
+        )
+        return made._take_over(layer, rank)
+
+    def to_dense(self) -> nn.Conv2d:
+        """The torch layer that computes the same; a copy."""
+        return self._hand_over(nn.Conv2d(**_arguments(self)))
+
+    def extra_repr(self) -> str:
+        """Arguments, for ``print``."""
+        return f"{nn.Conv2d.extra_repr(self)}, implementation={self.implementation}"  # type: ignore[arg-type, no-untyped-call]
+
+
+def _arguments(layer: nn.Conv2d | TensorizedConv2d) -> dict[str, Any]:
+    """Those of the constructor that a layer was made with, on the meta device."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    weight = layer.weight if isinstance(layer, nn.Conv2d) else layer.weight.cores[0]
+    same = {name: getattr(layer, name) for name in names}
+    return {**same, "bias": layer.bias is not None, "device": "meta", "dtype": weight.dtype}

@@ -1,0 +1,164 @@
+"""What rebuilding a weight costs, and what contracting it does: the model behind ``implementation="auto"``.
+
+The time of an operation is taken as its multiplications over a rate, plus its memory traffic over a bandwidth, plus a
+constant for starting it. What runs is counted, on the meta device, where nothing is computed. Both ways cost an amount
+per call and one per position (a row of a linear layer, an output pixel of a convolution, an index of an embedding).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+Phase: TypeAlias = Literal["training", "inference", "kept"]
+"""With a backward pass; without one; or without one and with a dense weight that is kept between calls."""
+
+
+class Rates(NamedTuple):
+    """What a device does in a second."""
+
+    products: float
+    """Multiplications of a large matrix product."""
+    elements: float
+    """float32 numbers read or written."""
+    launches: float
+    """Operations started."""
+
+
+RATES: Mapping[str, Rates] = {"cpu": Rates(5e10, 2e9, 2e5), "cuda": Rates(2e13, 2e11, 1e5)}
+"""By type of device. Those of a GPU come from data sheets and were not measured; only their proportions matter."""
+
+_THIN_CHANNELS = 4
+_THIN = 8.0
+"""A convolution of fewer channels per group than that takes about so many times longer than its products would."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of some operations; adds up, and scales with how often they run.
+
+    Args:
+        products: Multiplications, in units of those of a large matrix product.
+        elements: Numbers read and written.
+        launches: Operations.
+
+    Example:
+        >>> Cost(2, 3, 1) + 2 * Cost(1, 1, 1)
+        Cost(products=4, elements=5, launches=3)
+    """
+
+    products: float = 0
+    elements: float = 0
+    launches: float = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.products + other.products, self.elements + other.elements, self.launches + other.launches)
+
+    def __rmul__(self, times: float) -> "Cost":
+        return Cost(times * self.products, times * self.elements, times * self.launches)
+
+    def seconds(self, rates: Rates) -> float:
+        """Estimated time on a device."""
+        return self.products / rates.products + self.elements / rates.elements + self.launches / rates.launches
+
+
+@dataclass(frozen=True)
+class LinearCost:
+    """Cost as a function of the number of positions."""
+
+    call: Cost
+    position: Cost
+
+    def at(self, positions: int) -> Cost:
+        """The cost of one call."""
+        return self.call + positions * self.position
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Both ways to compute a layer, once forward.
+
+    Args:
+        rebuild: Of the dense weight, per call.
+        dense: What follows with a dense weight.
+        contract: With the cores.
+    """
+
+    rebuild: Cost
+    dense: LinearCost
+    contract: LinearCost
+
+    def seconds(self, positions: int, phase: Phase, device: str) -> dict[str, float]:
+        """Estimated time of a call for each implementation; a backward pass takes twice the time of the forward one.
+
+        Args:
+            positions: Rows, output pixels of the whole batch, or indices.
+            phase: What is needed beside the output.
+            device: Type of the device; an unknown one is taken for a GPU.
+        """
+        rates = RATES.get(device, RATES["cuda"])
+        passes = 3 if phase == "training" else 1
+        rebuild = Cost() if phase == "kept" else self.rebuild
+        return {
+            "reconstruct": passes * (rebuild + self.dense.at(positions)).seconds(rates),
+            "contract": passes * self.contract.at(positions).seconds(rates),
+        }
+
+
+def count(function: Callable[..., Tensor], *inputs: Tensor) -> Cost:
+    """What a function does with inputs on the meta device.
+
+    Example:
+        >>> count(torch.mm, torch.empty(2, 3, device="meta"), torch.empty(3, 4, device="meta"))
+        Cost(products=24.0, elements=26, launches=1)
+    """
+    counter = _Counter()
+    with torch.no_grad(), counter:
+        function(*inputs)
+    return counter.total
+
+
+def count_per_position(
+    function: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], positions: Sequence[int]
+) -> LinearCost:
+    """Split the cost of a function into that of a call and that of a position.
+
+    Args:
+        function: Of one input on the meta device.
+        inputs: A small and a large one.
+        positions: How many there are in each.
+
+    Example:
+        >>> weight = torch.empty(3, 4, device="meta")
+        >>> inputs = [torch.empty(rows, 4, device="meta") for rows in (10, 50)]
+        >>> count_per_position(lambda x: x @ weight.t(), inputs, (10, 50)).at(1000).products
+        12000.0
+    """
+    small, large = (count(function, x) for x in inputs)
+    position = (1 / (positions[1] - positions[0])) * (large + -1 * small)
+    return LinearCost(small + -positions[0] * position, position)
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = Cost()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(returned.alias_info is not None for returned in func._schema.returns):
+            return result  # a view
+        formula = flop_registry.get(func._overloadpacket)
+        products = 0.0 if formula is None else formula(*args, **(kwargs or {}), out_val=result) / 2
+        if func._overloadpacket is torch.ops.aten.convolution and args[1].shape[1] < _THIN_CHANNELS < args[0].shape[1]:
+            products *= _THIN
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+        self.total += Cost(products, sum(tensor.numel() for tensor in tensors), 1)
+        return result

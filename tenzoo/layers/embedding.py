@@ -1,0 +1,211 @@
+"""An embedding with a tensorized table."""
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from tenzoo.factorizations import CP, BlockTT, Factorization, Rank, Tucker, factorization_class
+from tenzoo.layers.base import Implementation, TensorizedLayer
+from tenzoo.layers.contraction import contract_rows
+from tenzoo.layers.cost import Costs, count, count_per_position
+from tenzoo.layers.tensorization import (
+    Tensorization,
+    check_tensorization,
+    cover_size,
+    paired,
+    split_size,
+    whole_size,
+)
+
+
+class TensorizedEmbedding(TensorizedLayer):
+    """A table of vectors, as :class:`torch.nn.Embedding`, with ``W (num_embeddings, embedding_dim)`` made of cores.
+
+    W is reshaped to ``(*rows, *columns)``, the factors of both sizes. The product of the row factors may be larger than
+    ``num_embeddings``; what is beyond is never read. At initialization W has mean 0 and variance 1, as in torch.
+
+    Three of torch's arguments are missing, for want of a row that could be changed by itself: ``max_norm`` with
+    ``norm_type``, and ``scale_grad_by_freq``; so is ``sparse``, since the gradients are as small as the cores. The row
+    ``padding_idx`` is read as 0 and gives no gradient.
+
+    Args:
+        num_embeddings: As in torch.
+        embedding_dim: As in torch.
+        padding_idx: As in torch.
+        device: As in torch.
+        dtype: As in torch.
+        factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``.
+        rank: As the factorization takes it: one number, a list, or a fraction of the dense parameters.
+        tensorization: Factors of ``num_embeddings``, or of more, and of ``embedding_dim``. By default CP and Tucker
+            take both sizes whole, the others split each into up to three factors.
+        implementation: Rebuild W and look up its rows, compute the wanted rows alone, or take the cheaper.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If the format is unknown, rank or tensorization does not fit, or as torch does.
+
+    Example:
+        >>> layer = TensorizedEmbedding(50_000, 768, factorization="tt", rank=16)
+        >>> layer(torch.tensor([[0, 49_999]])).shape, layer.weight.shape
+        (torch.Size([1, 2, 768]), (50, 40, 25, 12, 8, 8))
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        *,
+        factorization: str,
+        rank: Rank,
+        tensorization: Tensorization | None = None,
+        implementation: Implementation = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(implementation)
+        kind = factorization_class(factorization)
+        try:
+            torchs = nn.Embedding(num_embeddings, embedding_dim, padding_idx, device="meta")
+        except AssertionError as error:  # torch's own check
+            message = f"expected a row below num_embeddings ({num_embeddings}) in `padding_idx`, got {padding_idx}"
+            raise ValueError(message) from error
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.padding_idx = torchs.padding_idx
+        whole = kind in (CP, Tucker)
+        rows, columns = check_tensorization(
+            tensorization,
+            {"num_embeddings": num_embeddings, "embedding_dim": embedding_dim},
+            (
+                whole_size(num_embeddings) if whole else cover_size(num_embeddings),
+                whole_size(embedding_dim) if whole else split_size(embedding_dim),
+            ),
+            covers=True,
+        )
+        if kind is BlockTT:
+            rows, columns = paired(rows, columns)
+        self.tensorization = rows, columns
+        self.weight = kind((*rows, *columns), rank, device=device, dtype=dtype)
+        self._count_costs()
+
+    def reset_parameters(self) -> None:
+        """Draw the cores anew."""
+        self.weight.reset_parameters()
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Look up rows.
+
+        Args:
+            index: Integers of any shape.
+
+        Returns:
+            ``(*index.shape, embedding_dim)``.
+
+        Raises:
+            IndexError: If an index on the CPU is out of range.
+        """
+        if index.is_cpu and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+            self._check(index)
+        if self.choose(self.positions(index)) == "contract":
+            rows = self._contract(self.weight, index)
+        else:
+            rows = F.embedding(index, self.dense_weight())
+        if self.padding_idx is None:
+            return rows
+        return rows.masked_fill((index == self.padding_idx).unsqueeze(-1), 0)
+
+    def _check(self, index: Tensor) -> None:
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.num_embeddings:
+            raise IndexError(
+                f"expected 0 to {self.num_embeddings - 1} in `index`, got values from {index.min()} to {index.max()}"
+            )
+
+    def positions(self, x: Tensor) -> int:
+        """Indices."""
+        return x.numel()
+
+    def _contract(self, weight: Factorization, index: Tensor) -> Tensor:
+        flat, columns = index.reshape(-1), []
+        for size in reversed(self.tensorization[0]):
+            columns.append(flat % size)
+            flat = flat // size
+        return contract_rows(weight, columns[::-1]).reshape(*index.shape, self.embedding_dim)
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        return tensor.reshape(-1, self.embedding_dim)[: self.num_embeddings]
+
+    def _tensorized(self, dense: Tensor) -> Tensor:
+        missing = math.prod(self.tensorization[0]) - self.num_embeddings
+        return F.pad(dense, (0, 0, 0, missing)).reshape(self.weight.shape)
+
+    def _may_keep(self) -> bool:
+        return False  # a table is large, and a call reads little of it
+
+    def _count(self, weight: Factorization) -> Costs:
+        inputs = [torch.empty(rows, dtype=torch.int64, device="meta") for rows in (64, 512)]
+        dense = torch.empty(self.num_embeddings, self.embedding_dim, device="meta")
+        return Costs(
+            count(lambda: self._laid_out(weight.reconstruct())),
+            count_per_position(lambda index: F.embedding(index, dense), inputs, (64, 512)),
+            count_per_position(lambda index: self._contract(weight, index), inputs, (64, 512)),
+        )
+
+    @classmethod
+    def from_dense(
+        cls,
+        layer: nn.Embedding,
+        *,
+        factorization: str,
+        rank: Rank,
+        tensorization: Tensorization | None = None,
+        implementation: Implementation = "auto",
+    ) -> Self:
+        """A layer that approximates a dense one, by decomposing its table.
+
+        Args:
+            layer: Stays as it is.
+            factorization: As in the constructor.
+            rank: As in the constructor; clipped to what fits, where the result is exact up to rounding.
+            tensorization: As in the constructor.
+            implementation: As in the constructor.
+
+        Raises:
+            ValueError: As the constructor, if the table holds NaN or infinity, or for a ``max_norm``,
+                ``scale_grad_by_freq`` or ``sparse`` that a tensorized table cannot follow.
+            MemoryError: If the decomposition would take more than 8 GiB beside the table.
+        """
+        for name in ("max_norm", "scale_grad_by_freq", "sparse"):
+            if getattr(layer, name):
+                raise ValueError(
+                    f"expected a layer without `{name}`, got {getattr(layer, name)}: rows made of cores do not have it"
+                )
+        made = cls(
+            layer.num_embeddings,
+            layer.embedding_dim,
+            layer.padding_idx,
+            factorization=factorization,
+            rank=rank,
+            tensorization=tensorization,
+            implementation=implementation,
+            device="meta",
+            dtype=layer.weight.dtype,
+        )
+        return made._take_over(layer, rank)
+
+    def to_dense(self) -> nn.Embedding:
+        """The torch layer that computes the same; a copy."""
+        layer = self._hand_over(nn.Embedding(self.num_embeddings, self.embedding_dim, device="meta"))
+        if self.padding_idx is not None:
+            layer.padding_idx = self.padding_idx
+            with torch.no_grad():
+                layer.weight[self.padding_idx] = 0
+        return layer
+
+    def extra_repr(self) -> str:
+        """Arguments, for ``print``."""
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}, implementation={self.implementation}"

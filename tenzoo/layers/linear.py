@@ -1,0 +1,161 @@
+"""A linear layer with a tensorized weight."""
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from tenzoo.factorizations import CP, BlockTT, Factorization, Rank, Tucker, factorization_class
+from tenzoo.layers.base import Implementation, TensorizedLayer
+from tenzoo.layers.contraction import contract_linear
+from tenzoo.layers.cost import Costs, count, count_per_position
+from tenzoo.layers.tensorization import Tensorization, check_tensorization, paired, split_size, whole_size
+
+
+class TensorizedLinear(TensorizedLayer):
+    """``y = x W^T + b``, as :class:`torch.nn.Linear`, with ``W (out_features, in_features)`` made of cores.
+
+    W is reshaped to ``(*out, *in)``, the factors of both sizes. At initialization W has mean 0 and variance
+    ``2/in_features`` (He et al. 2015, arXiv:1502.01852, eq. 10) in every format, and the bias is torch's.
+
+    Args:
+        in_features: As in torch.
+        out_features: As in torch.
+        bias: As in torch.
+        device: As in torch.
+        dtype: As in torch.
+        factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``.
+        rank: As the factorization takes it: one number, a list, or a fraction of the dense parameters.
+        tensorization: Factors of ``out_features`` and of ``in_features``. By default CP and Tucker take both sizes
+            whole, the others split each into up to three factors. In a block TT the shorter list is filled up with 1.
+        implementation: Rebuild W and call torch's operator, contract the input with the cores, or take the cheaper.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If the format is unknown, or rank or tensorization does not fit.
+
+    Example:
+        >>> layer = TensorizedLinear(64, 10, factorization="tt", rank=4)
+        >>> layer(torch.randn(7, 64)).shape, layer.weight.shape
+        (torch.Size([7, 10]), (5, 2, 4, 4, 4))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        factorization: str,
+        rank: Rank,
+        tensorization: Tensorization | None = None,
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__(implementation)
+        kind = factorization_class(factorization)
+        nn.Linear(in_features, out_features, bias=False, device="meta")  # torch's own checks
+        self.in_features = in_features
+        self.out_features = out_features
+        split = whole_size if kind in (CP, Tucker) else split_size
+        out, in_ = check_tensorization(
+            tensorization,
+            {"out_features": out_features, "in_features": in_features},
+            (split(out_features), split(in_features)),
+        )
+        if kind is BlockTT:
+            out, in_ = paired(out, in_)
+        self.tensorization = out, in_
+        self.weight = kind((*out, *in_), rank, init_std=math.sqrt(2 / in_features), device=device, dtype=dtype)
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self._count_costs()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw cores and bias anew."""
+        self.weight.reset_parameters()
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_features)
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: ``(…, in_features)``.
+
+        Returns:
+            ``(…, out_features)``.
+        """
+        if self.choose(self.positions(x)) == "contract":
+            return self._contract(self.weight, x, self.bias)
+        return F.linear(x, self.dense_weight(), self.bias)
+
+    def positions(self, x: Tensor) -> int:
+        """Rows."""
+        return x.numel() // self.in_features
+
+    def _contract(self, weight: Factorization, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return contract_linear(weight, x, len(self.tensorization[0]), bias)
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        return tensor.reshape(self.out_features, self.in_features)
+
+    def _tensorized(self, dense: Tensor) -> Tensor:
+        return dense.reshape(self.weight.shape)
+
+    def _count(self, weight: Factorization) -> Costs:
+        inputs = [torch.empty(rows, self.in_features, device="meta") for rows in (64, 512)]
+        dense = torch.empty(self.out_features, self.in_features, device="meta")
+        return Costs(
+            count(lambda: self._laid_out(weight.reconstruct())),
+            count_per_position(lambda x: F.linear(x, dense), inputs, (64, 512)),
+            count_per_position(lambda x: self._contract(weight, x), inputs, (64, 512)),
+        )
+
+    @classmethod
+    def from_dense(
+        cls,
+        layer: nn.Linear,
+        *,
+        factorization: str,
+        rank: Rank,
+        tensorization: Tensorization | None = None,
+        implementation: Implementation = "auto",
+    ) -> Self:
+        """A layer that approximates a dense one, by decomposing its weight.
+
+        Args:
+            layer: Stays as it is.
+            factorization: As in the constructor.
+            rank: As in the constructor; clipped to what fits, where the result is exact up to rounding.
+            tensorization: As in the constructor.
+            implementation: As in the constructor.
+
+        Raises:
+            ValueError: As the constructor, or if the weight holds NaN or infinity.
+            MemoryError: If the decomposition would take more than 8 GiB beside the weight.
+        """
+        made = cls(
+            layer.in_features,
+            layer.out_features,
+            layer.bias is not None,
+            "meta",
+            layer.weight.dtype,
+            factorization=factorization,
+            rank=rank,
+            tensorization=tensorization,
+            implementation=implementation,
+        )
+        return made._take_over(layer, rank)
+
+    def to_dense(self) -> nn.Linear:
+        """The torch layer that computes the same; a copy."""
+        return self._hand_over(nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta"))
+
+    def extra_repr(self) -> str:
+        """Arguments, for ``print``."""
+        return f"{nn.Linear.extra_repr(self)}, implementation={self.implementation}"  # type: ignore[arg-type]

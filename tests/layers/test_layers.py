@@ -1,0 +1,354 @@
+"""What layers owe to torch beside their numbers: copies, caches, compilation, precision, layouts."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tenzoo.layers import TensorizedConv2d, TensorizedEmbedding, TensorizedLinear
+from tests.factorizations.formats import NAMES
+
+
+def conv(name="tr", rank=2, **kwargs):
+    return TensorizedConv2d(6, 8, 3, padding=1, factorization=name, rank=rank, **kwargs)
+
+
+def linear(name="tt", rank=2, **kwargs):
+    return TensorizedLinear(12, 8, factorization=name, rank=rank, **kwargs)
+
+
+def embedding(name="tt", rank=2, **kwargs):
+    return TensorizedEmbedding(20, 6, factorization=name, rank=rank, **kwargs)
+
+
+LAYERS = {
+    "conv": (conv, lambda dtype: torch.randn(2, 6, 5, 5, dtype=dtype)),
+    "linear": (linear, lambda dtype: torch.randn(3, 12, dtype=dtype)),
+    "embedding": (embedding, lambda dtype: torch.randint(0, 20, (3, 2))),
+}
+
+
+@pytest.fixture(params=LAYERS)
+def layer_and_input(request):
+    torch.manual_seed(0)
+    make, data = LAYERS[request.param]
+    return make(dtype=torch.float64), data(torch.float64)
+
+
+def step_fused(parameters):
+    """A step that no version counter sees."""
+    parameters = list(parameters)
+    before = [parameter._version for parameter in parameters]
+    torch.optim.SGD(parameters, lr=1e-3, fused=True).step()
+    assert [parameter._version for parameter in parameters] == before
+
+
+# --- the dense weight that is kept --------------------------------------------------------------------------------
+
+
+def test_a_kept_weight_is_the_same_object_until_something_changes():
+    layer = conv(dtype=torch.float64).eval()
+    with torch.no_grad():
+        kept = layer.dense_weight()
+        assert layer.dense_weight() is kept
+        layer.weight.cores[0].mul_(2)
+        assert layer.dense_weight().allclose(2 * kept)
+        kept = layer.dense_weight()
+        layer.weight.cores[0] = nn.Parameter(3 * layer.weight.cores[0])
+        assert layer.dense_weight().allclose(3 * kept)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_a_fused_optimizer_leaves_no_stale_weight(training):
+    """A frozen network is trained in evaluation mode; what was kept before the step must not be used after it."""
+    torch.manual_seed(0)
+    layer, x = conv().train(training), torch.randn(2, 6, 5, 5)
+    with torch.no_grad():
+        before = layer.eval()(x)
+        layer.train(training)
+        layer(x)
+    layer(x).square().mean().backward()
+    step_fused(layer.parameters())
+    with torch.no_grad():
+        after = layer.train(training)(x) if training else layer(x)
+    assert not after.allclose(before)
+    torch.testing.assert_close(after, layer.to_dense()(x))
+
+
+@pytest.mark.parametrize("change", ["eval", "load_state_dict", "to", "data"])
+def test_what_drops_a_kept_weight(change):
+    torch.manual_seed(0)
+    layer, other = conv().eval(), conv()
+    with torch.no_grad():
+        kept = layer.dense_weight()
+        if change == "load_state_dict":
+            layer.load_state_dict(other.state_dict())
+            assert layer.dense_weight().equal(other.dense_weight())
+        elif change == "to":
+            assert layer.double().dense_weight().dtype == torch.float64
+        else:
+            layer.weight.cores[0].data.mul_(2)
+            layer.eval() if change == "eval" else layer.train().eval()
+            assert layer.dense_weight().allclose(2 * kept)
+
+
+def test_a_weight_kept_in_inference_mode_serves_a_later_backward_pass():
+    layer, x = conv().eval(), torch.randn(2, 6, 5, 5)
+    with torch.inference_mode():
+        layer(x)
+    with torch.no_grad():
+        assert not layer.dense_weight().is_inference()
+    layer(x).sum().backward()
+    assert all(core.grad is not None for core in layer.weight.cores)
+
+
+def test_copies_and_pickles_hold_no_kept_weight(layer_and_input):
+    layer, x = layer_and_input
+    layer.eval()
+    with torch.no_grad():
+        expected = layer(x)
+        size = len(pickle.dumps(layer))
+        layer.dense_weight()
+        assert abs(len(pickle.dumps(layer)) - size) < 500
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert other(x).equal(expected)
+            other.weight.cores[0].mul_(2)
+            torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
+    assert not any("kept" in name for name in layer.state_dict())
+
+
+# --- to and from torch --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "dense",
+    [
+        nn.Conv2d(4, 6, 3, stride=(2, 1), padding=(1, 2), dtype=torch.float64),
+        nn.Conv2d(4, 6, (2, 3), padding="same", groups=2, bias=False, padding_mode="reflect", dtype=torch.float64),
+        nn.Conv2d(5, 7, 1, dtype=torch.float64),
+        nn.Linear(12, 7, dtype=torch.float64),
+        nn.Linear(7, 12, bias=False, dtype=torch.float64),
+        nn.Embedding(13, 6, padding_idx=-2, dtype=torch.float64),
+    ],
+    ids=["conv", "grouped", "pixel", "linear", "no bias", "embedding"],
+)
+def test_a_full_rank_is_an_exact_round_trip(name, dense):
+    torch.manual_seed(0)
+    kind = {nn.Conv2d: TensorizedConv2d, nn.Linear: TensorizedLinear, nn.Embedding: TensorizedEmbedding}[type(dense)]
+    layer = kind.from_dense(dense.eval(), factorization=name, rank=10_000)
+    back = layer.to_dense()
+    assert type(back) is type(dense)
+    assert repr(back) == repr(dense)
+    assert not layer.training
+    assert not back.training
+    torch.testing.assert_close(back.weight, dense.weight, rtol=1e-9, atol=1e-9)
+    x = {
+        nn.Conv2d: lambda: torch.randn(2, dense.in_channels, 6, 7, dtype=torch.float64),
+        nn.Linear: lambda: torch.randn(3, dense.in_features, dtype=torch.float64),
+        nn.Embedding: lambda: torch.arange(13),
+    }[type(dense)]()
+    torch.testing.assert_close(layer(x), dense(x), rtol=1e-9, atol=1e-9)
+    back.weight.data.zero_()
+    torch.testing.assert_close(layer(x), dense(x), rtol=1e-9, atol=1e-9)
+
+
+def test_state_dicts_load_strictly_and_hold_cores_alone(layer_and_input):
+    layer, x = layer_and_input
+    stored = io.BytesIO()
+    torch.save(layer.state_dict(), stored)
+    stored.seek(0)
+    other = copy.deepcopy(layer)
+    for parameter in other.parameters():
+        nn.init.constant_(parameter, 0.5)
+    other.load_state_dict(torch.load(stored, weights_only=True))
+    assert other(x).equal(layer(x))
+    assert all(name == "bias" or name.startswith("weight.cores.") for name in layer.state_dict())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_device_and_dtype_arrive(name):
+    for layer in (conv(name, device="meta", dtype=torch.float64), linear(name, device="meta", dtype=torch.float64)):
+        assert {(p.device.type, p.dtype) for p in layer.parameters()} == {("meta", torch.float64)}
+    assert conv(name).bfloat16()(torch.randn(1, 6, 4, 4).bfloat16()).dtype == torch.bfloat16
+
+
+# --- precision, layouts, transforms -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", ["reconstruct", "contract"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_rebuilds_in_the_precision_of_the_cores(name, dtype, implementation):
+    torch.manual_seed(0)
+    layer, x = conv(name, implementation=implementation), torch.randn(2, 6, 8, 8)
+    expected = layer.to_dense()(x)
+    with torch.autocast("cpu", dtype=dtype):
+        y = layer(x)
+        assert layer.dense_weight().dtype == torch.float32
+    assert y.dtype == dtype
+    assert (y.float() - expected).norm() < 0.02 * expected.norm()
+    y.float().square().sum().backward()
+    assert all(core.grad.dtype == torch.float32 for core in layer.weight.cores)
+
+
+@pytest.mark.parametrize("implementation", ["reconstruct", "contract"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_layout_of_the_output_is_that_of_the_input(name, implementation):
+    layer, x = conv(name, implementation=implementation), torch.randn(2, 6, 5, 7)
+    assert layer(x).is_contiguous()
+    if implementation == "reconstruct":
+        assert layer(x.contiguous(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
+    moved = copy.deepcopy(layer).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(moved(x.contiguous(memory_format=torch.channels_last)), layer(x))
+
+
+@pytest.mark.parametrize("implementation", ["auto", "reconstruct", "contract"])
+def test_compiles_without_graph_breaks(layer_and_input, implementation):
+    layer, x = layer_and_input
+    layer.implementation = implementation
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+    compiled(x).square().sum().backward()
+    grads = [parameter.grad.clone() for parameter in layer.parameters()]
+    layer.zero_grad()
+    layer(x).square().sum().backward()
+    torch.testing.assert_close(grads, [parameter.grad for parameter in layer.parameters()])
+    layer.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
+
+
+@pytest.mark.parametrize("implementation", ["reconstruct", "contract"])
+def test_functional_transforms(layer_and_input, implementation):
+    layer, x = layer_and_input
+    layer.implementation = implementation
+    layer.eval()
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+
+    def loss(values, sample):
+        return torch.func.functional_call(layer, values, (sample[None],)).square().sum()
+
+    with torch.no_grad():
+        per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for name, grads in per_sample.items():
+        for sample, grad in zip(x, grads, strict=True):
+            layer.zero_grad()
+            layer(sample[None]).square().sum().backward()
+            torch.testing.assert_close(grad, layer.get_parameter(name).grad)
+    assert layer._kept is None
+
+
+@pytest.mark.parametrize("mode", ["strict", "free"])
+def test_exports(layer_and_input, mode):
+    layer, x = layer_and_input
+    program = torch.export.export(layer.eval(), (x,), strict=mode == "strict")
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
+# --- initialization -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("make", "variance"),
+    [
+        (lambda name: TensorizedConv2d(8, 16, 3, groups=2, factorization=name, rank=3), 2 / 36),
+        (lambda name: TensorizedLinear(24, 16, factorization=name, rank=3), 2 / 24),
+        (lambda name: TensorizedEmbedding(30, 16, factorization=name, rank=3), 1.0),
+    ],
+    ids=["conv", "linear", "embedding"],
+)
+def test_the_rebuilt_weight_has_kaiming_variance(name, make, variance):
+    torch.manual_seed(0)
+    means = torch.stack([make(name).dense_weight().detach().double().square().mean() for _ in range(400)])
+    error = means.std() / len(means) ** 0.5
+    assert abs(means.mean() - variance) < 4 * error
+    assert error < 0.2 * variance
+
+
+# --- shapes and mistakes ------------------------------------------------------------------------------------------
+
+
+@given(
+    name=st.sampled_from(NAMES),
+    implementation=st.sampled_from(["auto", "reconstruct", "contract"]),
+    sizes=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.integers(1, 2),
+    dilation=st.integers(1, 2),
+    padding=st.integers(0, 2),
+    groups=st.integers(1, 3),
+    rank=st.integers(1, 4),
+)
+@settings(max_examples=120, deadline=None)
+def test_any_convolution_is_that_of_its_dense_layer(
+    name, implementation, sizes, kernel, stride, dilation, padding, groups, rank
+):
+    settings_ = {"stride": stride, "dilation": dilation, "padding": padding, "groups": groups, "dtype": torch.float64}
+    layer = TensorizedConv2d(
+        groups * sizes[0],
+        groups * sizes[1],
+        kernel,
+        **settings_,
+        factorization=name,
+        rank=rank,
+        implementation=implementation,
+    )
+    x = torch.randn(2, groups * sizes[0], 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+    torch.testing.assert_close(layer(x[0]), layer.to_dense()(x[0]))
+
+
+@given(
+    name=st.sampled_from(NAMES),
+    implementation=st.sampled_from(["auto", "reconstruct", "contract"]),
+    sizes=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    batch=st.lists(st.integers(0, 3), max_size=2),
+    rank=st.integers(1, 4),
+)
+@settings(max_examples=120, deadline=None)
+def test_any_linear_layer_and_embedding_is_its_dense_layer(name, implementation, sizes, batch, rank):
+    kind = {"factorization": name, "rank": rank, "implementation": implementation, "dtype": torch.float64}
+    layer = TensorizedLinear(*sizes, **kind)
+    x = torch.randn(*batch, sizes[0], dtype=torch.float64)
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+    table = TensorizedEmbedding(*sizes, **kind)
+    index = torch.randint(0, sizes[0], batch)
+    torch.testing.assert_close(table(index), table.to_dense()(index))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"factorization": "cpd"}, r"one of \['btt', 'cp', 'tr', 'tt', 'tucker'\] in `factorization`, got 'cpd'"),
+        ({"implementation": "fast"}, r"in `implementation`, got 'fast'"),
+        ({"rank": 0}, "`rank`, got 0"),
+        ({"rank": [2, 2]}, "7 ints in `rank`"),
+        ({"tensorization": [[4, 2], [5]]}, r"out_channels \(8\) and of in_channels .*got \[\[4, 2\], \[5\]\]"),
+        ({"tensorization": [[4, 2]]}, "`tensorization`"),
+        ({"tensorization": [[-4, -2], [6]]}, "`tensorization`"),
+        ({"groups": 4}, "divisible by groups"),
+        ({"padding_mode": "nearest"}, "padding_mode"),
+    ],
+)
+def test_mistakes_are_named(arguments, message):
+    defaults = {"factorization": "tr", "rank": 2, "tensorization": [[2, 2, 2], [3, 1, 2]]}
+    with pytest.raises(ValueError, match=message):
+        TensorizedConv2d(6, 8, 3, **{**defaults, **arguments})
+
+
+def test_mistakes_in_other_layers():
+    with pytest.raises(TypeError, match="`tensorization`, got 'split'"):
+        linear(tensorization="split")
+    with pytest.raises(ValueError, match="`padding_idx`, got 20"):
+        embedding(padding_idx=20)
+    with pytest.raises(IndexError, match="0 to 19 in `index`"):
+        embedding()(torch.tensor([3, 20]))
+    with pytest.raises(ValueError, match="without `max_norm`"):
+        TensorizedEmbedding.from_dense(nn.Embedding(4, 4, max_norm=1.0), factorization="tt", rank=2)
