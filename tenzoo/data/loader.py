@@ -1,10 +1,13 @@
-"""Batches of tensor entries: shuffled and resumable for training, in order for evaluation."""
+"""Streams of batches: shuffled and resumable for training, in order for evaluation."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from tenzoo.data.checks import check_int
 from tenzoo.data.entries import CompletionBatch, Entries
@@ -14,23 +17,128 @@ EVALUATION_BATCH_SIZE = 65536
 
 _SHUFFLE_STREAM = 0x54FF1E
 
+Batch = TypeVar("Batch")
 
-class EntryLoader:
+
+class ShuffledLoader(ABC, Generic[Batch]):
     """An endless, resumable stream of training batches, handed out in epochs of ``len(loader)`` batches.
 
-    Batch t of the stream is a pure function of ``(seed, t)``: the entries are permuted, the permutation is cut into
+    Batch t of the stream is a pure function of ``(seed, t)``: the items are permuted, the permutation is cut into
     batches (the last one may be smaller), then comes the next permutation, itself a pure function of the seed and its
     number. An epoch takes the next ``len(loader)`` batches, wherever the last one stopped, so ``steps_per_epoch`` may
-    stop within a permutation or run through several of them. If one batch holds all entries, nothing is permuted and
-    each step yields the very same tensors.
+    stop within a permutation or run through several of them. The state is two integers.
+
+    With several processes each batch of the stream is shared out: rank r takes items r, r + w, r + 2w, … of it. The
+    last ones wrap around to the start of the batch if need be, so that all ranks have equally many items and
+    batches; with one process nothing is repeated.
+
+    Subclasses say in ``_batch`` what a batch is. Here items are numbers from 0 to ``count - 1``.
+
+    Args:
+        count: Number of items, at least 1.
+        batch_size: Items per batch over all ranks together; ``None`` means all of them.
+        steps_per_epoch: Batches per epoch; ``None`` means one permutation.
+        seed: Chooses the permutations.
+        rank: Number of this process.
+        world_size: Number of processes.
+        in_flight: Says how many batches were handed out and not trained on yet, at the moment a state is asked for.
+            They are handed out again on resume.
+
+    Raises:
+        TypeError: If a count is not an integer.
+        ValueError: If a count is out of range.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        batch_size: int | None = None,
+        steps_per_epoch: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        in_flight: Callable[[], int] | None = None,
+    ) -> None:
+        self._count = check_int(count, arg="count", least=1)
+        size = None if batch_size is None else check_int(batch_size, arg="batch_size", least=1)
+        self._batch_size = count if size is None else min(size, count)
+        self._num_batches = -(-count // self._batch_size)
+        steps = None if steps_per_epoch is None else check_int(steps_per_epoch, arg="steps_per_epoch", least=1)
+        self._length = self._num_batches if steps is None else steps
+        self._seed = check_int(seed, arg="seed", least=0)
+        self._world_size = check_int(world_size, arg="world_size", least=1)
+        self._rank = check_int(rank, arg="rank", least=0)
+        if rank >= world_size:
+            raise ValueError(f"expected less than `world_size` ({world_size}) in `rank`, got {rank}; count from 0")
+        self._in_flight = in_flight
+        self._step = 0
+        self._permutation: tuple[int, Tensor] | None = None
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return self._length
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(self._length):
+            step = self._step
+            self._step += 1  # before the yield: a checkpoint is written while this batch is the last one handed out
+            yield self._batch(step)
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the stream: the permutation, and the batch of it that comes next."""
+        step = self._step - (0 if self._in_flight is None else self._in_flight())
+        permutation, batch = divmod(max(step, 0), self._num_batches)
+        return {"permutation": permutation, "batch": batch}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Moves to a place in the stream. The next epoch begins there, and has ``len(loader)`` batches.
+
+        After a change of ``batch_size`` the stream goes on in the same permutation, or at the end of it.
+
+        Raises:
+            ValueError: If it is not the state of such a loader.
+        """
+        if not isinstance(state_dict, dict) or set(state_dict) != {"permutation", "batch"}:
+            raise ValueError(
+                f"expected the keys 'permutation' and 'batch' in `state_dict`, got {state_dict!r}; "
+                "give what state_dict() returned"
+            )
+        permutation = check_int(state_dict["permutation"], arg="state_dict['permutation']", least=0)
+        batch = check_int(state_dict["batch"], arg="state_dict['batch']", least=0)
+        self._step = permutation * self._num_batches + min(batch, self._num_batches)
+
+    @abstractmethod
+    def _batch(self, step: int) -> Batch:
+        """This rank's share of a batch of the stream."""
+
+    def _rows(self, step: int) -> Tensor:
+        """The items of a batch of the stream, of all ranks, in their order."""
+        number, position = divmod(step, self._num_batches)
+        start = position * self._batch_size
+        return self._permuted(number)[start : start + self._batch_size]
+
+    def _permuted(self, number: int) -> Tensor:
+        if self._permutation is None or self._permutation[0] != number:
+            generator = np.random.default_rng([self._seed, _SHUFFLE_STREAM, number])
+            self._permutation = number, torch.from_numpy(generator.permutation(self._count))
+        return self._permutation[1]
+
+    def _shard(self, rows: Tensor) -> Tensor:
+        if self._world_size == 1:
+            return rows
+        per_rank = -(-len(rows) // self._world_size)
+        return rows[(torch.arange(per_rank) * self._world_size + self._rank) % len(rows)]
+
+
+class EntryLoader(ShuffledLoader[CompletionBatch]):
+    """The training batches of a completion problem, an endless and resumable stream (see :class:`ShuffledLoader`).
+
+    If one batch holds all entries, nothing is permuted and each step yields the very same tensors.
 
     This is not a ``torch.utils.data.DataLoader``: that one collects a batch item by item in Python, which takes
     longer than a step of a small tensor model, and it cannot resume in mid-epoch. Here a batch is one indexing
     operation, and the state is two integers.
-
-    With several processes each batch of the stream is shared out: rank r takes entries r, r + w, r + 2w, … of it. The
-    last ones wrap around to the start of the batch if need be, so that all ranks have equally many entries and
-    batches; with one process nothing is repeated.
 
     Args:
         entries: What to draw from.
@@ -40,7 +148,6 @@ class EntryLoader:
         rank: Number of this process.
         world_size: Number of processes.
         in_flight: Says how many batches were handed out and not trained on yet, at the moment a state is asked for.
-            They are handed out again on resume.
 
     Raises:
         TypeError: If a count is not an integer.
@@ -70,82 +177,60 @@ class EntryLoader:
     ) -> None:
         if len(entries) == 0:
             raise ValueError("expected at least one entry in `entries`, got none; give a non-empty split")
-        size = None if batch_size is None else check_int(batch_size, arg="batch_size", least=1)
-        self._batch_size = len(entries) if size is None else min(size, len(entries))
-        self._num_batches = -(-len(entries) // self._batch_size)
-        steps = None if steps_per_epoch is None else check_int(steps_per_epoch, arg="steps_per_epoch", least=1)
-        self._length = self._num_batches if steps is None else steps
-        self._seed = check_int(seed, arg="seed", least=0)
-        self._world_size = check_int(world_size, arg="world_size", least=1)
-        self._rank = check_int(rank, arg="rank", least=0)
-        if rank >= world_size:
-            raise ValueError(f"expected less than `world_size` ({world_size}) in `rank`, got {rank}; count from 0")
-        self._in_flight = in_flight
+        super().__init__(
+            len(entries),
+            batch_size=batch_size,
+            steps_per_epoch=steps_per_epoch,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            in_flight=in_flight,
+        )
         self._entries = entries
-        self._step = 0
-        self._permutation: tuple[int, Tensor] | None = None
         everything = entries if world_size == 1 else entries.take(self._shard(torch.arange(len(entries))))
         self._everything = CompletionBatch(everything.index, everything.value)
 
-    def __len__(self) -> int:
-        """Batches per epoch."""
-        return self._length
-
-    def __iter__(self) -> Iterator[CompletionBatch]:
-        for _ in range(self._length):
-            step = self._step
-            self._step += 1  # before the yield: a checkpoint is written while this batch is the last one handed out
-            yield self._batch(step)
-
-    def state_dict(self) -> dict[str, int]:
-        """The place in the stream: the permutation, and the batch of it that comes next."""
-        step = self._step - (0 if self._in_flight is None else self._in_flight())
-        permutation, batch = divmod(max(step, 0), self._num_batches)
-        return {"permutation": permutation, "batch": batch}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Moves to a place in the stream. The next epoch begins there, and has ``len(loader)`` batches.
-
-        After a change of ``batch_size`` the stream goes on in the same permutation, or at the end of it.
-
-        Raises:
-            ValueError: If it is not the state of such a loader.
-        """
-        if not isinstance(state_dict, dict) or set(state_dict) != {"permutation", "batch"}:
-            raise ValueError(
-                f"expected the keys 'permutation' and 'batch' in `state_dict`, got {state_dict!r}; "
-                "give what state_dict() returned"
-            )
-        permutation = check_int(state_dict["permutation"], arg="state_dict['permutation']", least=0)
-        batch = check_int(state_dict["batch"], arg="state_dict['batch']", least=0)
-        self._step = permutation * self._num_batches + min(batch, self._num_batches)
-
+    @override
     def _batch(self, step: int) -> CompletionBatch:
         if self._num_batches == 1:
             return self._everything
-        number, position = divmod(step, self._num_batches)
-        start = position * self._batch_size
-        rows = self._shard(self._permuted(number)[start : start + self._batch_size])
+        rows = self._shard(self._rows(step))
         return CompletionBatch(self._entries.index[rows], self._entries.value[rows])
 
-    def _permuted(self, number: int) -> Tensor:
-        if self._permutation is None or self._permutation[0] != number:
-            generator = np.random.default_rng([self._seed, _SHUFFLE_STREAM, number])
-            self._permutation = number, torch.from_numpy(generator.permutation(len(self._entries)))
-        return self._permutation[1]
 
-    def _shard(self, rows: Tensor) -> Tensor:
-        if self._world_size == 1:
-            return rows
-        per_rank = -(-len(rows) // self._world_size)
-        return rows[(torch.arange(per_rank) * self._world_size + self._rank) % len(rows)]
+class OrderedLoader(ABC, Generic[Batch]):
+    """All items in their order; every iteration starts anew.
 
-
-class SequentialLoader:
-    """All entries in their order, in large batches; every iteration starts anew.
-
-    Under several processes each of them sees all entries. So each entry counts equally in any metric, whether the
+    Under several processes each of them sees all items. So each item counts equally in any metric, whether the
     metric is reduced over the processes or not, and no process is left with an empty batch.
+
+    Args:
+        count: Number of items.
+        batch_size: Items per batch.
+
+    Raises:
+        TypeError: If ``batch_size`` is not an integer.
+        ValueError: If ``batch_size`` is below 1.
+    """
+
+    def __init__(self, count: int, *, batch_size: int) -> None:
+        self._count = count
+        self._batch_size = check_int(batch_size, arg="batch_size", least=1)
+
+    def __len__(self) -> int:
+        return -(-self._count // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, self._count, self._batch_size):
+            yield self._batch(slice(start, start + self._batch_size))
+
+    @abstractmethod
+    def _batch(self, rows: slice) -> Batch:
+        """The items of a range."""
+
+
+class SequentialLoader(OrderedLoader[CompletionBatch]):
+    """All entries in their order, in large batches, in each process (see :class:`OrderedLoader`).
 
     Args:
         entries: What to go through.
@@ -162,13 +247,9 @@ class SequentialLoader:
     """
 
     def __init__(self, entries: Entries, *, batch_size: int = EVALUATION_BATCH_SIZE) -> None:
+        super().__init__(len(entries), batch_size=batch_size)
         self._entries = entries
-        self._batch_size = check_int(batch_size, arg="batch_size", least=1)
 
-    def __len__(self) -> int:
-        return -(-len(self._entries) // self._batch_size)
-
-    def __iter__(self) -> Iterator[CompletionBatch]:
-        for start in range(0, len(self._entries), self._batch_size):
-            rows = slice(start, start + self._batch_size)
-            yield CompletionBatch(self._entries.index[rows], self._entries.value[rows])
+    @override
+    def _batch(self, rows: slice) -> CompletionBatch:
+        return CompletionBatch(self._entries.index[rows], self._entries.value[rows])
