@@ -1,7 +1,8 @@
 """Tasks: LightningModules that know a loss, and train it with any method."""
 
 from tenzoo.tasks.base import Task
+from tenzoo.tasks.classification import ImageClassificationTask
 from tenzoo.tasks.completion import CompletionTask
 from tenzoo.tasks.sam import SAM
 
-__all__ = ["SAM", "CompletionTask", "Task"]
+__all__ = ["SAM", "CompletionTask", "ImageClassificationTask", "Task"]

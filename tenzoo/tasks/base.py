@@ -5,6 +5,7 @@ import inspect
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tenzoo.cores import CoreGroup, CoreProvider, find_core_groups
 from tenzoo.dynamics import SharpnessState, sharpness_perturbation
 from tenzoo.tasks.sam import SAM, RandomReplay, frozen_statistics, without_sync
-from tenzoo.tasks.schedulers import step_schedulers
+from tenzoo.tasks.schedulers import Schedule, check_schedule, schedule_over_run, step_schedulers
 from tenzoo.training import logs_this_step, loss_scale, scales_loss, unscales_its_gradients
 
 
@@ -34,8 +35,11 @@ class Task(LightningModule, CoreProvider):
 
     Args:
         optimizer: Takes the trainable parameters, returns an optimizer. In YAML a ``class_path`` with ``init_args``.
-        lr_scheduler: Takes the optimizer, returns a scheduler of ``torch.optim.lr_scheduler``.
-        lr_scheduler_interval: Step the scheduler after every ``"epoch"`` or optimizer ``"step"``.
+        lr_scheduler: Takes the optimizer, returns a scheduler of ``torch.optim.lr_scheduler``; or a schedule over all
+            optimizer steps of the run: ``"cosine"``, from the optimizer's learning rate down to 0, or ``"one_cycle"``,
+            torch's ``OneCycleLR`` with that rate as the highest.
+        lr_scheduler_interval: Step the scheduler after every ``"epoch"`` or optimizer ``"step"``. A schedule over the
+            run has its own: it always follows the steps.
         lr_scheduler_monitor: The logged metric that a ``ReduceLROnPlateau`` watches.
         sam: Switches SAM on.
         gradient_clip_val: Bound on the gradients, in place of the Trainer's argument of that name.
@@ -52,7 +56,7 @@ class Task(LightningModule, CoreProvider):
         self,
         *,
         optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler: Schedule | LRSchedulerCallable | None = None,
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
         lr_scheduler_monitor: str | None = None,
         sam: SAM | None = None,
@@ -72,9 +76,11 @@ class Task(LightningModule, CoreProvider):
             )
         if isinstance(accumulate_grad_batches, bool) or accumulate_grad_batches < 1:
             raise ValueError(f"expected an int >= 1 in `accumulate_grad_batches`, got {accumulate_grad_batches}")
+        if isinstance(lr_scheduler, str):
+            check_schedule(lr_scheduler)
         self._optimizer_of = optimizer
         self._scheduler_of = lr_scheduler
-        self._scheduler_interval = lr_scheduler_interval
+        self._scheduler_interval = "step" if isinstance(lr_scheduler, str) else lr_scheduler_interval
         self._scheduler_monitor = lr_scheduler_monitor
         self.sam = sam
         self.gradient_clip_val = gradient_clip_val
@@ -89,11 +95,18 @@ class Task(LightningModule, CoreProvider):
     def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
         """Save the arguments of ``__init__`` as every LightningModule does, those that are builtins.
 
-        An optimizer or a scheduler given as a function is left out: it is code, and a checkpoint that loads with
-        ``weights_only=True`` holds none. From the command line both are builtins, and kept.
+        An optimizer, a scheduler or a network given as an object is left out: a checkpoint that loads with
+        ``weights_only=True`` holds no code. From the command line all are builtins, and kept.
         """
         frame = inspect.currentframe()
-        super().save_hyperparameters(*args, **{"frame": frame and frame.f_back, **kwargs})
+        kwargs = {"frame": frame and frame.f_back, **kwargs}
+        ignored = kwargs.get("ignore") or []
+        modules = _modules_given(kwargs["frame"])
+        super().save_hyperparameters(
+            *args, **{**kwargs, "ignore": [*([ignored] if isinstance(ignored, str) else ignored), *modules]}
+        )
+        if modules and "_instantiator" in self.hparams:  # Lightning's mark of the command line
+            super().save_hyperparameters(*args, **kwargs)
         plain = {
             key: dataclasses.asdict(value) if isinstance(value, SAM) else value for key, value in self.hparams.items()
         }
@@ -199,16 +212,23 @@ class Task(LightningModule, CoreProvider):
 
     # --- hooks -------------------------------------------------------------------------------------------------
 
-    def trainable_parameters(self) -> Iterable[nn.Parameter]:
-        """The parameters that the optimizer is given."""
+    def trainable_parameters(self) -> Iterable[nn.Parameter] | Iterable[dict[str, Any]]:
+        """The parameters that the optimizer is given, or groups of them with settings of their own."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def build_optimizer(self) -> Optimizer:
+        """The optimizer over all trainable parameters."""
+        return self._optimizer_of(self.trainable_parameters())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer, and the scheduler if there is one."""
-        optimizer = self._optimizer_of(self.trainable_parameters())
+        optimizer = self.build_optimizer()
         if self._scheduler_of is None:
             return optimizer
-        scheduler = self._scheduler_of(optimizer)
+        if isinstance(self._scheduler_of, str):
+            scheduler: Any = schedule_over_run(self._scheduler_of, optimizer, self.trainer)
+        else:
+            scheduler = self._scheduler_of(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau) and self._scheduler_monitor is None:
             raise ValueError(
                 "expected the name of a logged metric in `lr_scheduler_monitor` for ReduceLROnPlateau, got none"
@@ -310,6 +330,15 @@ class Task(LightningModule, CoreProvider):
         """In manual mode, step plateau schedulers."""
         self._step_schedulers("step", plateau=True)
         self._step_schedulers("epoch", plateau=True)
+
+
+def _modules_given(frame: FrameType | None) -> list[str]:
+    """Names of the arguments of an ``__init__``, and of those of subclasses around it, that are modules."""
+    names: list[str] = []
+    while frame is not None and "__class__" in frame.f_locals:
+        names += [name for name, value in frame.f_locals.items() if isinstance(value, nn.Module) and name != "self"]
+        frame = frame.f_back
+    return names
 
 
 def _is_plain(value: object) -> bool:

@@ -85,12 +85,16 @@ class CompletionTask(Task):
             for name, metric in (("r2", R2Score()), ("rmse", MeanSquaredError(squared=False))):
                 self.metrics[f"{split}/{name}"] = metric.set_dtype(torch.float64)
 
+    def build(self, shape: Sequence[int]) -> None:
+        """Make the model for a shape; done before training for that of the data, where the arguments named none."""
+        self.shape = tuple(shape)
+        self.hparams["shape"] = list(shape)
+        self.model = TensorCompletion(shape, **self._model_args)  # type: ignore[arg-type]
+
     def configure_model(self) -> None:
         """Build the model for the data's shape, where the arguments named none."""
         if self.shape is None:
-            self.shape = self._data.shape
-            self.hparams["shape"] = list(self.shape)
-            self.model = TensorCompletion(self.shape, **self._model_args)  # type: ignore[arg-type]
+            self.build(self._data.shape)
 
     def on_fit_start(self) -> None:
         """Take over the data's location and scale, which a checkpoint then keeps."""

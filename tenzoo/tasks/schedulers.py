@@ -1,7 +1,118 @@
-"""A learning-rate scheduler under manual optimization, where Lightning leaves it to the module."""
+"""Learning-rate schedules that span the run, and schedulers under manual optimization."""
 
-from lightning.pytorch import LightningModule
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias, get_args
+
+from lightning.pytorch import LightningModule, Trainer
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from typing_extensions import override
+
+Schedule: TypeAlias = Literal["cosine", "one_cycle"]
+"""Names of the schedules that span the run: they step after every step of the optimizer."""
+
+
+def check_schedule(name: str) -> None:
+    """Refuse an unknown name.
+
+    Raises:
+        ValueError: Listing the valid ones.
+
+    Example:
+        >>> check_schedule("cosine")
+    """
+    if name not in get_args(Schedule):
+        raise ValueError(
+            f"expected one of {sorted(get_args(Schedule))}, or a function that makes a scheduler, in `lr_scheduler`, "
+            f"got {name!r}"
+        )
+
+
+def schedule_over_run(name: Schedule, optimizer: Optimizer, trainer: Trainer) -> LRScheduler:
+    """A schedule over all optimizer steps of the run, from the optimizer's learning rates.
+
+    A run that is resumed with another length follows the schedule of that length from its first step on.
+
+    Args:
+        name: Half a cosine from the learning rate of each parameter group down to 0, or torch's ``OneCycleLR`` with
+            that rate as the highest.
+        optimizer: Freshly made.
+        trainer: Knows its training data.
+
+    Raises:
+        ValueError: If the run has no end.
+    """
+    total_steps = trainer.estimated_stepping_batches
+    if not 0 <= total_steps < math.inf:  # Lightning says -1 for data of unknown length
+        raise ValueError(
+            f"expected max_steps or max_epochs on the Trainer, and data of known length, for `lr_scheduler` {name!r}, "
+            "got a run without an end"
+        )
+    kind = _Cosine if name == "cosine" else _OneCycle
+    return kind(optimizer, max(int(total_steps), 1))
+
+
+class _OverRun(LRScheduler):
+    """Takes the length of the run from its own, and not from the state that it resumes."""
+
+    _of_the_run = frozenset({"total_steps", "_schedule_phases"})
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in super().state_dict().items() if key not in self._of_the_run}
+
+    @override
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        super().load_state_dict({key: value for key, value in state_dict.items() if key not in self._of_the_run})
+        if self.last_epoch > 0:  # the optimizer has the rates of the old length: set those of this one
+            count = self._step_count
+            self.last_epoch -= 1
+            self.step()
+            self._step_count = count
+
+
+class _Cosine(_OverRun, LambdaLR):
+    """``lr_t = lr/2 (1 + cos(π t/T))`` at the step t of T (Loshchilov and Hutter 2017, arXiv:1608.03983), 0 from T on.
+
+    Args:
+        optimizer: With the learning rate lr in each of its parameter groups.
+        total_steps: T.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.4)
+        >>> schedule = _Cosine(optimizer, 2)
+        >>> [(optimizer.step(), schedule.step(), round(schedule.get_last_lr()[0], 6))[2] for _ in range(3)]
+        [0.2, 0.0, 0.0]
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int) -> None:
+        self.total_steps = total_steps
+        super().__init__(optimizer, lambda step: (1 + math.cos(math.pi * min(step / self.total_steps, 1))) / 2)
+
+
+class _OneCycle(_OverRun, OneCycleLR):
+    """Torch's ``OneCycleLR`` with the optimizer's learning rates as the highest, and the last rate kept at the end.
+
+    The momentum, or Adam's first beta, is cycled the other way round, between 0.95 and 0.85, if there is one.
+
+    Args:
+        optimizer: With the highest learning rate in each of its parameter groups.
+        total_steps: Steps of the optimizer.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int) -> None:
+        cycles = all("betas" in group or group.get("momentum") for group in optimizer.param_groups)
+        highest = [float(group["lr"]) for group in optimizer.param_groups]
+        super().__init__(optimizer, highest, total_steps, cycle_momentum=cycles)
+
+    @override
+    def step(self, epoch: int | None = None) -> None:
+        if self.last_epoch + 1 < self.total_steps:
+            super().step(epoch)
+        else:
+            self.last_epoch += 1
 
 
 def step_schedulers(module: LightningModule, *, monitor: str | None, plateau: bool) -> None:

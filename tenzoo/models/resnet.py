@@ -1,0 +1,255 @@
+"""Residual networks for small images, with dense or with tensorized convolutions."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from tenzoo.factorizations import Rank
+from tenzoo.layers import Implementation, Tensorization, TensorizedConv2d
+
+_DEPTHS = (20, 32, 44, 56)
+_COLORS = 3
+_WIDTHS = (16, 32, 64)
+_MIN_SIDE = 4
+
+
+class CIFARResNet(nn.Module):
+    """The residual network for 32 × 32 images of He et al. (2016, arXiv:1512.03385, section 4.2).
+
+    A 3 × 3 convolution, three stages of ``(depth − 2)/6`` blocks that are 16, 32 and 64 channels wide, each on half
+    the side length of the one before, the mean over all pixels, and a linear layer. Where a block changes the shape,
+    its shortcut takes every second pixel and adds channels of zeros, half of them in front and half behind (option A).
+
+    With ``factorization`` every convolution, the first included, is a :class:`~tenzoo.layers.TensorizedConv2d`; the
+    linear layer stays dense. Its cores are found by :func:`~tenzoo.cores.find_core_groups`, under names such as
+    ``"layer1.0.conv1.weight"``. All weights start with mean 0 and variance ``2/fan_in`` (He et al. 2015,
+    arXiv:1502.01852, eq. 10), also those rebuilt from cores, and all biases at 0.
+
+    Args:
+        depth: Layers with weights: 20, 32, 44 or 56.
+        num_classes: Outputs.
+        factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``; None is the dense network.
+        rank: As the factorization takes it, for each convolution: one number, a list, or a fraction of the dense
+            parameters.
+        tensorization: Maps a number of channels (3, 16, 32 or 64) to its factors; those it leaves out take the layer's
+            default, which for a ring and a block TT is ``{3: [3], 16: [4, 2, 2], 32: [4, 4, 2], 64: [4, 4, 4]}``.
+        implementation: Of the tensorized convolutions.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: For another depth, or settings that do not go together or do not fit; the message ends with the name
+            of the layer that they do not fit.
+
+    Example:
+        >>> dense, ring = CIFARResNet(20), CIFARResNet(20, factorization="tr", rank=10)
+        >>> [sum(p.numel() for p in network.parameters()) for network in (dense, ring)]
+        [269722, 55826]
+        >>> ring(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        *,
+        num_classes: int = 10,
+        factorization: str | None = None,
+        rank: Rank | None = None,
+        tensorization: Mapping[int, Sequence[int]] | None = None,
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__()
+        if depth not in _DEPTHS:
+            raise ValueError(f"expected one of {list(_DEPTHS)} in `depth`, got {depth!r}")
+        if isinstance(num_classes, bool) or num_classes < 1:
+            raise ValueError(f"expected an int >= 1 in `num_classes`, got {num_classes!r}")
+        self.depth = depth
+        convolutions = _Convolutions(factorization, rank, tensorization, implementation)
+        convolutions.check()
+        self.conv1 = convolutions.make("conv1", _COLORS, _WIDTHS[0])
+        self.bn1 = nn.BatchNorm2d(_WIDTHS[0])
+        num_blocks = (depth - 2) // 6
+        self.layer1 = _stage(convolutions, "layer1", num_blocks, _WIDTHS[0], _WIDTHS[0])
+        self.layer2 = _stage(convolutions, "layer2", num_blocks, _WIDTHS[0], _WIDTHS[1])
+        self.layer3 = _stage(convolutions, "layer3", num_blocks, _WIDTHS[1], _WIDTHS[2])
+        self.linear = nn.Linear(_WIDTHS[2], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            images: ``(N, 3, H, W)``, normalized as in training; H and W are at least 4.
+
+        Returns:
+            Logits, ``(N, num_classes)``.
+
+        Raises:
+            ValueError: For images of another shape.
+        """
+        if images.ndim != 4 or images.shape[1] != _COLORS or min(images.shape[2:]) < _MIN_SIDE:
+            raise ValueError(
+                f"expected shape (N, {_COLORS}, H, W) with H and W >= {_MIN_SIDE} in `images`, "
+                f"got {tuple(images.shape)}"
+            )
+        # The layout of rebuilt kernels, and the faster one for convolutions: one conversion here spares one per layer.
+        x = images.contiguous(memory_format=torch.channels_last)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.linear(x.mean((2, 3)))
+        return logits
+
+    def load_pretrained(self, path: str | Path) -> Self:
+        """Take over the weights of a published file of this network.
+
+        Such files hold a dictionary with a ``state_dict``, whose keys may begin with ``"module."`` and need no batch
+        counts. A state dict by itself is taken too. No code is run from the file.
+
+        Args:
+            path: Of the file.
+
+        Returns:
+            The network itself.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is none of these, is of another depth or number of classes, or this network is
+                tensorized.
+        """
+        if isinstance(self.conv1, TensorizedConv2d):
+            raise ValueError(f"expected a dense network to load {str(path)!r} into, got one made of cores")
+        weights = _read_weights(Path(path))
+        depth = 2 + sum(bool(re.fullmatch(r"layer\d\.\d+\.conv\d\.weight", name)) for name in weights)
+        if depth in _DEPTHS and depth != self.depth:
+            raise ValueError(
+                f"expected the weights of a ResNet-{self.depth} in {str(path)!r}, got those of a ResNet-{depth}"
+            )
+        own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        other = {name: tuple(value.shape) for name, value in weights.items()}
+        for name in dict.fromkeys([*own, *other]):
+            counts = name.endswith("num_batches_tracked") and name not in other
+            if own.get(name) != other.get(name) and not counts:
+                raise ValueError(
+                    f"expected the weights of a ResNet-{self.depth} in {str(path)!r}, got {name!r} of shape "
+                    f"{other.get(name)} where the network has {own.get(name)}"
+                )
+        self.load_state_dict(weights, strict=False)
+        return self
+
+
+class _Block(nn.Module):
+    """``relu(x' + bn2(conv2(relu(bn1(conv1(x))))))``, where the shortcut x' has the shape of what it is added to."""
+
+    def __init__(self, convolutions: "_Convolutions", name: str, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.stride = 1 if in_channels == out_channels else 2
+        self.padding = (out_channels - in_channels) // 2
+        self.conv1 = convolutions.make(f"{name}.conv1", in_channels, out_channels, self.stride)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = convolutions.make(f"{name}.conv2", out_channels, out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        if self.stride > 1:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
+        return F.relu(y + x, inplace=True)
+
+
+def _stage(
+    convolutions: "_Convolutions", name: str, num_blocks: int, in_channels: int, out_channels: int
+) -> nn.Sequential:
+    widths = [in_channels] + [out_channels] * num_blocks
+    return nn.Sequential(*(_Block(convolutions, f"{name}.{k}", widths[k], widths[k + 1]) for k in range(num_blocks)))
+
+
+@dataclass(frozen=True)
+class _Convolutions:
+    """Makes all convolutions of a network, of one kind."""
+
+    factorization: str | None
+    rank: Rank | None
+    tensorization: Mapping[int, Sequence[int]] | None
+    implementation: Implementation
+
+    def check(self) -> None:
+        """Refuse settings that do not go together."""
+        if self.factorization is None:
+            for name, value in (("rank", self.rank), ("tensorization", self.tensorization)):
+                if value is not None:
+                    raise ValueError(f"expected a `factorization` beside `{name}`, got {value!r} without one")
+        elif self.rank is None:
+            raise ValueError(f"expected a `rank` beside `factorization`, got {self.factorization!r} without one")
+        channels = [_COLORS, *_WIDTHS]
+        for key in self.tensorization or ():
+            if key not in channels:
+                raise ValueError(f"expected numbers of channels of {channels} as keys of `tensorization`, got {key!r}")
+
+    def make(self, name: str, in_channels: int, out_channels: int, stride: int = 1) -> nn.Module:
+        """A convolution of 3 × 3 pixels, to be known under a name."""
+        if self.factorization is None or self.rank is None:
+            return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        try:
+            return TensorizedConv2d(
+                in_channels,
+                out_channels,
+                3,
+                stride,
+                padding=1,
+                bias=False,
+                factorization=self.factorization,
+                rank=self.rank,
+                tensorization=self._tensorization(in_channels, out_channels),
+                implementation=self.implementation,
+            )
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error} in {name}") from error
+
+    def _tensorization(self, in_channels: int, out_channels: int) -> Tensorization | None:
+        if self.tensorization is None:
+            return None
+        return self._factors(self.tensorization, out_channels), self._factors(self.tensorization, in_channels)
+
+    def _factors(self, tensorization: Mapping[int, Sequence[int]], channels: int) -> Sequence[int]:
+        if channels not in tensorization:
+            return self._default_factors(channels)
+        factors = tensorization[channels]
+        if not isinstance(factors, Sequence) or not all(isinstance(factor, int) for factor in factors):
+            raise TypeError(f"expected a list of ints in `tensorization` for {channels} channels, got {factors!r}")
+        if math.prod(factors) != channels or min(factors) < 1:
+            raise ValueError(
+                f"expected factors of {channels} in `tensorization`, such as {list(self._default_factors(channels))}, "
+                f"got {factors!r}"
+            )
+        return factors
+
+    def _default_factors(self, channels: int) -> Sequence[int]:
+        assert self.factorization is not None
+        layer = TensorizedConv2d(channels, channels, 3, device="meta", factorization=self.factorization, rank=1)
+        return layer.tensorization[0]
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"expected an existing file of weights, got {str(path)!r}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # every kind of damage raises its own
+        raise ValueError(
+            f"expected a file of weights that torch can load without running code, got {str(path)!r}"
+        ) from error
+    weights = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"expected a dictionary with a `state_dict` of tensors in {str(path)!r}, got something else")
+    return {str(name).removeprefix("module."): value for name, value in weights.items()}
