@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from tenzoo.cli import main
+from tenzoo.cli.commands import PARTS
+from tests.data.conftest import root  # noqa: F401  (a fixture: a small CIFAR-10)
 
 ROOT = Path(__file__).parent.parent / "configs"
-MODELS = sorted(path for path in ROOT.rglob("*.yaml") if path.parent.name != "methods")
+MODELS = sorted(path for path in ROOT.rglob("*.yaml") if path.parent.name not in PARTS)
 METHODS = sorted((ROOT / "methods").glob("*.yaml"))
 TINY = str(Path(__file__).parent / "configs" / "tiny.yaml")
 SMALLER = {
@@ -26,19 +28,33 @@ def test_the_methods_are_all_there():
     assert {path.stem for path in METHODS} == EXPECTED_METHODS
 
 
+def of_cifar10(config):
+    return "CIFAR10DataModule" in config.read_text()
+
+
+def small_cifar10(root):  # noqa: F811
+    return ["--data.init_args.root", root, "--data.init_args.validation_size", "10", "--data.init_args.batch_size", "8"]
+
+
 @pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning")
 @pytest.mark.parametrize("config", MODELS, ids=lambda path: path.stem)
-def test_every_model_trains(tmp_path, capsys, config):
-    assert fit(tmp_path, config, args=SMALLER.get(config.stem, [])) == 0
+def test_every_model_trains(tmp_path, root, capsys, config):  # noqa: F811
+    runs = tmp_path / "runs"
+    arguments = small_cifar10(root) if of_cifar10(config) else SMALLER.get(config.stem, [])
+    assert fit(runs, config, args=arguments) == 0
     printed = capsys.readouterr().out
-    assert "held out" in printed
+    assert ("test" if of_cifar10(config) else "held out") in printed
     assert "nan" not in printed
-    run = tmp_path / "version_0"
-    assert {"config.yaml", "metrics.csv", "norm_dynamics.png", "checkpoints"} <= {p.name for p in run.iterdir()}
+    written = {path.name for path in (runs / "version_0").iterdir()}
+    assert {"config.yaml", "metrics.csv", "checkpoints"} <= written
+    assert ("norm_dynamics.png" in written) == (config.stem != "resnet20_cifar10")  # a dense network has no cores
 
 
 @pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning")
 @pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
-def test_every_method_composes(tmp_path, capsys, method):
-    assert fit(tmp_path, ROOT / "il2_tucker.yaml", method) == 0
-    assert "held out" in capsys.readouterr().out
+@pytest.mark.parametrize("config", ["il2_tucker", "tr_resnet20_cifar10"])
+def test_every_method_composes(tmp_path, root, capsys, config, method):  # noqa: F811
+    path = ROOT / f"{config}.yaml"
+    short = [ROOT / "schedules" / "short_cifar10.yaml"] if of_cifar10(path) else []
+    assert fit(tmp_path / "runs", path, *short, method, args=small_cifar10(root) if of_cifar10(path) else []) == 0
+    assert ("test" if of_cifar10(path) else "held out") in capsys.readouterr().out

@@ -67,6 +67,7 @@ def check_same_settings(checkpoint: Mapping[str, Any], config: Mapping[str, Any]
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
+        old, new = ({str(name): value for name, value in mapping.items()} for mapping in (old, new))
         names = dict.fromkeys([*old, *new]) if key else old  # arguments that are new to the task are no difference
         return [
             difference

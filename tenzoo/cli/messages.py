@@ -9,7 +9,9 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.loggers import Logger
+from torch import nn
 
+from tenzoo.data import LabelNoise
 from tenzoo.tasks import Task
 
 _KINDS: dict[str, type] = {
@@ -17,6 +19,8 @@ _KINDS: dict[str, type] = {
     "data": LightningDataModule,
     "callbacks": Callback,
     "logger": Logger,
+    "network": nn.Module,
+    "noise": LabelNoise,
     "optimizer": torch.optim.Optimizer,
     "lr_scheduler": torch.optim.lr_scheduler.LRScheduler,
 }
@@ -83,7 +87,9 @@ def explain(message: str, parser: ArgumentParser | None = None) -> str:
     if unknown:
         value = next(group for group in unknown.groups() if group is not None)
         if classes := _classes(key):
-            return f"expected a class{where}, one of {_names(classes)}, got {value!r}"
+            words = re.search(r"Expected a typing\.Literal\[(.+?)\]", message)
+            either = f"{words[1]} or " if words else ""
+            return f"expected {either}a class{where}, one of {_names(classes)}, got {value!r}"
         if "Expected a <class" not in message.partition("Given value")[0].replace("Expected a <class 'NoneType'>", ""):
             return f"expected a mapping{where}, got {value!r}"
     if literal := re.search(r"Expected a typing\.Literal\[(.+?)\]\. Got value: (.+)", message):

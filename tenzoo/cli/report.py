@@ -2,6 +2,8 @@
 
 import math
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from lightning.pytorch import Trainer
 from rich.console import Console
@@ -10,14 +12,15 @@ from rich.table import Table
 _TITLES = {"train": "train", "val": "validation", "held_out": "held out"}
 
 
-def print_metrics(trainer: Trainer, *, weights: str) -> None:
+def print_metrics(trainer: Trainer, logged: Mapping[str, Any], *, weights: str) -> None:
     """Print a row for each split and a column for each metric, from keys such as ``"held_out/r2"``.
 
     Args:
-        trainer: Has just validated or tested. Only the first process prints.
+        trainer: Its log directory is named below the table. Only the first process prints.
+        logged: By name.
         weights: Which weights were judged.
     """
-    metrics = {key: value.item() for key, value in trainer.logged_metrics.items()}
+    metrics = {key: float(value) for key, value in logged.items()}
     directory = trainer.log_dir
     if not trainer.is_global_zero or not metrics:
         return

@@ -1,18 +1,11 @@
 """LightningCLI with tenzoo's defaults, and errors of one line."""
 
 import logging
-import os
-import re
 import shutil
-import sys
 import warnings
-from argparse import ArgumentError
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -24,29 +17,15 @@ import tenzoo.data  # noqa: F401  (its classes can be named without their module
 from tenzoo import __version__
 from tenzoo.callbacks import CompletedEntriesWriter
 from tenzoo.cli.checkpoints import check_same_settings, read_checkpoint
-from tenzoo.cli.messages import explain
 from tenzoo.cli.report import print_metrics
-from tenzoo.tasks import CompletionTask, Task
+from tenzoo.tasks import CompletionTask, ImageClassificationTask, Task
 from tenzoo.training import NoProfiler
 
 _REFRESH_RATE = 25
 """Batches between two updates of the progress bar: a step of a small model takes less time than an update."""
 
 
-_REFUSALS = (
-    ArgumentError,
-    ValueError,
-    TypeError,
-    OSError,
-    MisconfigurationException,
-    ImportError,
-    MemoryError,
-    RuntimeError,  # if it is torch's for want of memory
-)
-_NO_MEMORY = re.compile("out of memory|can't allocate memory|overflow", re.IGNORECASE)
-
-
-class _Started(Callback):
+class Started(Callback):
     """Remembers whether the work began: an error from then on is no mistake in the input, and shows its traceback."""
 
     begun = False
@@ -107,7 +86,7 @@ class TenzooCLI(LightningCLI):
         callbacks = settings.get("callbacks") or []
         if settings.get("check_val_every_n_epoch") == 0:  # Lightning would divide by it
             raise ValueError("expected an int >= 1 or null in `trainer.check_val_every_n_epoch`, got 0")
-        extra: list[Callback] = [_Started()]
+        extra: list[Callback] = [Started()]
         if settings.get("logger") in (None, True):
             kwargs["logger"] = _both_loggers(settings.get("default_root_dir") or "runs")
         if settings.get("profiler") is None:
@@ -122,7 +101,7 @@ class TenzooCLI(LightningCLI):
     def after_fit(self) -> None:
         """Judge the best weights, where a checkpoint callback chose them by a metric, else the last."""
         trainer = self.trainer
-        if trainer.interrupted or not isinstance(self.model, CompletionTask):
+        if trainer.interrupted:
             return
         chosen = trainer.checkpoint_callback
         best, weights = None, "the last weights"
@@ -130,12 +109,16 @@ class TenzooCLI(LightningCLI):
             best, weights = chosen.best_model_path, f"the weights with the best {chosen.monitor}"
             if self.config[self.config.subcommand].ckpt_path is not None:
                 weights += " since the run was resumed"
-        trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
-        print_metrics(trainer, weights=weights)
+        metrics: dict[str, Any] = {}
+        for judge in (trainer.validate, *([trainer.test] if isinstance(self.model, ImageClassificationTask) else [])):
+            judge(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+            metrics.update(trainer.logged_metrics)
+        print_metrics(trainer, metrics, weights=weights)
 
     def after_validate(self) -> None:
         """Print the metrics."""
-        print_metrics(self.trainer, weights=f"the weights of {self.config[self.config.subcommand].ckpt_path}")
+        metrics = self.trainer.logged_metrics
+        print_metrics(self.trainer, metrics, weights=f"the weights of {self.config[self.config.subcommand].ckpt_path}")
 
     def after_test(self) -> None:
         """Print the metrics."""
@@ -170,7 +153,7 @@ def _claim(root: Path, version: int) -> int:
         except FileExistsError:
             version += 1
         else:
-            _Started.directory = root / f"version_{version}"
+            Started.directory = root / f"version_{version}"
             return version
 
 
@@ -178,7 +161,7 @@ def _is_no_tip(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep out what nobody who runs a config can act on."""
     lightnings_own = (".*LeafSpec.*is deprecated", "(?s).*JsonargparseDeprecationWarning", "(?s).*was deprecated in v4")
     expected = (
@@ -193,49 +176,14 @@ def _quiet() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
 
 
-def _parser_of(args: Sequence[str], parsers: dict[str, ArgumentParser]) -> ArgumentParser | None:
-    return next((parsers[arg] for arg in args if arg in parsers), None)
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Run a command in this process.
+def build(cli: TenzooCLI, argv: list[str], *, run: bool = True) -> None:
+    """Initialize a command line, and run its command.
 
     Args:
-        args: As on the command line, without the program's name; None takes ``sys.argv``.
-
-    Returns:
-        0, or 2 after one line on stderr: the input was refused, and nothing was trained. Errors during training are
-        raised. With ``JSONARGPARSE_DEBUG=true`` in the environment all errors are.
+        cli: Made by ``__new__`` only: its parsers are wanted also where this fails.
+        argv: As on the command line, without the program's name.
+        run: Whether ``argv`` begins with a subcommand.
     """
-    _Started.reset()
-    argv = list(sys.argv[1:] if args is None else args)
-    cli = TenzooCLI.__new__(TenzooCLI)  # its parsers are wanted below also if it fails while being built
-    try:
-        with warnings.catch_warnings():
-            _quiet()
-            _build(cli, argv)
-    except _REFUSALS as error:
-        unknown = isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error))
-        if unknown or _Started.begun or os.environ.get("JSONARGPARSE_DEBUG"):
-            raise
-        _Started.discard()
-        parser = _parser_of(argv, getattr(cli, "_subcommand_parsers", {}))
-        print(f"tenzoo: error: {_in_one_line(error, parser)}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _in_one_line(error: Exception, parser: ArgumentParser | None) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "expected a text file in YAML in `config`, got a binary one"
-    if isinstance(error, RuntimeError | TypeError) and _NO_MEMORY.search(str(error)):
-        asked = re.search(r"tried to allocate (\S+ \w+)", str(error), re.IGNORECASE)
-        amount = f"of {asked[1]} that was refused" if asked else "beyond what can be addressed"
-        return f"expected a model and data that fit into memory, got an allocation {amount}; lower `rank` first"
-    return explain(str(error), parser)
-
-
-def _build(cli: TenzooCLI, argv: list[str]) -> None:
     strict = {"exit_on_error": False, "allow_abbrev": False}
     commands = {name: dict(strict) for name in TenzooCLI.subcommands()}
     kwargs: dict[str, Any] = {**strict, "version": f"tenzoo {__version__}", **commands}
@@ -249,9 +197,5 @@ def _build(cli: TenzooCLI, argv: list[str]) -> None:
         seed_everything_default=0,
         parser_kwargs=kwargs,
         args=argv,
+        run=run,
     )
-
-
-def run() -> None:
-    """The console script."""
-    raise SystemExit(main())

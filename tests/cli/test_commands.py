@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tenzoo.cli import app, main
+from tenzoo.cli import main, trainer
 
 CONFIG = """
 seed_everything: 1
@@ -213,13 +213,13 @@ def test_a_refused_run_leaves_no_directory(config, checkpoint, capsys, mistake):
 def test_a_refused_run_leaves_what_another_has_made(config, checkpoint, monkeypatch, capsys):
     """Two runs may look for a free directory at the same moment."""
     other = config.parent / "runs" / "version_1"
-    make = app._claim
+    make = trainer._claim
 
     def late(root, version):
         (other / "checkpoints").mkdir(parents=True)
         return make(root, version)
 
-    monkeypatch.setattr(app, "_claim", late)
+    monkeypatch.setattr(trainer, "_claim", late)
     refusal(capsys, run("fit", config, "--model.init_args.shape", "[2,2,2]"))
     assert (other / "checkpoints").is_dir()
     assert {path.name for path in (config.parent / "runs").iterdir()} == {"version_0", "version_1"}

@@ -1,0 +1,98 @@
+"""``tenzoo list`` and ``tenzoo describe``: commands that train nothing."""
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from torch import nn
+from typing_extensions import override
+
+from tenzoo.cli.trainer import TenzooCLI, build
+from tenzoo.cli.zoo import Entry, Layer, describe, print_entries, print_layers, read_results
+from tenzoo.tasks import CompletionTask, Task
+
+PARTS = ("methods", "schedules")
+"""Folders of configs that are composed over others."""
+
+
+class _ModelOnly(TenzooCLI):
+    """Reads a config as ``fit`` does, and makes the task and the data module alone."""
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        pass
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+
+
+def _parser(command: str, purpose: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"tenzoo {command}", description=purpose, exit_on_error=False)
+    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    return parser
+
+
+def describe_command(argv: Sequence[str]) -> None:
+    """Print the layers of the model of a config."""
+    parser = _parser("describe", "Show the layers of a model; --config and overrides are those of tenzoo fit.")
+    chosen, rest = parser.parse_known_args(list(argv))
+    cli = _read(rest)
+    layers, batch_size = _layers(cli.model, cli.datamodule)
+    print_layers(layers, batch_size, as_json=chosen.json)
+
+
+def list_command(argv: Sequence[str]) -> None:
+    """Print the entries of the zoo."""
+    parser = _parser("list", "Show the configs of a folder: model, size, published and measured results.")
+    parser.add_argument("--configs", type=Path, default=Path("configs"), metavar="DIR", help="default: %(default)s")
+    chosen = parser.parse_args(list(argv))
+    if not chosen.configs.is_dir():
+        raise ValueError(f"expected a folder of configs in `--configs`, got {str(chosen.configs)!r}")
+    results = read_results(chosen.configs)
+    paths = sorted(path for path in chosen.configs.rglob("*.yaml") if path.parent.name not in PARTS)
+    entries = [_entry(path, results.get(path.stem, {})) for path in paths]
+    print_entries(entries, as_json=chosen.json)
+
+
+def _read(argv: Sequence[str]) -> _ModelOnly:
+    cli = _ModelOnly.__new__(_ModelOnly)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    build(cli, [*argv, "--seed_everything", "false"], run=False)
+    return cli
+
+
+def _entry(path: Path, results: dict[str, str]) -> Entry:
+    cli = _read(["--config", str(path)])
+    layers, _ = _layers(cli.model, cli.datamodule)
+    formats = sorted({layer.factorization for layer in layers if layer.factorization is not None})
+    network = getattr(cli.model, "network", None)
+    name = "completion" if network is None else f"{type(network).__name__}-{getattr(network, 'depth', '')}".rstrip("-")
+    data = cli.datamodule.hparams.get("dataset") or type(cli.datamodule).__name__.removesuffix("DataModule")
+    number, dense = (sum(getattr(layer, key) for layer in layers) for key in ("parameters", "dense_parameters"))
+    model = " ".join([*formats, name])
+    return Entry(str(path), model, data, number, dense / number, results.get("published"), results.get("measured"))
+
+
+def _layers(task: Task, data: LightningDataModule) -> tuple[list[Layer], int | None]:
+    if isinstance(task, CompletionTask):
+        if task.shape is None:
+            data.prepare_data()
+            data.setup("fit")
+            task.build(data.shape)  # type: ignore[attr-defined]
+        return describe(task.model), None
+    network = getattr(task, "network", task)
+    assert isinstance(network, nn.Module)
+    side = getattr(data, "image_size", None)
+    if side is None:
+        return describe(network), None
+    batch_size = int(data.hparams["batch_size"])
+    return describe(network, torch.empty(batch_size, 3, side, side, device="meta")), batch_size
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"list": list_command, "describe": describe_command}

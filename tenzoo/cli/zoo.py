@@ -1,0 +1,234 @@
+"""What the zoo holds: ``tenzoo list`` its entries, ``tenzoo describe`` the layers of one of them."""
+
+import copy
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from tenzoo.cores import find_core_groups
+from tenzoo.factorizations import Factorization
+from tenzoo.layers import TensorizedLayer
+from tenzoo.layers.cost import count
+
+RESULTS = "results.json"
+"""Beside the configs: by the name of a config, what was published of it and what was measured."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight of a model, as ``tenzoo describe`` shows it.
+
+    Args:
+        name: Qualified name of the module.
+        kind: Class of the module.
+        shape: Of the dense weight.
+        factorization: Name of the format; None for a dense weight.
+        modes: Shape of the tensor that is made of cores.
+        rank: Its ranks.
+        parameters: Their number, bias included.
+        dense_parameters: What the dense layer has.
+        flops: Floating-point operations of a forward pass, two for a multiplication; None where it is not known.
+        contraction: The implementation that training takes.
+        milliseconds: Estimates for a step of training, by implementation.
+        core_group: Name of the core group.
+    """
+
+    name: str
+    kind: str
+    shape: Sequence[int]
+    factorization: str | None
+    modes: Sequence[int] | None
+    rank: Sequence[int] | None
+    parameters: int
+    dense_parameters: int
+    flops: float | None
+    contraction: str | None
+    milliseconds: Mapping[str, float] | None
+    core_group: str | None
+
+    @property
+    def compression(self) -> float:
+        """Dense parameters per parameter."""
+        return self.dense_parameters / self.parameters
+
+
+def describe(model: nn.Module, inputs: Tensor | None = None) -> list[Layer]:
+    """The weights of a model, one by one.
+
+    Args:
+        model: Dense and tensorized layers.
+        inputs: An input of it on the meta device, for which operations are counted.
+    """
+    groups = {id(group.cores[0]): group.name for group in find_core_groups(model)}
+    seen = {} if inputs is None else _inputs_of_modules(model, inputs)
+    layers: list[Layer] = []
+    done: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if module in done:
+            continue
+        if isinstance(module, TensorizedLayer | Factorization):
+            done.update(module.modules())
+            layers.append(_tensorized(name, module, seen.get(name), groups))
+        elif any(True for _ in module.parameters(recurse=False)):
+            layers.append(_dense(name, module, seen.get(name)))
+    return layers
+
+
+def _inputs_of_modules(model: nn.Module, inputs: Tensor) -> dict[str, tuple[nn.Module, Tensor]]:
+    ghost = copy.deepcopy(model).to("meta").eval()
+    seen: dict[str, tuple[nn.Module, Tensor]] = {}
+    for name, module in ghost.named_modules():
+
+        def remember(module: nn.Module, args: tuple[Any, ...], result: Any, name: str = name) -> None:
+            if args and isinstance(args[0], Tensor):
+                seen[name] = module, args[0]
+
+        module.register_forward_hook(remember)
+    with torch.no_grad():
+        ghost(inputs)
+    return seen
+
+
+def _tensorized(
+    name: str, module: TensorizedLayer | Factorization, seen: tuple[nn.Module, Tensor] | None, groups: Mapping[int, str]
+) -> Layer:
+    weight = module if isinstance(module, Factorization) else module.weight
+    number = sum(parameter.numel() for parameter in module.parameters())
+    cores = sum(core.numel() for core in weight.cores)
+    shape: Sequence[int] = weight.shape
+    flops, contraction, milliseconds = 2.0 * weight.multiplications, "reconstruct", None
+    dense = math.prod(weight.shape)
+    if isinstance(module, TensorizedLayer):
+        with torch.no_grad():
+            shape = tuple(module.dense_weight().shape)
+        dense = math.prod(shape)
+        flops, contraction = math.nan, module.implementation
+        if seen is not None:
+            positions = module.positions(seen[1])
+            contraction = module.choose(positions, "training")
+            costs = module.costs
+            dense_way = costs.rebuild + costs.dense.at(positions)
+            chosen = costs.contract.at(positions) if contraction == "contract" else dense_way
+            flops = 2 * chosen.products
+            seconds = costs.seconds(positions, "training", weight.cores[0].device.type)
+            milliseconds = {key: 1e3 * value for key, value in seconds.items()}
+    return Layer(
+        name,
+        type(module).__name__,
+        shape,
+        weight.name,
+        weight.shape,
+        weight.rank,
+        number,
+        number - cores + dense,
+        None if math.isnan(flops) else flops,
+        contraction,
+        milliseconds,
+        groups[id(weight.cores[0])],
+    )
+
+
+def _dense(name: str, module: nn.Module, seen: tuple[nn.Module, Tensor] | None) -> Layer:
+    own = list(module.parameters(recurse=False))
+    number = sum(parameter.numel() for parameter in own)
+    flops = None if seen is None else 2 * count(*seen).products
+    kind, shape = type(module).__name__, tuple(own[0].shape)
+    return Layer(name, kind, shape, None, None, None, number, number, flops, None, None, None)
+
+
+def print_layers(layers: Sequence[Layer], batch_size: int | None, *, as_json: bool) -> None:
+    """Print what :func:`describe` found."""
+    if as_json:
+        print(json.dumps([{**asdict(layer), "compression": layer.compression} for layer in layers], indent=1))
+        return
+    per_batch = "" if batch_size is None else f" for a batch of {batch_size}"
+    table = Table(title=f"Layers; operations and times{per_batch}, times of a training step as estimated")
+    for column in ("layer", "weight", "made of", "core group"):
+        table.add_column(column, overflow="fold")
+    for column in ("parameters", "÷", "MFLOP", "way", "rebuild ms", "contract ms"):
+        table.add_column(column, justify="right")
+    for layer in layers:
+        made = "" if layer.rank is None or layer.modes is None else f"{layer.factorization} {_ranks(layer.rank)}"
+        modes = "" if layer.modes is None or tuple(layer.modes) == tuple(layer.shape) else f" of {_times(layer.modes)}"
+        times = layer.milliseconds or {}
+        table.add_row(
+            layer.name or layer.kind,
+            _times(layer.shape),
+            made + modes,
+            layer.core_group or "",
+            f"{layer.parameters:,}",
+            f"{layer.compression:.1f}" if layer.rank else "",
+            "" if layer.flops is None else f"{layer.flops / 1e6:,.2f}",
+            layer.contraction or "",
+            *(f"{times[key]:.2f}" if key in times else "" for key in ("reconstruct", "contract")),
+        )
+    number, dense = (sum(getattr(layer, key) for layer in layers) for key in ("parameters", "dense_parameters"))
+    flops = [layer.flops for layer in layers if layer.flops is not None]
+    table.add_section()
+    table.add_row("total", "", "", "", f"{number:,}", f"{dense / number:.1f}", f"{sum(flops) / 1e6:,.2f}", "", "", "")
+    Console().print(table)
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return "×".join(map(str, sizes))
+
+
+def _ranks(rank: Sequence[int]) -> str:
+    return f"rank {rank[0]}" if len(set(rank)) == 1 else f"ranks {', '.join(map(str, rank))}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One config, as ``tenzoo list`` shows it.
+
+    Args:
+        config: Path.
+        model: What is trained, and in which format.
+        data: On what.
+        parameters: Number of parameters.
+        compression: Dense parameters per parameter.
+        published: Of a paper, if there is such a result.
+        measured: With this very config.
+    """
+
+    config: str
+    model: str
+    data: str
+    parameters: int
+    compression: float
+    published: str | None
+    measured: str | None
+
+
+def read_results(folder: Path) -> dict[str, dict[str, str]]:
+    """Results by name of a config; none if there is no such file."""
+    path = folder / RESULTS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def print_entries(entries: Sequence[Entry], *, as_json: bool) -> None:
+    """Print the entries of the zoo."""
+    if as_json:
+        print(json.dumps([asdict(entry) for entry in entries], indent=1))
+        return
+    table = Table(title="The zoo; ÷ is how many times fewer parameters than dense")
+    for column in ("config", "model", "data"):
+        table.add_column(column, no_wrap=True)
+    for column in ("parameters", "÷"):
+        table.add_column(column, justify="right")
+    for column in ("published", "measured"):
+        table.add_column(column)
+    for entry in entries:
+        numbers = f"{entry.parameters:,}", f"{entry.compression:,.1f}"
+        table.add_row(
+            Path(entry.config).stem, entry.model, entry.data, *numbers, entry.published or "", entry.measured or ""
+        )
+    Console().print(table)
