@@ -161,7 +161,8 @@ class TensorizedConv2d(TensorizedLayer):
 
     def _count(self, weight: Factorization) -> Costs:
         sides, (high, wide) = (8, 24), self.stride
-        inputs = [torch.empty(2, self.in_channels, side * high, side * wide, device="meta") for side in sides]
+        shapes = [(2, self.in_channels, side * high, side * wide) for side in sides]
+        inputs = [torch.empty(shape, device="meta").to(memory_format=torch.channels_last) for shape in shapes]
         positions = [2 * side * side for side in sides]
         dense = torch.empty(self.out_channels, self.in_channels // self.groups, *self.kernel_size, device="meta")
         return Costs(

@@ -30,11 +30,11 @@ class Rates(NamedTuple):
     """Operations started."""
 
 
-RATES: Mapping[str, Rates] = {"cpu": Rates(5e10, 2e9, 2e5), "cuda": Rates(2e13, 2e11, 1e5)}
-"""By type of device. Those of a GPU come from data sheets and were not measured; only their proportions matter."""
+RATES: Mapping[str, Rates] = {"cpu": Rates(2.5e11, 5e9, 1e5), "cuda": Rates(2e13, 2e11, 1e5)}
+"""By type of device: of two cores of a server, and of a GPU's data sheet, unmeasured. Only their proportions matter."""
 
 _THIN_CHANNELS = 4
-_THIN = 8.0
+_THIN = 3.0
 """A convolution of fewer channels per group than that takes about so many times longer than its products would."""
 
 
