@@ -50,7 +50,9 @@ def list_command(argv: Sequence[str]) -> None:
     """Print the entries of the zoo."""
     parser = _parser("list", "Show the configs of a folder: model, size, published and measured results.")
     parser.add_argument("--configs", type=Path, default=Path("configs"), metavar="DIR", help="default: %(default)s")
-    chosen = parser.parse_args(list(argv))
+    chosen, rest = parser.parse_known_args(list(argv))
+    if rest:
+        raise ValueError(f"expected only --configs and --json for tenzoo list, got {' '.join(rest)}")
     if not chosen.configs.is_dir():
         raise ValueError(f"expected a folder of configs in `--configs`, got {str(chosen.configs)!r}")
     results = read_results(chosen.configs)

@@ -186,7 +186,7 @@ def build(cli: TenzooCLI, argv: list[str], *, run: bool = True) -> None:
     """
     strict = {"exit_on_error": False, "allow_abbrev": False}
     commands = {name: dict(strict) for name in TenzooCLI.subcommands()}
-    kwargs: dict[str, Any] = {**strict, "version": f"tenzoo {__version__}", **commands}
+    kwargs: dict[str, Any] = {**strict, "prog": "tenzoo", "version": __version__, **commands}
     cli.__init__(  # type: ignore[misc]
         Task,
         LightningDataModule,

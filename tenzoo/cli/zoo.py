@@ -155,7 +155,8 @@ def print_layers(layers: Sequence[Layer], batch_size: int | None, *, as_json: bo
         table.add_column(column, overflow="fold")
     for column in ("parameters", "÷", "MFLOP", "way", "rebuild ms", "contract ms"):
         table.add_column(column, justify="right")
-    for layer in layers:
+    weights = [layer for layer in layers if len(layer.shape) > 1]
+    for layer in weights:
         made = "" if layer.rank is None or layer.modes is None else f"{layer.factorization} {_ranks(layer.rank)}"
         modes = "" if layer.modes is None or tuple(layer.modes) == tuple(layer.shape) else f" of {_times(layer.modes)}"
         times = layer.milliseconds or {}
@@ -172,6 +173,9 @@ def print_layers(layers: Sequence[Layer], batch_size: int | None, *, as_json: bo
         )
     number, dense = (sum(getattr(layer, key) for layer in layers) for key in ("parameters", "dense_parameters"))
     flops = [layer.flops for layer in layers if layer.flops is not None]
+    others = sum(layer.parameters for layer in layers if len(layer.shape) <= 1)
+    if others:
+        table.add_row("norms", "", "", "", f"{others:,}", "", "", "", "", "")
     table.add_section()
     table.add_row("total", "", "", "", f"{number:,}", f"{dense / number:.1f}", f"{sum(flops) / 1e6:,.2f}", "", "", "")
     Console().print(table)

@@ -126,7 +126,7 @@ class TensorizedLayer(nn.Module, CoreProvider):
 
     def _rebuild(self) -> Tensor:
         device = self.weight.cores[0].device.type
-        if torch.is_autocast_enabled(device):
+        if device != "meta" and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return self._laid_out(self.weight.reconstruct())
         return self._laid_out(self.weight.reconstruct())

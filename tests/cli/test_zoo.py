@@ -1,0 +1,91 @@
+"""``tenzoo list`` and ``tenzoo describe``."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tenzoo.cli import main
+from tenzoo.cli.zoo import describe, read_results
+from tenzoo.layers import TensorizedConv2d, TensorizedLinear
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def printed(capsys, *argv):
+    assert main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_config_is_listed_with_its_size(capsys):
+    entries = {Path(entry["config"]).stem: entry for entry in printed(capsys, "list", "--configs", str(CONFIGS))}
+    assert set(entries) == {path.stem for path in CONFIGS.glob("*.yaml")}
+    ring = entries["tr_resnet20_cifar10"]
+    assert (ring["model"], ring["data"], ring["parameters"]) == ("tr CIFARResNet-20", "CIFAR10", 55_826)
+    assert ring["compression"] == pytest.approx(269_722 / 55_826)
+    assert entries["resnet20_cifar10"]["compression"] == 1
+    assert entries["covid_tucker_paper"]["parameters"] == 8 * 6 * 8 + 8 * 438 + 6 * 6 + 8 * 11
+    assert "57.33" in entries["tr_resnet32_label_noise"]["published"]
+
+
+def test_results_are_those_of_configs():
+    assert set(read_results(CONFIGS)) <= {path.stem for path in CONFIGS.glob("*.yaml")}
+
+
+def test_a_described_network_adds_up(capsys):
+    layers = printed(capsys, "describe", "--config", str(CONFIGS / "cp_resnet20_cifar10.yaml"))
+    assert sum(layer["parameters"] for layer in layers) == 76_326
+    assert sum(layer["dense_parameters"] for layer in layers) == 269_722
+    convolutions = [layer for layer in layers if layer["kind"] == "TensorizedConv2d"]
+    assert len(convolutions) == 19
+    last = convolutions[-1]
+    assert (last["name"], last["core_group"]) == ("layer3.2.conv2", "layer3.2.conv2.weight")
+    assert (last["shape"], last["modes"], last["rank"]) == ([64, 64, 3, 3], [64, 9, 64], [50])
+    cheaper = min(last["milliseconds"], key=last["milliseconds"].get)
+    assert last["contraction"] == cheaper == "contract"
+
+
+def test_tables_are_printed(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["describe", "--config", str(CONFIGS / "tr_resnet20_cifar10.yaml")]) == 0
+    table = capsys.readouterr().out
+    assert "tr rank 10 of 4×4×4×9×4×4×4" in table
+    assert "55,826" in table
+    assert main(["list", "--configs", str(CONFIGS)]) == 0
+    assert "tr_resnet20_cifar10" in capsys.readouterr().out
+
+
+def test_a_completion_is_described_for_the_shape_of_its_data(capsys):
+    (layer,) = printed(capsys, "describe", "--config", str(CONFIGS / "covid_tucker.yaml"))
+    assert (layer["shape"], layer["rank"], layer["core_group"]) == ([438, 6, 11], [48, 6, 11], "tensor")
+
+
+def test_operations_are_those_of_the_way_that_is_taken():
+    dense, low = nn.Linear(40, 30), TensorizedLinear(40, 30, factorization="tucker", rank=2, implementation="contract")
+    kernel = TensorizedConv2d(4, 6, 3, padding=1, factorization="tt", rank=5, implementation="reconstruct")
+    rows = torch.empty(16, 40, device="meta")
+    (plain,) = describe(dense, rows)
+    assert plain.flops == 2 * 16 * 40 * 30
+    (layer,) = describe(low, rows)
+    assert layer.flops == pytest.approx(2 * 16 * (40 * 2 + 2 * 2 + 2 * 30))
+    (layer,) = describe(kernel, torch.empty(2, 4, 8, 8, device="meta"))
+    assert layer.flops == pytest.approx(2 * (2 * 64 * 4 * 9 * 6 + kernel.weight.multiplications))
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["list", "--configs", "nowhere"], ["`--configs`", "'nowhere'"]),
+        (["list", "--foo"], ["--foo"]),
+        (["describe"], ["data, model", "--config configs/"]),
+        (["describe", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["describe", "--config", str(CONFIGS / "tr_resnet20_cifar10.yaml"), "--model.init_args.network.init_args.rank=0"], ["`rank`, got 0", "conv1"]),
+    ],
+)  # fmt: skip
+def test_mistakes_end_in_one_line(capsys, argv, words):
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("tenzoo: error: expected ")
+    assert all(word in line for word in words)
