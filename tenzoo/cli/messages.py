@@ -65,7 +65,9 @@ def explain(message: str, parser: ArgumentParser | None = None) -> str:
     if library := _from_a_library(message, where):
         return library
     if missing := re.search(r"arguments are required: (.+)", message):
-        remedy = "; give a config, as in --config configs/covid_tucker.yaml" if re.search(r"\.|model", missing[1]) else ""
+        remedy = (
+            "; give a config, as in --config configs/covid_tucker.yaml" if re.search(r"\.|model", missing[1]) else ""
+        )
         return f"expected {missing[1]}{where}, got none{remedy}"
     if missing := re.search(r"(?:File does not exist|Path is not a file): '(.+)'", message):
         return f"expected an existing file{where}, got {missing[1]!r}"

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgre
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 import tenzoo.data  # noqa: F401  (its classes can be named without their module)
@@ -18,7 +19,7 @@ from tenzoo import __version__
 from tenzoo.callbacks import CompletedEntriesWriter
 from tenzoo.cli.checkpoints import check_same_settings, read_checkpoint
 from tenzoo.cli.report import print_metrics
-from tenzoo.tasks import CompletionTask, ImageClassificationTask, Task
+from tenzoo.tasks import CompletionTask, Task
 from tenzoo.training import NoProfiler
 
 _REFRESH_RATE = 25
@@ -110,9 +111,13 @@ class TenzooCLI(LightningCLI):
             if self.config[self.config.subcommand].ckpt_path is not None:
                 weights += " since the run was resumed"
         metrics: dict[str, Any] = {}
-        for judge in (trainer.validate, *([trainer.test] if isinstance(self.model, ImageClassificationTask) else [])):
-            judge(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
-            metrics.update(trainer.logged_metrics)
+        for judge, name in ((trainer.validate, "val"), (trainer.test, "test")):
+            step = {"val": "validation_step", "test": "test_step"}[name]
+            if name == "test" and isinstance(self.model, CompletionTask):
+                continue  # the entries of validation again
+            if is_overridden(f"{name}_dataloader", self.datamodule) and is_overridden(step, self.model):
+                judge(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+                metrics.update(trainer.logged_metrics)
         print_metrics(trainer, metrics, weights=weights)
 
     def after_validate(self) -> None:

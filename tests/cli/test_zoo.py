@@ -12,6 +12,7 @@ from tenzoo.cli.zoo import describe, read_results
 from tenzoo.layers import TensorizedConv2d, TensorizedLinear
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+RING = ("--config", str(CONFIGS / "tr_resnet20_cifar10.yaml"))
 
 
 def printed(capsys, *argv):
@@ -81,9 +82,9 @@ def test_operations_are_those_of_the_way_that_is_taken():
         (["list", "--foo"], ["--foo"]),
         (["describe"], ["data, model", "--config configs/"]),
         (["describe", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
-        (["describe", "--config", str(CONFIGS / "tr_resnet20_cifar10.yaml"), "--model.init_args.network.init_args.rank=0"], ["`rank`, got 0", "conv1"]),
+        (["describe", *RING, "--model.init_args.network.init_args.rank=0"], ["`rank`, got 0", "conv1"]),
     ],
-)  # fmt: skip
+)
 def test_mistakes_end_in_one_line(capsys, argv, words):
     assert main(argv) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
