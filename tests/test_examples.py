@@ -43,6 +43,13 @@ def test_own_core_provider(tmp_path: Path):
     assert all(38 < value < 44 for value in loss)  # the noise alone makes 40
 
 
+def test_tensorized_layer(tmp_path: Path):
+    _, dense, tensorized = lines_of("tensorized_layer", cwd=tmp_path)
+    assert (dense[:2], tensorized[0]) == (["dense", "21,124"], "tensorized")
+    assert int(tensorized[1].replace(",", "")) * 5 < 21_124
+    assert min(float(dense[2]), float(tensorized[2])) > 0.9
+
+
 def test_complete_your_csv(tmp_path: Path):
     train, held_out, summary, *cells = lines_of("complete_your_csv", cwd=tmp_path)
     assert 0.8 < float(train[-1]) < 0.9

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tenzoo.layers import TensorizedConv2d, TensorizedEmbedding, TensorizedLinear
-from tests.factorizations.formats import NAMES
+from tests.factorizations.formats import NAMES, dense_oracle
 
 
 def conv(name="tr", rank=2, **kwargs):
@@ -301,8 +301,15 @@ def test_any_convolution_is_that_of_its_dense_layer(
         implementation=implementation,
     )
     x = torch.randn(2, groups * sizes[0], 6, 5, dtype=torch.float64)
-    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+    y = layer(x)
+    torch.testing.assert_close(y, layer.to_dense()(x))
     torch.testing.assert_close(layer(x[0]), layer.to_dense()(x[0]))
+    kernel = dense_oracle(name, list(layer.weight.cores)).reshape(layer.out_channels, *kernel, -1).movedim(3, 1)
+    dense = nn.Conv2d(groups * sizes[0], groups * sizes[1], layer.kernel_size, **{**settings_, "device": "meta"})
+    expected = torch.func.functional_call(dense, {"weight": kernel, "bias": layer.bias}, x)
+    cotangent = torch.randn_like(y)
+    grads, oracle = (torch.autograd.grad(out, list(layer.parameters()), cotangent) for out in (y, expected))
+    torch.testing.assert_close(grads, oracle)
 
 
 @given(
@@ -321,6 +328,13 @@ def test_any_linear_layer_and_embedding_is_its_dense_layer(name, implementation,
     table = TensorizedEmbedding(*sizes, **kind)
     index = torch.randint(0, sizes[0], batch)
     torch.testing.assert_close(table(index), table.to_dense()(index))
+    weight = dense_oracle(name, list(layer.weight.cores)).reshape(sizes[1], sizes[0])
+    rows = dense_oracle(name, list(table.weight.cores)).reshape(-1, sizes[1])
+    pairs = ((layer, layer(x), x @ weight.t() + layer.bias), (table, table(index), rows[index]))
+    for module, y, expected in pairs:
+        cotangent = torch.randn_like(y)
+        grads, oracle = (torch.autograd.grad(out, list(module.parameters()), cotangent) for out in (y, expected))
+        torch.testing.assert_close(grads, oracle)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,14 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 
 from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor, Rebalance
 from tenzoo.data import CompletionDataModule
-from tenzoo.tasks import SAM, CompletionTask
+from tenzoo.layers import TensorizedConv2d
+from tenzoo.tasks import SAM, CompletionTask, ImageClassificationTask
+from tests.data.conftest import root  # noqa: F401  (a fixture: a small CIFAR-10)
+from tests.data.small_cifar10 import make
 from tests.tasks.toy import adam, assert_same_weights, trainer
 
 METHODS = {
@@ -58,3 +62,41 @@ def test_a_resumed_run_ends_in_the_same_weights(tmp_path, method):
             run(tmp_path / f"broken{step}", method, crash=step)
         resumed = run(tmp_path / f"broken{step}", method, resume=tmp_path / f"broken{step}" / f"step={step}.ckpt")
         assert_same_weights(whole, resumed)
+
+
+def run_images(path, root, method, *, crash=None, resume=None):
+    arguments, callbacks = METHODS[method]
+    torch.manual_seed(3)
+    network = nn.Sequential(
+        TensorizedConv2d(3, 8, 3, stride=4, factorization="tr", rank=2, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 64, 10),
+    )
+    task = ImageClassificationTask(
+        network,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True),
+        lr_scheduler="one_cycle",
+        label_smoothing=0.1,
+        **arguments,
+    )
+    data = make(root, noise=0.4)  # 6 batches an epoch
+    saver = ModelCheckpoint(path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    extra = [] if crash is None else [Crash(crash)]
+    fit = trainer(max_epochs=2, enable_checkpointing=True, callbacks=[saver, NormDynamicsMonitor(), *callbacks, *extra])
+    fit.fit(task, data, ckpt_path=resume)
+    return task
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_classification_sees_the_same_images(tmp_path, root, method):  # noqa: F811
+    """Augmentation, noise, order, schedule and running statistics go on as if nothing had happened."""
+    whole = run_images(tmp_path / "whole", root, method)
+    for step in (4, 6, 9):  # in an epoch, between two, in the last one
+        with pytest.raises(OSError, match="went away"):
+            run_images(tmp_path / f"broken{step}", root, method, crash=step)
+        at = tmp_path / f"broken{step}" / f"step={step}.ckpt"
+        torch.manual_seed(3)
+        assert_same_weights(whole, run_images(tmp_path / f"broken{step}", root, method, resume=at))
