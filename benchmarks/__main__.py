@@ -1,4 +1,4 @@
-"""``python -m benchmarks [covid] [sparse] [tltorch] [--repeats N]``: print the tables of all, or of some."""
+"""``python -m benchmarks [covid] [sparse] [tltorch] [networks] [layers] [--repeats N]``: print tables, or all."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -7,11 +7,19 @@ import lightning
 import torch
 
 from benchmarks.covid import covid
+from benchmarks.layers import layers
+from benchmarks.networks import networks
 from benchmarks.rebuild import tltorch
 from benchmarks.report import Report
 from benchmarks.sparse import sparse
 
-COMPARISONS: dict[str, Callable[[int], Report]] = {"covid": covid, "sparse": sparse, "tltorch": tltorch}
+COMPARISONS: dict[str, Callable[[int], Report]] = {
+    "covid": covid,
+    "sparse": sparse,
+    "tltorch": tltorch,
+    "networks": networks,
+    "layers": layers,
+}
 _LEAST_ROUNDS = 7
 
 
@@ -30,7 +38,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if chosen.repeats < _LEAST_ROUNDS:
         parser.error(f"expected at least {_LEAST_ROUNDS} in --repeats, got {chosen.repeats}")
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, lightning {lightning.__version__}, one thread, variants in turns")
+    threads = "one thread, two for networks and layers"
+    print(f"torch {torch.__version__}, lightning {lightning.__version__}, {threads}, variants in turns")
     for name in chosen.names or COMPARISONS:
         print(f"\n{COMPARISONS[name](chosen.repeats).markdown()}", flush=True)
 

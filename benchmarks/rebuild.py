@@ -52,7 +52,7 @@ def tltorch(rounds: int, *, cases: Sequence[Case] = CASES, seconds: float = 0.1)
         cases: What to rebuild.
         seconds: Length of a turn, about.
     """
-    with _tltorch() as library:
+    with tltorch_library() as library:
         loops: dict[str, Loop] = {}
         for case in cases:
             ours, theirs = _pair(case, library)
@@ -69,7 +69,7 @@ def tltorch(rounds: int, *, cases: Sequence[Case] = CASES, seconds: float = 0.1)
 
 
 @contextlib.contextmanager
-def _tltorch() -> Iterator[Any]:
+def tltorch_library() -> Iterator[Any]:
     """The library, without its warnings; TensorLy's backend is as before in the end."""
     backend = tensorly.get_backend()
     try:

@@ -1,18 +1,26 @@
 import math
 import re
+import sys
 
 import pytest
 import tensorly
 import torch
+from torch import nn
 
 from benchmarks.__main__ import COMPARISONS, main
 from benchmarks.covid import covid
+from benchmarks.estimates import Case as LayerCase
+from benchmarks.estimates import loss_of_pick, rank_correlation
+from benchmarks.layers import layers
 from benchmarks.loops import BareLoop, FitLoop, interleave
 from benchmarks.memory import memory_of
+from benchmarks.networks import networks
 from benchmarks.problems import METHODS, Problem
 from benchmarks.rebuild import Case, tltorch
 from benchmarks.report import Ratio, Report
+from benchmarks.rivals import note_on, rival_networks, tltorch_if_installed, try_rival
 from benchmarks.sparse import sparse
+from benchmarks.steps import layer_step, on_threads, saved_bytes
 
 TINY = [Problem((20 * scale, 10 * scale, 4), num_entries=100, batch_size=64) for scale in (1, 2, 3)]
 
@@ -53,6 +61,116 @@ def test_tltorch():
     assert tensorly.get_backend() == backend
 
 
+def rows_of(report, start):
+    """The rows of the table whose header starts so."""
+    return next([row[0] for row in rows] for header, rows in report.tables if header[0].startswith(start))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_networks(monkeypatch, capsys, installed):
+    if not installed:
+        for library in ("tednet", "tltorch"):  # as an import of what is missing
+            monkeypatch.setitem(sys.modules, library, None)
+        for name in [name for name in sys.modules if name.startswith("tednet.")]:
+            monkeypatch.delitem(sys.modules, name)
+    threads, backend = torch.get_num_threads(), tensorly.get_backend()
+    names = ["dense", "TR 10", "TT 16"]
+    report = networks(2, images=2, rival_images=2, side=4, names=names, steps=1, threads=1)
+    assert_complete(report, variants=2 * len(names) + 2 + 3)
+    assert sorted(ratio.target for ratio in report.ratios if ratio.target) == [1.01, 1.02, 1.1, 1.15, 1.15, 2.05]
+    assert rows_of(report, "saved") == names
+    ours = [f"tenzoo {name}" for name in names]
+    rivals = rows_of(report, "batch of 2, median of 2 rounds")
+    theirs = list(rival_networks(20))
+    assert rivals[: len(ours)] == ours
+    assert all((name in rivals) != (name in report.note) for name in theirs)
+    if not installed:
+        assert rivals == ours
+        assert "TedNet TR 10 (ModuleNotFoundError: " in report.note
+    assert (torch.get_num_threads(), tensorly.get_backend()) == (threads, backend)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_layers(capsys):
+    cases = [LayerCase((4, 4), 4, 2, "tt", 2), LayerCase((8, 8), 0, 4, "cp", 2), LayerCase((8, 8), 0, 4, "btt", 0.5)]
+    tiny = {
+        "channels": 8,
+        "side": 3,
+        "batch": 2,
+        "features": 27,
+        "table": (60, 24),
+        "indices": 5,
+        "cases": cases,
+        "threads": 1,
+    }
+    report = layers(2, **tiny)
+    ours = [name for name in report.times if not name.startswith("tltorch")]
+    theirs = {"conv CP", "conv Tucker", "linear BlockTT", "linear Tucker", "embedding BlockTT"}
+    assert len(ours) == 3 + 5 * 3 + 1
+    assert all(any(f"tltorch {kind}" in text for text in [*report.times, report.note]) for kind in theirs)
+    assert_complete(report, variants=len(report.times))
+    assert sorted(ratio.target for ratio in report.ratios if ratio.target) == [*[0.7] * 5, 1.0, *[1.1] * 5]
+    assert rows_of(report, "parameters")[:2] == ["embedding dense", "embedding TT"]
+    assert sorted(rows_of(report, "reconstruct / contract")) == sorted(case.name for case in cases)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_estimates_are_judged():
+    assert rank_correlation([1.0, 2.0, 3.0, 4.0], [0.1, 7.0, 90.0, 91.0]) == pytest.approx(1)
+    assert rank_correlation([1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 1.0, 2.0]) == pytest.approx(-0.8)
+    assert [loss_of_pick(*pair) for pair in ((2.0, 4.0), (2.0, 0.5), (0.5, 0.5), (0.5, 4.0))] == [1, 2, 1, 4]
+
+
+def test_saved_bytes_count_each_storage_once_and_no_parameter():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 10))
+    images, labels = torch.randn(4, 6), torch.zeros(4, dtype=torch.int64)
+    # What ReLU gives is kept by itself and by the second layer; cross-entropy keeps log-probabilities and their sum.
+    assert saved_bytes(network, (images, labels)) == 4 * (4 * 5 + 4 * 10 + 1)
+    assert saved_bytes(network.double(), (images.double(), labels)) == 8 * (4 * 5 + 4 * 10 + 1)
+
+
+def test_a_step_of_a_layer_starts_without_gradients():
+    layer, x = nn.Linear(3, 2, bias=False), torch.randn(4, 3)
+    step = layer_step(layer, x)
+    step()
+    grad = layer.weight.grad.clone()
+    step()
+    torch.testing.assert_close(layer.weight.grad, grad)
+    assert not x.requires_grad
+
+
+def test_a_rival_that_fails_is_skipped_with_its_reason():
+    def fail():
+        raise ValueError("no\n such  rank")
+
+    steps, skipped = {}, []
+    try_rival(steps, skipped, "broken", lambda: fail)
+    try_rival(steps, skipped, "missing", fail)
+    try_rival(steps, skipped, "sound", lambda: print)
+    assert list(steps) == ["sound"]
+    assert note_on(skipped) == " Skipped: broken (ValueError: no such rank); missing (ValueError: no such rank)."
+    assert note_on([]) == ""
+
+
+def test_rivals_have_the_size_of_ours():
+    pytest.importorskip("opt_einsum")
+    x = torch.randn(1, 3, 8, 8)
+    with tltorch_if_installed():
+        for name, make in rival_networks(20).items():
+            if name.startswith("tltorch"):
+                network = make()
+                assert not any(isinstance(module, nn.Conv2d) for module in network.modules())
+                assert 40_000 < sum(parameter.numel() for parameter in network.parameters()) < 80_000
+                assert network(x).shape == (1, 10)
+
+
+def test_threads_are_given_back():
+    threads = torch.get_num_threads()
+    with on_threads(threads + 1):
+        assert torch.get_num_threads() == threads + 1
+    assert torch.get_num_threads() == threads
+
+
 def test_loops_take_turns():
     order = []
     names = ("a", "b")
@@ -81,7 +199,10 @@ def test_a_missed_target_is_named():
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [(["cp"], r"expected names of \['covid', 'sparse', 'tltorch'\], got \['cp'\]"), (["--repeats=3"], "at least 7")],
+    [
+        (["cp"], r"expected names of \['covid', 'layers', 'networks', 'sparse', 'tltorch'\], got \['cp'\]"),
+        (["--repeats=3"], "at least 7"),
+    ],
 )
 def test_arguments_that_are_refused(args, message, capsys):
     with pytest.raises(SystemExit):

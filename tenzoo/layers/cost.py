@@ -33,9 +33,9 @@ class Rates(NamedTuple):
 RATES: Mapping[str, Rates] = {"cpu": Rates(2.5e11, 5e9, 1e5), "cuda": Rates(2e13, 2e11, 1e5)}
 """By type of device: of two cores of a server, and of a GPU's data sheet, unmeasured. Only their proportions matter."""
 
-_THIN_CHANNELS = 4
+_THIN_CHANNELS = 12
 _THIN = 3.0
-"""A convolution of fewer channels per group than that takes about so many times longer than its products would."""
+"""A convolution of fewer channels per group than that takes about so many times as long as its products should."""
 
 
 @dataclass(frozen=True)
@@ -43,28 +43,36 @@ class Cost:
     """Work of some operations; adds up, and scales with how often they run.
 
     Args:
-        products: Multiplications, in units of those of a large matrix product.
+        products: Multiplications.
         elements: Numbers read and written.
         launches: Operations.
+        delay: Multiplications that could have been done in the time that thin operations waste.
 
     Example:
         >>> Cost(2, 3, 1) + 2 * Cost(1, 1, 1)
-        Cost(products=4, elements=5, launches=3)
+        Cost(products=4, elements=5, launches=3, delay=0)
     """
 
     products: float = 0
     elements: float = 0
     launches: float = 0
+    delay: float = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.products + other.products, self.elements + other.elements, self.launches + other.launches)
+        return Cost(
+            self.products + other.products,
+            self.elements + other.elements,
+            self.launches + other.launches,
+            self.delay + other.delay,
+        )
 
     def __rmul__(self, times: float) -> "Cost":
-        return Cost(times * self.products, times * self.elements, times * self.launches)
+        return Cost(times * self.products, times * self.elements, times * self.launches, times * self.delay)
 
     def seconds(self, rates: Rates) -> float:
         """Estimated time on a device."""
-        return self.products / rates.products + self.elements / rates.elements + self.launches / rates.launches
+        products = (self.products + self.delay) / rates.products
+        return products + self.elements / rates.elements + self.launches / rates.launches
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ def count(function: Callable[..., Tensor], *inputs: Tensor) -> Cost:
 
     Example:
         >>> count(torch.mm, torch.empty(2, 3, device="meta"), torch.empty(3, 4, device="meta"))
-        Cost(products=24.0, elements=26, launches=1)
+        Cost(products=24.0, elements=26, launches=1, delay=0.0)
     """
     counter = _Counter()
     with torch.no_grad(), counter:
@@ -157,8 +165,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result  # a view
         formula = flop_registry.get(func._overloadpacket)
         products = 0.0 if formula is None else formula(*args, **(kwargs or {}), out_val=result) / 2
-        if func._overloadpacket is torch.ops.aten.convolution and args[1].shape[1] < _THIN_CHANNELS < args[0].shape[1]:
-            products *= _THIN
+        thin = func._overloadpacket is torch.ops.aten.convolution and args[1].shape[1] < _THIN_CHANNELS
         tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
-        self.total += Cost(products, sum(tensor.numel() for tensor in tensors), 1)
+        delay = (_THIN - 1) * products if thin else 0.0
+        self.total += Cost(products, sum(tensor.numel() for tensor in tensors), 1, delay)
         return result

@@ -64,9 +64,9 @@ def kronecker(first: Tensor, second: Tensor) -> Tensor:
 
 
 def cores_of_conv(name: str, weight: nn.Module) -> list[Tensor]:
-    """Theirs, of a kernel ``(out, in, k_h, k_w)`` or, in TT, ``(in, k_h, k_w, out)``, as ours of ``(out, k_h k_w, in)``.
+    """Theirs, of a kernel ``(out, in, k_h, k_w)``, as ours, of ``(out, k_h k_w, in)``.
 
-    A chain is read backwards, so its cores are transposed.
+    Their chain is ``(in, k_h, k_w, out)``: it is read backwards, so its cores are transposed.
     """
     factors = list(weight.factors)
     match name:

@@ -64,7 +64,7 @@ def test_a_resumed_run_ends_in_the_same_weights(tmp_path, method):
         assert_same_weights(whole, resumed)
 
 
-def run_images(path, root, method, *, crash=None, resume=None):
+def run_images(path, folder, method, *, crash=None, resume=None):
     arguments, callbacks = METHODS[method]
     torch.manual_seed(3)
     network = nn.Sequential(
@@ -81,7 +81,7 @@ def run_images(path, root, method, *, crash=None, resume=None):
         label_smoothing=0.1,
         **arguments,
     )
-    data = make(root, noise=0.4)  # 6 batches an epoch
+    data = make(folder, noise=0.4)  # 6 batches an epoch
     saver = ModelCheckpoint(path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
     extra = [] if crash is None else [Crash(crash)]
     fit = trainer(max_epochs=2, enable_checkpointing=True, callbacks=[saver, NormDynamicsMonitor(), *callbacks, *extra])
