@@ -63,9 +63,15 @@ def list_command(argv: Sequence[str]) -> None:
 
 def _read(argv: Sequence[str]) -> _ModelOnly:
     cli = _ModelOnly.__new__(_ModelOnly)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    build(cli, [*argv, "--seed_everything", "false"], run=False)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        build(cli, [*argv, "--seed_everything", "false"], run=False)
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
     return cli
 
 

@@ -1,6 +1,7 @@
 """``tenzoo list`` and ``tenzoo describe``."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def test_a_described_network_adds_up(capsys):
     assert (last["shape"], last["modes"], last["rank"]) == ([64, 64, 3, 3], [64, 9, 64], [50])
     cheaper = min(last["milliseconds"], key=last["milliseconds"].get)
     assert last["contraction"] == cheaper == "contract"
+
+
+def test_later_runs_are_as_talkative_as_before(capsys):
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level
+    printed(capsys, "describe", *RING)
+    assert logger.level == before != logging.WARNING
 
 
 def test_tables_are_printed(capsys, monkeypatch):
