@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -23,6 +22,7 @@ from tenzoo.data.images import (
     augment_and_normalize,
 )
 from tenzoo.data.label_noise import LabelNoise, check_noise, noise_settings
+from tenzoo.data.resumable import ResumableDataModule
 
 Normalization = Literal["cifar10", "imagenet"]
 
@@ -59,7 +59,7 @@ class PreparedImages:
         return (self.splits["train"].label != self.clean_train_labels).double().mean().item()
 
 
-class CIFAR10DataModule(pl.LightningDataModule):
+class CIFAR10DataModule(ResumableDataModule[PreparedImages, ImageLoader]):
     """CIFAR-10 (Krizhevsky, 2009): 50,000 training and 10,000 test images, 32 × 32, of 10 classes.
 
     The images stay bytes in memory, 184 MB. A batch is augmented and normalized as a whole, on the device (see
@@ -105,6 +105,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
         (10, 32, {'rate': 0.4})
     """
 
+    _mismatch = "its numbers would not compare"
+
     def __init__(
         self,
         root: str = "data/cifar10",
@@ -143,8 +145,6 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self._root, self._download = Path(root).expanduser(), download
         self._batch_size, self._validation_size, self._seed = batch_size, validation_size, seed
         self._augment, self._normalization, self._noisy_validation = augment, normalization, noisy_validation
-        self._prepared: PreparedImages | None = None
-        self._train_loader: ImageLoader | None = None
         self._moments: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -190,16 +190,15 @@ class CIFAR10DataModule(pl.LightningDataModule):
     @override
     def setup(self, stage: str | None = None) -> None:
         """Loads, checks and splits the data and draws the noise, once; begins a new stream of training batches."""
-        self._train_loader = None
         if self._validation_size == 0 and self.trainer is not None:
             self.trainer.limit_val_batches = 0  # Lightning warns of an empty list of loaders, even if it is asked for
-        if self._prepared is None:
-            self._prepared = self._prepare()
-            if self._noise is not None:
-                rank_zero_info(
-                    f"label noise {self._noise!r}: {self.noise_rate:.2%} of {len(self.clean_train_labels)} training "
-                    f"labels are wrong; {'test labels are' if self._noisy_validation else 'all other labels are'} clean"
-                )
+        first = self._prepared is None
+        super().setup(stage)
+        if first and self._noise is not None:
+            rank_zero_info(
+                f"label noise {self._noise!r}: {self.noise_rate:.2%} of {len(self.clean_train_labels)} training "
+                f"labels are wrong; {'test labels are' if self._noisy_validation else 'all other labels are'} clean"
+            )
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -222,19 +221,10 @@ class CIFAR10DataModule(pl.LightningDataModule):
         return images if self.trainer is None else self.trainer.precision_plugin.convert_input(images), labels
 
     @override
-    def train_dataloader(self) -> ImageLoader:
-        """The stream of training batches; the same object until the next ``setup``, so that it goes on if reloaded."""
-        if self._train_loader is None:
-            self._train_loader = ImageLoader(
-                self.splits["train"],
-                batch_size=self._batch_size,
-                seed=self._seed,
-                augment=self._augment,
-                rank=0 if self.trainer is None else self.trainer.global_rank,
-                world_size=1 if self.trainer is None else self.trainer.world_size,
-                in_flight=self._in_flight,
-            )
-        return self._train_loader
+    def _make_train_loader(self, **process: Any) -> ImageLoader:
+        return ImageLoader(
+            self.splits["train"], batch_size=self._batch_size, seed=self._seed, augment=self._augment, **process
+        )
 
     @override
     def val_dataloader(self) -> list[SequentialImageLoader]:
@@ -251,50 +241,10 @@ class CIFAR10DataModule(pl.LightningDataModule):
         """The test set, with clean labels."""
         return self.test_dataloader()
 
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        """A fingerprint of data, split and noise, and the place in the stream of batches; empty before ``setup``."""
-        if self._prepared is None:
-            return {}  # a checkpoint may be written because setup failed
-        stream = {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
-        return {**self._prepared.fingerprint, **stream}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuses the state of another split or other noise, and moves to its place in the stream of batches.
-
-        Lightning restores the loader itself too, but not from a checkpoint written at the end of an epoch.
-
-        Raises:
-            ValueError: If the state was made with another split, other noise or other data.
-        """
-        if self._prepared is None:
-            self.setup()  # load_from_checkpoint comes here with a new object
-        for field, value in self._data.fingerprint.items():
-            if state_dict.get(field) != value:
-                raise ValueError(
-                    f"expected the `{field}` of the checkpoint, {state_dict.get(field)!r}, got {value!r}: its numbers "
-                    "would not compare; set the data up as in the checkpoint, or load the model's weights alone"
-                )
-        if "train_loader" in state_dict:
-            self.train_dataloader().load_state_dict(state_dict["train_loader"])
-
-    @property
-    def _data(self) -> PreparedImages:
-        if self._prepared is None:
-            raise RuntimeError("expected data that is set up, got none yet; call setup() first")
-        return self._prepared
-
     def _sequential(self, images: Images) -> SequentialImageLoader:
         return SequentialImageLoader(images, batch_size=max(self._batch_size, EVALUATION_IMAGES))
 
-    def _in_flight(self) -> int:
-        # 1 where a checkpoint is written because a training step raised: that batch has to come again.
-        if self.trainer is None:
-            return 0
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return int(progress.ready - progress.processed)
-
+    @override
     def _prepare(self) -> PreparedImages:
         whole, test = read(self._root)
         labels = whole.label

@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from typing_extensions import override
 
@@ -13,6 +12,7 @@ from tenzoo.data.checks import check_bool, check_fraction, check_int
 from tenzoo.data.entries import CompletionBatch, Entries, look_up
 from tenzoo.data.loader import EVALUATION_BATCH_SIZE, EntryLoader, SequentialLoader
 from tenzoo.data.preparation import PreparedData, check_predict_index, prepare
+from tenzoo.data.resumable import ResumableDataModule
 from tenzoo.data.sources import check_source
 from tenzoo.data.splits import SPLIT_NAMES
 
@@ -20,7 +20,7 @@ MAX_PREDICTED_CELLS = 10_000_000
 """The largest tensor that is completed cell by cell without an explicit list of indices."""
 
 
-class CompletionDataModule(pl.LightningDataModule):
+class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
     """A tensor of which some entries are observed, split for training and for honest evaluation.
 
     Every split holds index-value pairs, so the cost grows with the known entries and never with the tensor. Values are
@@ -62,6 +62,8 @@ class CompletionDataModule(pl.LightningDataModule):
         (torch.Size([8672, 3]), torch.Size([8672]))
     """
 
+    _mismatch = "its held-out numbers would be wrong"
+
     def __init__(
         self,
         dataset: str,
@@ -90,7 +92,7 @@ class CompletionDataModule(pl.LightningDataModule):
         # refuse a task with an argument of the same name (`shape`) and another value.
         self.save_hyperparameters(logger=False)
         self._seed, self._batch_size, self._steps_per_epoch = seed, batch_size, steps_per_epoch
-        self._prepare = functools.partial(
+        self._load = functools.partial(
             prepare,
             dataset,
             observed_fraction=observed_fraction,
@@ -101,8 +103,6 @@ class CompletionDataModule(pl.LightningDataModule):
             num_entries=num_entries,
             predict_index=predict_index,
         )
-        self._prepared: PreparedData | None = None
-        self._train_loader: EntryLoader | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -130,11 +130,8 @@ class CompletionDataModule(pl.LightningDataModule):
         return tuple(name for name in SPLIT_NAMES if name in self.splits)
 
     @override
-    def setup(self, stage: str | None = None) -> None:
-        """Loads, checks and splits the data, once; begins a new stream of training batches."""
-        self._train_loader = None
-        if self._prepared is None:
-            self._prepared = self._prepare()
+    def _prepare(self) -> PreparedData:
+        return self._load()
 
     @override
     def transfer_batch_to_device(
@@ -144,19 +141,14 @@ class CompletionDataModule(pl.LightningDataModule):
         return CompletionBatch(*(part.to(device, non_blocking=True) for part in batch))
 
     @override
-    def train_dataloader(self) -> EntryLoader:
-        """The stream of training batches; the same object until the next ``setup``, so that it goes on if reloaded."""
-        if self._train_loader is None:
-            self._train_loader = EntryLoader(
-                self.splits["train"],
-                batch_size=self._batch_size,
-                steps_per_epoch=self._steps_per_epoch,
-                seed=self._seed,
-                rank=0 if self.trainer is None else self.trainer.global_rank,
-                world_size=1 if self.trainer is None else self.trainer.world_size,
-                in_flight=self._in_flight,
-            )
-        return self._train_loader
+    def _make_train_loader(self, **process: Any) -> EntryLoader:
+        return EntryLoader(
+            self.splits["train"],
+            batch_size=self._batch_size,
+            steps_per_epoch=self._steps_per_epoch,
+            seed=self._seed,
+            **process,
+        )
 
     @override
     def val_dataloader(self) -> list[SequentialLoader]:
@@ -187,49 +179,8 @@ class CompletionDataModule(pl.LightningDataModule):
             "none is held out, got None; give the path of a .csv or .npz file"
         )
 
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        """A fingerprint of data and splits, and the place in the stream of training batches; empty before ``setup``."""
-        if self._prepared is None:
-            return {}  # a checkpoint may be written because setup failed
-        stream = {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
-        return {**self._prepared.fingerprint, **stream}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuses the state of other data or another split, and moves to its place in the stream of batches.
-
-        Lightning restores the loader itself too, but not from a checkpoint written at the end of an epoch.
-
-        Raises:
-            ValueError: If the state was made with other data or another split.
-        """
-        if self._prepared is None:
-            self.setup()  # load_from_checkpoint comes here with a new object
-        for field, value in self._data.fingerprint.items():
-            if state_dict.get(field) != value:
-                raise ValueError(
-                    f"expected the `{field}` of the checkpoint, {state_dict.get(field)!r}, got {value!r}: its held-out "
-                    "numbers would be wrong; set the data up as in the checkpoint, or load the model's weights alone"
-                )
-        if "train_loader" in state_dict:
-            self.train_dataloader().load_state_dict(state_dict["train_loader"])
-
-    @property
-    def _data(self) -> PreparedData:
-        if self._prepared is None:
-            raise RuntimeError("expected data that is set up, got none yet; call setup() first")
-        return self._prepared
-
     def _sequential(self, entries: Entries) -> SequentialLoader:
         return SequentialLoader(entries, batch_size=max(self._batch_size or 0, EVALUATION_BATCH_SIZE))
-
-    def _in_flight(self) -> int:
-        # 1 where a checkpoint is written because a training step raised: that batch has to come again.
-        if self.trainer is None:
-            return 0
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return int(progress.ready - progress.processed)
 
 
 def _unseen(data: PreparedData) -> Entries:

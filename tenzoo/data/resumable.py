@@ -1,0 +1,104 @@
+"""What data modules have in common: data that is prepared once, and a stream of batches that a checkpoint resumes."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import lightning.pytorch as pl
+from typing_extensions import override
+
+from tenzoo.data.loader import ShuffledLoader
+
+
+class Prepared(Protocol):
+    """All that is known once the data is loaded."""
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Builtins that tell this data from any other."""
+
+
+P = TypeVar("P", bound=Prepared)
+L = TypeVar("L", bound=ShuffledLoader[Any])
+
+
+class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
+    """Prepares its data once, and gives training batches that go on where a checkpoint stopped, in mid-epoch too.
+
+    Abstract: a subclass says how the data is prepared, and makes the stream. A checkpoint can only be loaded with the
+    data that it was made with.
+    """
+
+    _mismatch: ClassVar[str]
+    """What would come of other data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._prepared: P | None = None
+        self._train_loader: L | None = None
+
+    @abstractmethod
+    def _prepare(self) -> P:
+        """Load, check and split the data."""
+
+    @abstractmethod
+    def _make_train_loader(self, **process: Any) -> L:
+        """The stream of training batches, with the arguments ``rank``, ``world_size`` and ``in_flight``."""
+
+    @override
+    def setup(self, stage: str | None = None) -> None:
+        """Loads, checks and splits the data, once; begins a new stream of training batches."""
+        self._train_loader = None
+        if self._prepared is None:
+            self._prepared = self._prepare()
+
+    @override
+    def train_dataloader(self) -> L:
+        """The stream of training batches; the same object until the next ``setup``, so that it goes on if reloaded."""
+        if self._train_loader is None:
+            self._train_loader = self._make_train_loader(
+                rank=0 if self.trainer is None else self.trainer.global_rank,
+                world_size=1 if self.trainer is None else self.trainer.world_size,
+                in_flight=self._in_flight,
+            )
+        return self._train_loader
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """A fingerprint of the data, and the place in the stream of training batches; empty before ``setup``."""
+        if self._prepared is None:
+            return {}  # a checkpoint may be written because setup failed
+        stream = {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
+        return {**self._prepared.fingerprint, **stream}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses the state of other data, and moves to its place in the stream of batches.
+
+        Lightning restores the loader itself too, but not from a checkpoint written at the end of an epoch.
+
+        Raises:
+            ValueError: If the state was made with other data, or with another split of it.
+        """
+        if self._prepared is None:
+            self.setup()  # load_from_checkpoint comes here with a new object
+        for field, value in self._data.fingerprint.items():
+            if state_dict.get(field) != value:
+                raise ValueError(
+                    f"expected the `{field}` of the checkpoint, {state_dict.get(field)!r}, got {value!r}: "
+                    f"{self._mismatch}; set the data up as in the checkpoint, or load the model's weights alone"
+                )
+        if "train_loader" in state_dict:
+            self.train_dataloader().load_state_dict(state_dict["train_loader"])
+
+    @property
+    def _data(self) -> P:
+        if self._prepared is None:
+            raise RuntimeError("expected data that is set up, got none yet; call setup() first")
+        return self._prepared
+
+    def _in_flight(self) -> int:
+        # 1 where a checkpoint is written because a training step raised: that batch has to come again.
+        if self.trainer is None:
+            return 0
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return int(progress.ready - progress.processed)
