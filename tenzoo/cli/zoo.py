@@ -98,7 +98,10 @@ def _inputs_of_modules(model: nn.Module, inputs: Tensor) -> dict[str, tuple[nn.M
 
 
 def _tensorized(
-    name: str, module: TensorizedLayer | Factorization, seen: tuple[nn.Module, Tensor] | None, groups: Mapping[int, str]
+    name: str,
+    module: TensorizedLayer[Any] | Factorization,
+    seen: tuple[nn.Module, Tensor] | None,
+    groups: Mapping[int, str],
 ) -> Layer:
     weight = module if isinstance(module, Factorization) else module.weight
     number = sum(parameter.numel() for parameter in module.parameters())

@@ -1,15 +1,16 @@
 """What all tensorized layers have in common: a weight made of cores, and when it is rebuilt."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, Literal, Self, TypeAlias, TypeVar, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, Literal, Self, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from tenzoo.cores import CoreGroup, CoreProvider
 from tenzoo.factorizations import Factorization, Rank
-from tenzoo.layers.cost import Costs, Phase
+from tenzoo.layers.cost import Costs, Phase, count, count_per_position
+from tenzoo.layers.tensorization import Tensorization
 
 L = TypeVar("L", bound=nn.Module)
 
@@ -17,7 +18,7 @@ Implementation: TypeAlias = Literal["auto", "reconstruct", "contract"]
 """Rebuild the dense weight and call torch's operator, contract the input with the cores, or take the cheaper."""
 
 
-class TensorizedLayer(nn.Module, CoreProvider):
+class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
     """A layer of torch whose weight is a :class:`~tenzoo.factorizations.Factorization`.
 
     Abstract: a layer says how its weight is laid out, and how it is contracted with an input.
@@ -52,7 +53,16 @@ class TensorizedLayer(nn.Module, CoreProvider):
 
     def _count_costs(self) -> None:
         # On a copy of the cores without memory; now, since a compiler could not follow it later.
-        self.costs = self._count(type(self.weight)(self.weight.shape, self.weight.rank, device="meta"))
+        weight = type(self.weight)(self.weight.shape, self.weight.rank, device="meta")
+        with torch.no_grad():
+            dense = self._laid_out(weight.reconstruct()).contiguous()
+        inputs = self._samples()
+        positions = [self.positions(x) for x in inputs]
+        self.costs = Costs(
+            count(lambda: self._laid_out(weight.reconstruct())),
+            count_per_position(lambda x: self._apply_dense(x, dense), inputs, positions),
+            count_per_position(lambda x: self._contract(weight, x), inputs, positions),
+        )
 
     def choose(self, positions: int, phase: Phase | None = None) -> Implementation:
         """The implementation that a call will take.
@@ -76,8 +86,16 @@ class TensorizedLayer(nn.Module, CoreProvider):
         """How many rows, output pixels or indices an input has: what the cost of a call grows with."""
 
     @abstractmethod
-    def _count(self, weight: Factorization) -> Costs:
-        """Count both implementations with a weight on the meta device."""
+    def _samples(self) -> Sequence[Tensor]:
+        """A small and a large input on the meta device."""
+
+    @abstractmethod
+    def _apply_dense(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Torch's operator with a dense weight, without a bias."""
+
+    @abstractmethod
+    def _contract(self, weight: Factorization, x: Tensor) -> Tensor:
+        """The same with the cores, in sequence."""
 
     @abstractmethod
     def _laid_out(self, tensor: Tensor) -> Tensor:
@@ -87,15 +105,55 @@ class TensorizedLayer(nn.Module, CoreProvider):
     def _tensorized(self, dense: Tensor) -> Tensor:
         """The inverse of :meth:`_laid_out`."""
 
-    def _take_over(self, layer: nn.Module, rank: Rank) -> Self:
-        """Decompose the weight of torch's layer, and copy its bias and mode."""
+    @staticmethod
+    @abstractmethod
+    def _arguments(layer: Any) -> dict[str, Any]:
+        """What torch's layer, or this one, was made with, but for device and dtype."""
+
+    @classmethod
+    def from_dense(
+        cls,
+        layer: L,
+        *,
+        factorization: str,
+        rank: Rank,
+        tensorization: Tensorization | None = None,
+        implementation: Implementation = "auto",
+    ) -> Self:
+        """A layer that approximates a dense one, by decomposing its weight.
+
+        Args:
+            layer: Torch's; it stays as it is.
+            factorization: As in the constructor.
+            rank: As in the constructor; clipped to what fits, where the result is exact up to rounding.
+            tensorization: As in the constructor.
+            implementation: As in the constructor.
+
+        Raises:
+            ValueError: As the constructor, or if the weight holds NaN or infinity.
+            MemoryError: If the decomposition would take more than 8 GiB beside the weight.
+        """
         dense: Tensor = layer.weight.detach()  # type: ignore[operator]
-        self.weight = type(self.weight).decompose(self._tensorized(dense), rank)
-        self._count_costs()
+        arguments: dict[str, Any] = {
+            **cls._arguments(layer),
+            "factorization": factorization,
+            "rank": rank,
+            "tensorization": tensorization,
+            "implementation": implementation,
+            "device": "meta",
+            "dtype": dense.dtype,
+        }
+        made = cls(**arguments)
+        made.weight = type(made.weight).decompose(made._tensorized(dense), rank)
+        made._count_costs()
         bias = getattr(layer, "bias", None)
         if bias is not None:
-            self.bias = nn.Parameter(bias.detach().clone())
-        return self.train(layer.training)
+            made.bias = nn.Parameter(bias.detach().clone())
+        return made.train(layer.training)
+
+    @abstractmethod
+    def to_dense(self) -> L:
+        """The torch layer that computes the same; a copy."""
 
     def _hand_over(self, layer: L) -> L:
         """Give torch's layer, which is on the meta device, a weight, a bias and a mode of its own."""

@@ -1,7 +1,8 @@
 """A two-dimensional convolution with a tensorized kernel."""
 
 import math
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,10 @@ from torch.nn import functional as F  # noqa: N812
 from tenzoo.factorizations import BlockTT, Factorization, Rank, TensorRing, factorization_class
 from tenzoo.layers.base import Implementation, TensorizedLayer
 from tenzoo.layers.contraction import contract_conv2d
-from tenzoo.layers.cost import Costs, count, count_per_position
 from tenzoo.layers.tensorization import Tensorization, check_tensorization, paired, split_size, whole_size
 
 
-class TensorizedConv2d(TensorizedLayer):
+class TensorizedConv2d(TensorizedLayer[nn.Conv2d]):
     """A convolution, as :class:`torch.nn.Conv2d`, with a kernel ``W (O, I/groups, k_h, k_w)`` made of cores.
 
     With its input channels last, W is reshaped to ``(*out, k_h k_w, *in)``, the factors of ``O`` and of ``I/groups``
@@ -159,62 +159,24 @@ class TensorizedConv2d(TensorizedLayer):
     def _tensorized(self, dense: Tensor) -> Tensor:
         return dense.permute(0, 2, 3, 1).reshape(self.weight.shape)
 
-    def _count(self, weight: Factorization) -> Costs:
-        sides, (high, wide) = (8, 24), self.stride
-        shapes = [(2, self.in_channels, side * high, side * wide) for side in sides]
-        inputs = [torch.empty(shape, device="meta").to(memory_format=torch.channels_last) for shape in shapes]
-        positions = [2 * side * side for side in sides]
-        dense = torch.empty(self.out_channels, self.in_channels // self.groups, *self.kernel_size, device="meta")
-        return Costs(
-            count(lambda: self._laid_out(weight.reconstruct())),
-            count_per_position(lambda x: self._conv_forward(x, dense, None), inputs, positions),
-            count_per_position(lambda x: self._contract(weight, x), inputs, positions),
-        )
+    def _samples(self) -> Sequence[Tensor]:
+        high, wide = self.stride
+        shapes = [(2, self.in_channels, side * high, side * wide) for side in (8, 24)]
+        return [torch.empty(shape, device="meta").to(memory_format=torch.channels_last) for shape in shapes]
 
-    @classmethod
-    def from_dense(
-        cls,
-        layer: nn.Conv2d,
-        *,
-        factorization: str,
-        rank: Rank,
-        tensorization: Tensorization | None = None,
-        implementation: Implementation = "auto",
-    ) -> Self:
-        """A layer that approximates a dense one, by decomposing its kernel.
+    def _apply_dense(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._conv_forward(x, weight, None)
 
-        Args:
-            layer: Stays as it is.
-            factorization: As in the constructor.
-            rank: As in the constructor; clipped to what fits, where the result is exact up to rounding.
-            tensorization: As in the constructor.
-            implementation: As in the constructor.
-
-        Raises:
-            ValueError: As the constructor, or if the kernel holds NaN or infinity.
-            MemoryError: If the decomposition would take more than 8 GiB beside the kernel.
-        """
-        made = cls(
-            **_arguments(layer),
-            factorization=factorization,
-            rank=rank,
-            tensorization=tensorization,
-            implementation=implementation,
-        )
-        return made._take_over(layer, rank)
+    @staticmethod
+    def _arguments(layer: Any) -> dict[str, Any]:
+        sizes = ("in_channels", "out_channels", "kernel_size")
+        names = (*sizes, "stride", "padding", "dilation", "groups", "padding_mode")
+        return {**{name: getattr(layer, name) for name in names}, "bias": layer.bias is not None}
 
     def to_dense(self) -> nn.Conv2d:
         """The torch layer that computes the same; a copy."""
-        return self._hand_over(nn.Conv2d(**_arguments(self)))
+        return self._hand_over(nn.Conv2d(**self._arguments(self), device="meta"))
 
     def extra_repr(self) -> str:
         """Arguments, for ``print``."""
         return f"{nn.Conv2d.extra_repr(self)}, implementation={self.implementation}"  # type: ignore[arg-type, no-untyped-call]
-
-
-def _arguments(layer: nn.Conv2d | TensorizedConv2d) -> dict[str, Any]:
-    """Those of the constructor that a layer was made with, on the meta device."""
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    weight = layer.weight if isinstance(layer, nn.Conv2d) else layer.weight.cores[0]
-    same = {name: getattr(layer, name) for name in names}
-    return {**same, "bias": layer.bias is not None, "device": "meta", "dtype": weight.dtype}

@@ -1,7 +1,8 @@
 """An embedding with a tensorized table."""
 
 import math
-from typing import Self
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,6 @@ from torch.nn import functional as F  # noqa: N812
 from tenzoo.factorizations import CP, BlockTT, Factorization, Rank, Tucker, factorization_class
 from tenzoo.layers.base import Implementation, TensorizedLayer
 from tenzoo.layers.contraction import contract_rows
-from tenzoo.layers.cost import Costs, count, count_per_position
 from tenzoo.layers.tensorization import (
     Tensorization,
     check_tensorization,
@@ -21,7 +21,7 @@ from tenzoo.layers.tensorization import (
 )
 
 
-class TensorizedEmbedding(TensorizedLayer):
+class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
     """A table of vectors, as :class:`torch.nn.Embedding`, with ``W (num_embeddings, embedding_dim)`` made of cores.
 
     W is reshaped to ``(*rows, *columns)``, the factors of both sizes. The product of the row factors may be larger than
@@ -145,62 +145,25 @@ class TensorizedEmbedding(TensorizedLayer):
     def _may_keep(self) -> bool:
         return False  # a table is large, and a call reads little of it
 
-    def _count(self, weight: Factorization) -> Costs:
-        inputs = [torch.empty(rows, dtype=torch.int64, device="meta") for rows in (64, 512)]
-        dense = torch.empty(self.num_embeddings, self.embedding_dim, device="meta")
-        return Costs(
-            count(lambda: self._laid_out(weight.reconstruct())),
-            count_per_position(lambda index: F.embedding(index, dense), inputs, (64, 512)),
-            count_per_position(lambda index: self._contract(weight, index), inputs, (64, 512)),
-        )
+    def _samples(self) -> Sequence[Tensor]:
+        return [torch.empty(count, dtype=torch.int64, device="meta") for count in (64, 512)]
 
-    @classmethod
-    def from_dense(
-        cls,
-        layer: nn.Embedding,
-        *,
-        factorization: str,
-        rank: Rank,
-        tensorization: Tensorization | None = None,
-        implementation: Implementation = "auto",
-    ) -> Self:
-        """A layer that approximates a dense one, by decomposing its table.
+    def _apply_dense(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.embedding(x, weight)
 
-        Args:
-            layer: Stays as it is.
-            factorization: As in the constructor.
-            rank: As in the constructor; clipped to what fits, where the result is exact up to rounding.
-            tensorization: As in the constructor.
-            implementation: As in the constructor.
-
-        Raises:
-            ValueError: As the constructor, if the table holds NaN or infinity, or for a ``max_norm``,
-                ``scale_grad_by_freq`` or ``sparse`` that a tensorized table cannot follow.
-            MemoryError: If the decomposition would take more than 8 GiB beside the table.
-        """
+    @staticmethod
+    def _arguments(layer: Any) -> dict[str, Any]:
         for name in ("max_norm", "scale_grad_by_freq", "sparse"):
-            if getattr(layer, name):
+            if getattr(layer, name, None):
                 raise ValueError(
                     f"expected a layer without `{name}`, got {getattr(layer, name)}: rows made of cores do not have it"
                 )
-        made = cls(
-            layer.num_embeddings,
-            layer.embedding_dim,
-            layer.padding_idx,
-            factorization=factorization,
-            rank=rank,
-            tensorization=tensorization,
-            implementation=implementation,
-            device="meta",
-            dtype=layer.weight.dtype,
-        )
-        return made._take_over(layer, rank)
+        return {name: getattr(layer, name) for name in ("num_embeddings", "embedding_dim", "padding_idx")}
 
     def to_dense(self) -> nn.Embedding:
         """The torch layer that computes the same; a copy."""
-        layer = self._hand_over(nn.Embedding(self.num_embeddings, self.embedding_dim, device="meta"))
+        layer = self._hand_over(nn.Embedding(**self._arguments(self), device="meta"))
         if self.padding_idx is not None:
-            layer.padding_idx = self.padding_idx
             with torch.no_grad():
                 layer.weight[self.padding_idx] = 0
         return layer

@@ -1,7 +1,8 @@
 """A linear layer with a tensorized weight."""
 
 import math
-from typing import Self
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,10 @@ from torch.nn import functional as F  # noqa: N812
 from tenzoo.factorizations import CP, BlockTT, Factorization, Rank, Tucker, factorization_class
 from tenzoo.layers.base import Implementation, TensorizedLayer
 from tenzoo.layers.contraction import contract_linear
-from tenzoo.layers.cost import Costs, count, count_per_position
 from tenzoo.layers.tensorization import Tensorization, check_tensorization, paired, split_size, whole_size
 
 
-class TensorizedLinear(TensorizedLayer):
+class TensorizedLinear(TensorizedLayer[nn.Linear]):
     """``y = x W^T + b``, as :class:`torch.nn.Linear`, with ``W (out_features, in_features)`` made of cores.
 
     W is reshaped to ``(*out, *in)``, the factors of both sizes. At initialization W has mean 0 and variance
@@ -107,54 +107,20 @@ class TensorizedLinear(TensorizedLayer):
     def _tensorized(self, dense: Tensor) -> Tensor:
         return dense.reshape(self.weight.shape)
 
-    def _count(self, weight: Factorization) -> Costs:
-        inputs = [torch.empty(rows, self.in_features, device="meta") for rows in (64, 512)]
-        dense = torch.empty(self.out_features, self.in_features, device="meta")
-        return Costs(
-            count(lambda: self._laid_out(weight.reconstruct())),
-            count_per_position(lambda x: F.linear(x, dense), inputs, (64, 512)),
-            count_per_position(lambda x: self._contract(weight, x), inputs, (64, 512)),
-        )
+    def _samples(self) -> Sequence[Tensor]:
+        return [torch.empty(rows, self.in_features, device="meta") for rows in (64, 512)]
 
-    @classmethod
-    def from_dense(
-        cls,
-        layer: nn.Linear,
-        *,
-        factorization: str,
-        rank: Rank,
-        tensorization: Tensorization | None = None,
-        implementation: Implementation = "auto",
-    ) -> Self:
-        """A layer that approximates a dense one, by decomposing its weight.
+    def _apply_dense(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight)
 
-        Args:
-            layer: Stays as it is.
-            factorization: As in the constructor.
-            rank: As in the constructor; clipped to what fits, where the result is exact up to rounding.
-            tensorization: As in the constructor.
-            implementation: As in the constructor.
-
-        Raises:
-            ValueError: As the constructor, or if the weight holds NaN or infinity.
-            MemoryError: If the decomposition would take more than 8 GiB beside the weight.
-        """
-        made = cls(
-            layer.in_features,
-            layer.out_features,
-            layer.bias is not None,
-            "meta",
-            layer.weight.dtype,
-            factorization=factorization,
-            rank=rank,
-            tensorization=tensorization,
-            implementation=implementation,
-        )
-        return made._take_over(layer, rank)
+    @staticmethod
+    def _arguments(layer: Any) -> dict[str, Any]:
+        names = ("in_features", "out_features")
+        return {**{name: getattr(layer, name) for name in names}, "bias": layer.bias is not None}
 
     def to_dense(self) -> nn.Linear:
         """The torch layer that computes the same; a copy."""
-        return self._hand_over(nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta"))
+        return self._hand_over(nn.Linear(**self._arguments(self), device="meta"))
 
     def extra_repr(self) -> str:
         """Arguments, for ``print``."""
