@@ -12,7 +12,7 @@ from torch import nn
 from typing_extensions import override
 
 from tenzoo.cli.trainer import TenzooCLI, build
-from tenzoo.cli.zoo import Entry, Layer, describe, print_entries, print_layers, read_results
+from tenzoo.cli.zoo import Entry, Layer, describe, print_entries, print_layers, read_results, totals
 from tenzoo.tasks import CompletionTask, Task
 
 PARTS = ("methods", "schedules")
@@ -82,7 +82,7 @@ def _entry(path: Path, results: dict[str, str]) -> Entry:
     network = getattr(cli.model, "network", None)
     name = "completion" if network is None else f"{type(network).__name__}-{getattr(network, 'depth', '')}".rstrip("-")
     data = cli.datamodule.hparams.get("dataset") or type(cli.datamodule).__name__.removesuffix("DataModule")
-    number, dense = (sum(getattr(layer, key) for layer in layers) for key in ("parameters", "dense_parameters"))
+    number, dense = totals(layers)
     model = " ".join([*formats, name])
     return Entry(str(path), model, data, number, dense / number, results.get("published"), results.get("measured"))
 

@@ -111,11 +111,14 @@ class TenzooCLI(LightningCLI):
             if self.config[self.config.subcommand].ckpt_path is not None:
                 weights += " since the run was resumed"
         metrics: dict[str, Any] = {}
-        for judge, name in ((trainer.validate, "val"), (trainer.test, "test")):
-            step = {"val": "validation_step", "test": "test_step"}[name]
-            if name == "test" and isinstance(self.model, CompletionTask):
-                continue  # the entries of validation again
-            if is_overridden(f"{name}_dataloader", self.datamodule) and is_overridden(step, self.model):
+        judges = [
+            (trainer.validate, "val_dataloader", "validation_step"),
+            (trainer.test, "test_dataloader", "test_step"),
+        ]
+        if isinstance(self.model, CompletionTask):
+            del judges[1]  # the entries of validation again
+        for judge, loader, step in judges:
+            if is_overridden(loader, self.datamodule) and is_overridden(step, self.model):
                 judge(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
                 metrics.update(trainer.logged_metrics)
         print_metrics(trainer, metrics, weights=weights)

@@ -82,6 +82,11 @@ def describe(model: nn.Module, inputs: Tensor | None = None) -> list[Layer]:
     return layers
 
 
+def totals(layers: Sequence[Layer]) -> tuple[int, int]:
+    """Number of parameters, and of those of the dense layers."""
+    return sum(layer.parameters for layer in layers), sum(layer.dense_parameters for layer in layers)
+
+
 def _inputs_of_modules(model: nn.Module, inputs: Tensor) -> dict[str, tuple[nn.Module, Tensor]]:
     ghost = copy.deepcopy(model).to("meta").eval()
     seen: dict[str, tuple[nn.Module, Tensor]] = {}
@@ -174,7 +179,7 @@ def print_layers(layers: Sequence[Layer], batch_size: int | None, *, as_json: bo
             layer.contraction or "",
             *(f"{times[key]:.2f}" if key in times else "" for key in ("reconstruct", "contract")),
         )
-    number, dense = (sum(getattr(layer, key) for layer in layers) for key in ("parameters", "dense_parameters"))
+    number, dense = totals(layers)
     flops = [layer.flops for layer in layers if layer.flops is not None]
     others = sum(layer.parameters for layer in layers if len(layer.shape) <= 1)
     if others:

@@ -6,11 +6,76 @@ several modes between its ranks, ``(r_{k-1}, m_k, n_k, r_k)``, which are then tr
 
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from torch import Tensor
 
+from tenzoo.factorizations.base import Factorization
+from tenzoo.factorizations.decomposition import chain_svd_size
+from tenzoo.factorizations.gather import gather_slices
+
 _ELEMENTWISE_SIZE = 200
+
+
+class Chain(Factorization):
+    """A chain of cores ``(r_{k-1}, n_k, r_k)``, open or closed to a ring.
+
+    Abstract: a format says which ranks there are, and how a tensor is decomposed.
+    """
+
+    _split: int
+
+    @staticmethod
+    @abstractmethod
+    def _all_ranks(rank: tuple[int, ...]) -> tuple[int, ...]:
+        """``(r_0, …, r_d)``, from the ranks of the format."""
+
+    def reconstruct(self) -> Tensor:
+        """The dense tensor: the chain is contracted from both of its ends, and the halves are multiplied."""
+        return rebuild_chain(list(self.cores), self._split).view(self.shape)
+
+    @property
+    def multiplications(self) -> int:
+        """Number of multiplications in :meth:`reconstruct`."""
+        return chain_multiplications(self.shape, self._all_ranks(self.rank), self._split)
+
+    def merged(self, *counts: int) -> list[Tensor]:
+        """The cores of the same tensor with neighboring modes merged to one.
+
+        Args:
+            *counts: How many modes each new mode takes.
+
+        Example:
+            >>> from tenzoo.factorizations import TensorTrain
+            >>> [tuple(core.shape) for core in TensorTrain((4, 5, 6), rank=[2, 3]).merged(2, 1)]
+            [(1, 20, 3), (3, 6, 1)]
+        """
+        return merge_chain(list(self.cores), counts)
+
+    def _entries(self, columns: Sequence[Tensor], *, sparse_grad: bool) -> Tensor:
+        pairs = zip(self.cores, columns, strict=True)
+        return chain_entries([gather_slices(core, [column], sparse_grad=sparse_grad) for core, column in pairs])
+
+    def _plan(self) -> None:
+        self._split = best_split(self.shape, self._all_ranks(self.rank))
+
+    @staticmethod
+    def _admitted_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+        return rank
+
+    @classmethod
+    def _core_shapes(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> list[tuple[int, ...]]:
+        ranks = cls._all_ranks(rank)
+        return list(zip(ranks[:-1], shape, ranks[1:], strict=True))
+
+    @staticmethod
+    def _num_monomials(rank: tuple[int, ...]) -> int:
+        return math.prod(rank)
+
+    @classmethod
+    def _decomposition_size(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
+        return chain_svd_size(shape, cls._all_ranks(rank))
 
 
 def split_at(items: Sequence[Tensor], counts: Sequence[int]) -> list[Sequence[Tensor]]:

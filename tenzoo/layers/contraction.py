@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from tenzoo.factorizations import CP, BlockTT, Factorization, TensorRing, TensorTrain, Tucker
-from tenzoo.factorizations.chain import multiply_batch
+from tenzoo.factorizations import CP, BlockTT, Factorization, Tucker
+from tenzoo.factorizations.chain import Chain, multiply_batch
 from tenzoo.factorizations.gather import gather_slices
 
 Convolve: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
@@ -40,7 +40,7 @@ def contract_linear(weight: Factorization, x: Tensor, num_out: int, bias: Tensor
         case Tucker():
             core, outer, inner = weight.merged(*counts)
             return F.linear(F.linear(F.linear(x, inner.t()), core), outer, bias)
-        case TensorTrain() | TensorRing():
+        case Chain():
             outer, inner = weight.merged(*counts)
             return F.linear(F.linear(x, _input_matrix(inner)), _output_matrix(outer), bias)
         case BlockTT():
@@ -81,27 +81,26 @@ def contract_conv2d(
         return y if bias is None else y + bias.to(y.dtype)[:, None, None]
     batch = len(x)
     x = x.reshape(batch * groups, x.shape[1] // groups, *x.shape[2:])
-    ring = 1
+    present = [count for count in counts if count]
+    ring = spatial_groups = 1
     match weight:
         case CP():
-            outer, *kernel, inner = weight.merged(*(count for count in counts if count))
+            outer, *kernel, inner = weight.merged(*present)
             first, last = inner.t(), outer
             middle = kernel[0].t().reshape(-1, 1, *kernel_size) if kernel else None
             spatial_groups = len(first)
         case Tucker():
-            core, outer, *kernel, inner = weight.merged(*(count for count in counts if count))
+            core, outer, *kernel, inner = weight.merged(*present)
             first, last = inner.t(), outer
             if kernel:
                 middle = (kernel[0] @ core).transpose(1, 2).reshape(len(core), -1, *kernel_size)
             else:
                 first, middle = core @ first, None
-            spatial_groups = 1
-        case TensorTrain() | TensorRing():
-            outer, *kernel, inner = weight.merged(*(count for count in counts if count))
+        case Chain():
+            outer, *kernel, inner = weight.merged(*present)
             ring = outer.shape[0]
             first, last = _input_matrix(inner), _output_matrix(outer)
             middle = kernel[0].transpose(1, 2).reshape(*kernel[0].shape[::2], *kernel_size) if kernel else None
-            spatial_groups = 1
         case _:
             raise AssertionError(type(weight))
     # Contiguous, since a kernel of one pixel with other strides would change the layout of the output.
@@ -139,7 +138,7 @@ def contract_rows(weight: Factorization, columns: Sequence[Tensor]) -> Tensor:
             for factor, column in zip(factors[1:], columns[1:], strict=True):
                 values = factor.index_select(0, column).unsqueeze(1) @ values.reshape(len(column), factor.shape[1], -1)
             return F.linear(values.squeeze(1), last)
-        case TensorTrain() | TensorRing():
+        case Chain():
             *cores, last = weight.merged(*counts[0], counts[1])
             product = gather_slices(cores[0], columns[:1], sparse_grad=False)
             for core, column in zip(cores[1:], columns[1:], strict=True):
