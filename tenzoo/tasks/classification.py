@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from tenzoo.cores import find_core_groups
 from tenzoo.tasks.base import Task
+from tenzoo.training import logs_this_step
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -189,7 +190,7 @@ class ImageClassificationTask(Task):
     def on_train_batch_end(self, outputs: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log the images per second of all processes since the last log, without validation."""
         self._images += len(batch[1])
-        if self._since is not None and (batch_idx + 1) % max(self.trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
+        if self._since is not None and logs_this_step(self.trainer):
             rate = self._images * self.trainer.world_size / (time.perf_counter() - self._since)
             self.log("train/images_per_s", rate, prog_bar=True)
             self._since, self._images = None, 0

@@ -1,15 +1,15 @@
+import csv
 import math
 
 import pytest
 import torch
-import yaml
-from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tenzoo.callbacks import DeviationAwareScaling
-from tenzoo.cli import main
 from tenzoo.layers import TensorizedLinear
 from tenzoo.models import CIFARResNet
 from tenzoo.tasks import SAM, ImageClassificationTask
@@ -190,6 +190,19 @@ def test_accuracies_are_counted_over_all_images(sam, accumulate):
     assert run.callback_metrics["val/accuracy"].item() == pytest.approx(accuracy(judged, Batches(seed=1)))
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_images_per_second_reach_the_loggers_in_every_epoch(tmp_path, accumulate):
+    """Three batches an epoch and a log every other step: the steps that are logged shift from epoch to epoch."""
+    logger = CSVLogger(tmp_path, name="", version="")
+    fit(task(accumulate_grad_batches=accumulate), epochs=4, logger=logger, log_every_n_steps=2)
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    rates = [float(row["train/images_per_s"]) for row in rows if row["train/images_per_s"]]
+    losses = [row for row in rows if row["train/loss"]]
+    assert len(rates) == len(losses) == {1: 6, 2: 4}[accumulate]
+    assert all(0 < rate < 1e7 for rate in rates)
+
+
 @torch.no_grad()
 def test_validation_and_test_average_over_images_without_smoothing():
     model = task(label_smoothing=0.4)
@@ -300,100 +313,3 @@ def test_a_subclass_keeps_its_network_out_as_well():
 
     assert dict(Mine(small()).hparams)["num_classes"] == 5
     assert "backbone" not in Mine(small()).hparams
-
-
-# --- from the command line -------------------------------------------------------------------------------------
-
-
-class Images(LightningDataModule):
-    """Eight images of each kind."""
-
-    def train_dataloader(self):
-        return Batches(sizes=(4, 4))
-
-    def val_dataloader(self):
-        return Batches(seed=1, sizes=(4, 4))
-
-    def test_dataloader(self):
-        return Batches(seed=2, sizes=(4, 4))
-
-
-NETWORK = {"depth": 20, "num_classes": 5, "factorization": "cp", "rank": 2}
-
-
-@pytest.fixture
-def config(tmp_path):
-    """A small run, of which the learning rates are logged."""
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-    saver = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"filename": "end"}}
-    rates = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}
-    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}}
-    settings = {
-        "trainer": {"accelerator": "cpu", "max_epochs": 2, "log_every_n_steps": 1, **quiet}
-        | {"default_root_dir": str(tmp_path / "runs"), "callbacks": [saver, rates]},
-        "model": {
-            "class_path": "tenzoo.tasks.ImageClassificationTask",
-            "init_args": {
-                "network": {"class_path": "tenzoo.models.CIFARResNet", "init_args": NETWORK},
-                "num_classes": 5,
-                "optimizer": optimizer,
-            },
-        },
-        "data": {"class_path": "tests.tasks.test_classification.Images"},
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
-
-
-def run(command, config, *args):
-    return main([command, "--config", str(config), *args])
-
-
-LOADS = pytest.mark.filterwarnings("ignore:(?s).*JsonargparseDeprecationWarning")
-
-
-@LOADS
-def test_a_network_of_the_command_line_is_kept(config, capsys):
-    schedule = ["--model.init_args.lr_scheduler", "cosine"]
-    assert run("fit", config, *schedule) == 0
-    directory = config.parent / "runs" / "version_0"
-    checkpoint = directory / "checkpoints" / "end.ckpt"
-    lines = (directory / "metrics.csv").read_text().splitlines()
-    columns = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
-    rates = [float(row["lr-SGD/cores"]) for row in columns if row["lr-SGD/cores"]]
-    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 4)) for step in range(4)])
-    stored = torch.load(checkpoint, weights_only=True)["hyper_parameters"]
-    assert stored["network"]["init_args"].items() >= NETWORK.items()
-    loaded = ImageClassificationTask.load_from_checkpoint(checkpoint, weights_only=True)
-    assert loaded.network.conv1.weight.shape == (16, 9, 3)
-    other = CIFARResNet(20, num_classes=5, factorization="cp", rank=2)
-    again = ImageClassificationTask.load_from_checkpoint(checkpoint, network=other, weights_only=True)
-    assert again.network is other
-    assert "network" not in again.hparams
-    assert_same_weights(loaded, again)
-
-    longer = ["--ckpt_path", str(checkpoint), "--trainer.max_epochs", "3"]
-    assert run("fit", config, *schedule, *longer) == 0
-    capsys.readouterr()
-    assert run("fit", config, *schedule, *longer, "--model.init_args.network.init_args.rank", "3") == 2
-    assert "network.init_args.rank` = 3 where it has 2" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--model.init_args.network.init_args.rank", "0"], ["`rank`, got 0 in conv1"]),
-        (["--model.init_args.network.init_args.depth", "21"], ["[20, 32, 44, 56]", "`depth`, got 21"]),
-        (["--model.init_args.network.init_args.tensorization", "{16: [4, 2]}"], ["factors of 16", "[4, 2] in conv1"]),
-        (["--model.init_args.lr_scheduler", "cosin"], ["lr_scheduler`", "'cosin'"]),
-        (["--model.init_args.lr_scheduler", "one_cycle", "--trainer.max_epochs", "-1"], ["run without an end"]),
-        (["--model.init_args.optimizer", "Rprop", "--model.init_args.core_weight_decay", "1"], ["1.0, got Rprop"]),
-    ],
-)
-def test_one_line_says_what_is_wrong(config, capsys, arguments, words):
-    assert run("fit", config, *arguments) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "rror" in line]
-    assert line.startswith("tenzoo: error: expected ")
-    for word in words:
-        assert word in line
