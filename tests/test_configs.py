@@ -6,7 +6,6 @@ import pytest
 
 from tenzoo.cli import main
 from tenzoo.cli.commands import PARTS
-from tests.data.conftest import root  # noqa: F401  (a fixture: a small CIFAR-10)
 
 ROOT = Path(__file__).parent.parent / "configs"
 MODELS = sorted(path for path in ROOT.rglob("*.yaml") if path.parent.name not in PARTS)
@@ -32,13 +31,13 @@ def of_cifar10(config):
     return "CIFAR10DataModule" in config.read_text()
 
 
-def small_cifar10(root):  # noqa: F811
+def small_cifar10(root):
     return ["--data.init_args.root", root, "--data.init_args.validation_size", "10", "--data.init_args.batch_size", "8"]
 
 
 @pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning")
 @pytest.mark.parametrize("config", MODELS, ids=lambda path: path.stem)
-def test_every_model_trains(tmp_path, root, capsys, config):  # noqa: F811
+def test_every_model_trains(tmp_path, root, capsys, config):
     runs = tmp_path / "runs"
     arguments = small_cifar10(root) if of_cifar10(config) else SMALLER.get(config.stem, [])
     assert fit(runs, config, args=arguments) == 0
@@ -53,7 +52,7 @@ def test_every_model_trains(tmp_path, root, capsys, config):  # noqa: F811
 @pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning")
 @pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("config", ["il2_tucker", "tr_resnet20_cifar10"])
-def test_every_method_composes(tmp_path, root, capsys, config, method):  # noqa: F811
+def test_every_method_composes(tmp_path, root, capsys, config, method):
     path = ROOT / f"{config}.yaml"
     short = [ROOT / "schedules" / "short_cifar10.yaml"] if of_cifar10(path) else []
     assert fit(tmp_path / "runs", path, *short, method, args=small_cifar10(root) if of_cifar10(path) else []) == 0

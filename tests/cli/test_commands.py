@@ -2,13 +2,13 @@
 
 import csv
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tenzoo.cli import main, trainer
+from tests.hostile import Bomb
 
 CONFIG = """
 seed_everything: 1
@@ -260,14 +260,6 @@ def test_a_run_that_diverged_says_so(config, capsys):
     optimizer = ["--model.init_args.optimizer", "torch.optim.SGD", "--model.init_args.optimizer.init_args.lr", "1e6"]
     assert run("fit", config, *optimizer) == 0
     assert "tenzoo: warning: training diverged" in capsys.readouterr().err
-
-
-class Bomb:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self.path,))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "pickle", "tensor", "missing"])

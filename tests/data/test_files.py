@@ -1,5 +1,4 @@
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,16 +7,7 @@ import torch
 from tenzoo.data.entries import check_values
 from tenzoo.data.files import read_entries, read_index
 from tenzoo.data.sources import load_entries
-
-
-class Bomb:
-    """Unpickling it writes a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self):
-        return (Path.touch, (self.target,))
+from tests.hostile import Bomb
 
 
 def save_npy(path, array):

@@ -12,7 +12,6 @@ from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor, Rebalan
 from tenzoo.data import CompletionDataModule
 from tenzoo.layers import TensorizedConv2d
 from tenzoo.tasks import SAM, CompletionTask, ImageClassificationTask
-from tests.data.conftest import root  # noqa: F401  (a fixture: a small CIFAR-10)
 from tests.data.small_cifar10 import make
 from tests.tasks.toy import adam, assert_same_weights, trainer
 
@@ -91,7 +90,7 @@ def run_images(path, folder, method, *, crash=None, resume=None):
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
 @pytest.mark.parametrize("method", METHODS)
-def test_a_resumed_classification_sees_the_same_images(tmp_path, root, method):  # noqa: F811
+def test_a_resumed_classification_sees_the_same_images(tmp_path, root, method):
     """Augmentation, noise, order, schedule and running statistics go on as if nothing had happened."""
     whole = run_images(tmp_path / "whole", root, method)
     for step in (4, 6, 9):  # in an epoch, between two, in the last one
