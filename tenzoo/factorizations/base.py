@@ -2,17 +2,28 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from tenzoo.cores import CoreGroup, CoreProvider
 from tenzoo.factorizations.decomposition import check_finite, check_memory, tensorly_on_torch
 from tenzoo.factorizations.gather import first_outside
 from tenzoo.factorizations.init import check_init_std, core_std, init_cores_
 from tenzoo.factorizations.rank import Rank, check_shape, resolve_rank
+
+
+class _Cores(nn.ParameterList):
+    """Torch's list, which looks up each of its parameters by a name that it writes; every step asks for all of them."""
+
+    @override
+    def __iter__(self) -> Iterator[nn.Parameter]:
+        own = self._parameters
+        # A parametrized core is no longer among the parameters.
+        return iter(own.values()) if len(own) == len(self) else super().__iter__()  # type: ignore[arg-type]
 
 
 class Factorization(nn.Module, CoreProvider):
@@ -66,7 +77,7 @@ class Factorization(nn.Module, CoreProvider):
         self.shape = check_shape(shape, even=self._even_order)
         self.rank = self._resolve(self.shape, rank)
         self.init_std = check_init_std(init_std)
-        self.cores = nn.ParameterList(
+        self.cores = _Cores(
             torch.empty(core_shape, device=device, dtype=dtype)
             for core_shape in self._core_shapes(self.shape, self.rank)
         )

@@ -73,8 +73,7 @@ class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
         """
         if self.implementation != "auto":
             return self.implementation
-        seconds = self.costs.seconds(positions, phase or self._phase(), self.weight.cores[0].device.type)
-        return "contract" if seconds["contract"] < seconds["reconstruct"] else "reconstruct"
+        return self.costs.cheaper(positions, phase or self._phase(), self.weight.cores[0].device.type)
 
     def _phase(self) -> Phase:
         if torch.is_grad_enabled():

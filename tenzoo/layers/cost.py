@@ -6,8 +6,8 @@ per call and one per position (a row of a linear layer, an output pixel of a con
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -100,6 +100,22 @@ class Costs:
     rebuild: Cost
     dense: LinearCost
     contract: LinearCost
+    _leads: Mapping[tuple[str, str], tuple[float, float]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Every call of a layer chooses, so what does not depend on the call is done here.
+        leads = {(phase, device): self._lead(phase, device) for phase in get_args(Phase) for device in RATES}
+        object.__setattr__(self, "_leads", leads)
+
+    def _lead(self, phase: Phase, device: str) -> tuple[float, float]:
+        once, twice = (self.seconds(positions, phase, device) for positions in (0, 1))
+        call = once["contract"] - once["reconstruct"]
+        return call, twice["contract"] - twice["reconstruct"] - call
+
+    def cheaper(self, positions: int, phase: Phase, device: str) -> Literal["reconstruct", "contract"]:
+        """The implementation with the shorter estimated time; arguments as in :meth:`seconds`."""
+        call, position = self._leads[phase, device if device in RATES else "cuda"]
+        return "contract" if call + position * positions < 0 else "reconstruct"
 
     def seconds(self, positions: int, phase: Phase, device: str) -> dict[str, float]:
         """Estimated time of a call for each implementation; a backward pass takes twice the time of the forward one.

@@ -208,6 +208,34 @@ def test_the_layout_of_the_output_is_that_of_the_input(name, implementation):
     torch.testing.assert_close(moved(x.contiguous(memory_format=torch.channels_last)), layer(x))
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "xpu"])
+@pytest.mark.parametrize("phase", ["training", "inference", "kept"])
+def test_the_choice_is_the_shorter_estimate(phase, device):
+    costs = [
+        make().costs for make in (conv, linear, embedding, lambda: TensorizedLinear(64, 64, factorization="tt", rank=2))
+    ]
+    chosen = set()
+    for cost in costs:
+        for positions in (1, 10, 100, 1_000, 100_000):
+            seconds = cost.seconds(positions, phase, device)
+            choice = cost.cheaper(positions, phase, device)
+            assert seconds[choice] <= min(seconds.values()) * (1 + 1e-9)
+            chosen.add(choice)
+    assert phase == "kept" or len(chosen) == 2
+
+
+def test_a_parametrized_core_is_still_a_core():
+    class Doubled(nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    layer = conv(dtype=torch.float64)
+    dense = layer.dense_weight().detach()
+    nn.utils.parametrize.register_parametrization(layer.weight.cores, "0", Doubled())
+    assert len(list(layer.weight.cores)) == len(layer.weight.cores)
+    assert layer.dense_weight().allclose(2 * dense)
+
+
 @pytest.mark.parametrize("implementation", ["auto", "reconstruct", "contract"])
 def test_compiles_without_graph_breaks(layer_and_input, implementation):
     layer, x = layer_and_input
