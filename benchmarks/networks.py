@@ -14,6 +14,7 @@ from benchmarks.report import Ratio, Report, Table, spread
 from benchmarks.rivals import note_on, rival_networks, tltorch_if_installed, try_rival
 from benchmarks.steps import Step, forward_step, in_turns, network_step, on_threads, saved_bytes, sgd
 from tenzoo.callbacks import DeviationAwareScaling
+from tenzoo.layers import Implementation
 from tenzoo.models import CIFARResNet
 from tenzoo.tasks import SAM, ImageClassificationTask
 from tenzoo.training import NoProfiler
@@ -71,7 +72,9 @@ def networks(
             times |= in_turns(group, rounds)
         passes = {f"forward, {name}": forward_step(_network(name, depth), batch[0]) for name in ("dense", "TR 10")}
         times |= in_turns(passes, rounds, steps_per_turn=3)
-        saved = {name: saved_bytes(_network(name, depth), batch) for name in names}
+        saved = {
+            name: [saved_bytes(_network(name, depth, way), batch) for way in ("auto", "reconstruct")] for name in names
+        }
         rivals, skipped = _rivals(min(rounds, _RIVAL_ROUNDS), depth, names, small)
         times |= _under_lightning(rounds, depth, batch, steps)
     title = f"networks: a step of ResNet-{depth}, tensorized and dense"
@@ -86,10 +89,11 @@ def _batch(number: int, side: int) -> tuple[Tensor, Tensor]:
     return images.contiguous(memory_format=torch.channels_last), labels
 
 
-def _network(name: str, depth: int) -> nn.Module:
+def _network(name: str, depth: int, implementation: Implementation = "auto") -> nn.Module:
     torch.manual_seed(0)
     factorization, rank = FORMATS[name]
-    return CIFARResNet(depth, factorization=factorization, rank=rank).to(memory_format=torch.channels_last)
+    network = CIFARResNet(depth, factorization=factorization, rank=rank, implementation=implementation)
+    return network.to(memory_format=torch.channels_last)
 
 
 def _in(autocast: bool, name: str) -> str:
@@ -109,12 +113,13 @@ def _ratios(times: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[
     ]
 
 
-def _memory_table(saved: Mapping[str, int]) -> Table:
+def _memory_table(saved: Mapping[str, Sequence[int]]) -> Table:
+    dense = saved["dense"][0]
     rows = []
-    for name, size in saved.items():
-        ratio = Ratio(name, (size / saved["dense"],), None if name == "dense" else 1.05)
-        rows.append([name, f"{size / 1e6:.1f}", f"{ratio.median:.3f}", ratio.verdict])
-    return ("saved for the backward pass, float32", "MB", "/ dense", "target"), rows
+    for name, (size, rebuilding) in saved.items():
+        ratio = Ratio(name, (size / dense,), None if name == "dense" else 1.05)
+        rows.append([name, f"{size / 1e6:.1f}", f"{ratio.median:.3f}", ratio.verdict, f"{rebuilding / dense:.3f}"])
+    return ("saved for the backward pass, float32", "MB", "/ dense", "target", "reconstruct / dense"), rows
 
 
 # --- rivals --------------------------------------------------------------------------------------------------------
