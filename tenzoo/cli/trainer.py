@@ -150,7 +150,10 @@ def _both_loggers(root: str) -> list[Any]:
     if getattr(rank_zero_only, "rank", 0) == 0:
         Path(root).mkdir(parents=True, exist_ok=True)
         version = _claim(Path(root), version)
-    return [TensorBoardLogger(root, name="", version=version), CSVLogger(root, name="", version=version)]
+    return [
+        TensorBoardLogger(root, name="", version=version, default_hp_metric=False),
+        CSVLogger(root, name="", version=version),
+    ]
 
 
 def _claim(root: Path, version: int) -> int:

@@ -110,6 +110,39 @@ class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
         """What torch's layer, or this one, was made with, but for device and dtype."""
 
     @classmethod
+    def empty_like(
+        cls,
+        layer: L,
+        *,
+        factorization: str,
+        rank: Rank,
+        tensorization: Tensorization | None = None,
+        implementation: Implementation = "auto",
+    ) -> Self:
+        """A layer of the sizes and the dtype of a dense one on the meta device, where nothing is computed or stored.
+
+        Args:
+            layer: Torch's.
+            factorization: As in the constructor.
+            rank: As in the constructor.
+            tensorization: As in the constructor.
+            implementation: As in the constructor.
+
+        Raises:
+            ValueError: As the constructor.
+        """
+        arguments: dict[str, Any] = {
+            **cls._arguments(layer),
+            "factorization": factorization,
+            "rank": rank,
+            "tensorization": tensorization,
+            "implementation": implementation,
+            "device": "meta",
+            "dtype": layer.weight.dtype,
+        }
+        return cls(**arguments)
+
+    @classmethod
     def from_dense(
         cls,
         layer: L,
@@ -133,16 +166,9 @@ class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
             MemoryError: If the decomposition would take more than 8 GiB beside the weight.
         """
         dense: Tensor = layer.weight.detach()  # type: ignore[operator]
-        arguments: dict[str, Any] = {
-            **cls._arguments(layer),
-            "factorization": factorization,
-            "rank": rank,
-            "tensorization": tensorization,
-            "implementation": implementation,
-            "device": "meta",
-            "dtype": dense.dtype,
-        }
-        made = cls(**arguments)
+        made = cls.empty_like(
+            layer, factorization=factorization, rank=rank, tensorization=tensorization, implementation=implementation
+        )
         made.weight = type(made.weight).decompose(made._tensorized(dense), rank)
         made._count_costs()
         bias = getattr(layer, "bias", None)

@@ -1,0 +1,16 @@
+"""A trained dense network in, a tensorized one out.
+
+Example:
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3))
+    >>> made = plan(model, factorization="tt", budget=0.4)
+    >>> _ = apply_(model, made)
+    >>> sum(parameter.numel() for parameter in model.parameters()) == made.parameters
+    True
+"""
+
+from tenzoo.compression.apply import apply_, fold_
+from tenzoo.compression.plan import LayerPlan, Plan
+from tenzoo.compression.planning import plan
+
+__all__ = ["LayerPlan", "Plan", "apply_", "fold_", "plan"]

@@ -1,0 +1,110 @@
+"""Carrying out a plan, and going back."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from torch import nn
+
+from tenzoo.compression.plan import LayerPlan, Plan
+from tenzoo.compression.weights import TENSORIZED, find_weights
+from tenzoo.layers import TensorizedLayer
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def apply_(model: M, plan: Plan) -> M:
+    """Replace the layers of a model by layers made of cores, in place.
+
+    All layers are decomposed before the first one is replaced: if one fails, the model stays as it was. A layer that is
+    reached under several names is replaced under each. Frozen weights and biases stay frozen.
+
+    Args:
+        model: The one that was planned, or another with layers of the same names and shapes.
+        plan: From :func:`~tenzoo.compression.plan`.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ValueError: If a planned layer is missing, is of another class or shape, or cannot be replaced.
+        MemoryError: As :func:`~tenzoo.compression.plan`.
+
+    Example:
+        >>> from tenzoo.compression import plan
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> apply_(model, plan(model, factorization="tt", ranks={"0": 8}))[0].weight.rank
+        (8,)
+    """
+    found = {weight.name: weight for weight in find_weights(model)}
+    made: dict[nn.Module, nn.Module] = {}
+    for layer in plan.layers:
+        if layer.rank is None:
+            continue
+        if layer.name not in found:
+            raise ValueError(f"expected the planned layer {layer.name!r} in `model`, got a model without it")
+        weight = found[layer.name]
+        if weight.reason is not None:
+            raise ValueError(f"expected a layer that can be replaced, got {layer.name!r}, which {weight.reason}")
+        made[weight.layer] = _decomposed(weight.layer, layer)
+    return _replaced(model, made)
+
+
+def fold_(model: M) -> M:
+    """Replace all layers that are made of cores by the dense layers of torch that compute the same, in place.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ValueError: If the model itself is a tensorized layer: take its :meth:`to_dense`.
+
+    Example:
+        >>> from tenzoo.layers import TensorizedLinear
+        >>> fold_(nn.Sequential(TensorizedLinear(8, 4, factorization="cp", rank=2)))
+        Sequential(
+          (0): Linear(in_features=8, out_features=4, bias=True)
+        )
+    """
+    if isinstance(model, TensorizedLayer):
+        raise ValueError(f"expected a model with tensorized layers in it, got a {type(model).__name__}; see to_dense()")
+    made: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():
+        if isinstance(module, TensorizedLayer):
+            made[module] = _frozen_as(module, module.to_dense())
+    return _replaced(model, made)
+
+
+def _decomposed(layer: nn.Module, planned: LayerPlan) -> nn.Module:
+    shape = tuple(layer.weight.shape)  # type: ignore[arg-type]
+    if type(layer).__name__ != planned.kind or shape != planned.shape:
+        raise ValueError(
+            f"expected a {planned.kind} with a weight of shape {planned.shape} as {planned.name!r}, got a "
+            f"{type(layer).__name__} of {shape}"
+        )
+    assert planned.factorization is not None
+    assert planned.rank is not None
+    made = TENSORIZED[type(layer)].from_dense(
+        layer, factorization=planned.factorization, rank=planned.rank, tensorization=planned.tensorization
+    )
+    return _frozen_as(layer, made)
+
+
+def _frozen_as(layer: nn.Module, made: nn.Module) -> nn.Module:
+    """The second layer, with its weight and its bias frozen where those of the first are."""
+    for name in ("weight", "bias"):
+        before, after = getattr(layer, name, None), getattr(made, name, None)
+        if before is not None and after is not None:
+            parameters = list(before.parameters()) if isinstance(before, nn.Module) else [before]
+            after.requires_grad_(any(parameter.requires_grad for parameter in parameters))
+    return made
+
+
+def _replaced(model: M, made: Mapping[nn.Module, nn.Module]) -> M:
+    for parent in list(model.modules()):
+        for key, child in list(parent._modules.items()):
+            if child is not None and child in made:
+                parent._modules[key] = made[child]
+    return model

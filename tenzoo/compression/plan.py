@@ -1,0 +1,160 @@
+"""Plans: what each weight of a trained network becomes."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What becomes of one layer.
+
+    Args:
+        name: Qualified name of the layer.
+        kind: Its class in torch.
+        shape: Of its dense weight.
+        factorization: Format of the cores; None leaves the layer dense.
+        rank: Ranks of the cores.
+        tensorization: Factors of the output and of the input size.
+        parameters: Number of parameters, bias included.
+        dense_parameters: Number the dense layer has.
+        multiplications: In a forward pass on the example input, with a rebuilt weight that is kept between calls or
+            with the cores in sequence, whichever is estimated to be faster; None without an example input.
+        dense_multiplications: Those of the dense layer.
+        error: ``‖W − Ŵ‖ / ‖W‖`` of the decomposition, in Frobenius norms; 0 for a dense layer.
+        reason: Why the layer stays dense; None if it does not.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    factorization: str | None
+    rank: tuple[int, ...] | None
+    tensorization: tuple[tuple[int, ...], tuple[int, ...]] | None
+    parameters: int
+    dense_parameters: int
+    multiplications: int | None
+    dense_multiplications: int | None
+    error: float
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of each layer of a network; printable, and a JSON file on disk.
+
+    Args:
+        layers: Convolutions, linear layers and embeddings.
+        other_parameters: Number of parameters outside of them.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    other_parameters: int
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole network."""
+        return self.other_parameters + sum(layer.parameters for layer in self.layers)
+
+    @property
+    def dense_parameters(self) -> int:
+        """Of the whole network before."""
+        return self.other_parameters + sum(layer.dense_parameters for layer in self.layers)
+
+    @property
+    def multiplications(self) -> int | None:
+        """Of all planned layers together; None if they were not counted."""
+        return _sum([layer.multiplications for layer in self.layers])
+
+    @property
+    def dense_multiplications(self) -> int | None:
+        """Of all planned layers together before."""
+        return _sum([layer.dense_multiplications for layer in self.layers])
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file.
+
+        Raises:
+            FileExistsError: If there is one already.
+        """
+        with Path(path).open("x", encoding="utf-8") as file:
+            json.dump(asdict(self), file, indent=1)
+            file.write("\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no plan.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            layers = tuple(LayerPlan(**_tuples(layer)) for layer in content.pop("layers"))
+            return cls(layers, **content)
+        except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"expected a plan, as Plan.save writes it, in {str(path)!r}, got something else"
+            ) from error
+
+    def __str__(self) -> str:
+        console = Console(width=140)
+        with console.capture() as capture:
+            console.print(self._table())
+        return capture.get().rstrip()
+
+    def _table(self) -> Table:
+        counted = self.multiplications is not None
+        table = Table("layer", "weight", "becomes", "parameters", "dense", "error")
+        if counted:
+            table.add_column("multiplications", justify="right")
+            table.add_column("dense", justify="right")
+        for column in table.columns[3:6]:
+            column.justify = "right"
+        for layer in self.layers:
+            becomes = f"dense: {layer.reason}" if layer.rank is None else f"{layer.factorization} {_listed(layer.rank)}"
+            error = "" if layer.rank is None else f"{layer.error:.3f}"
+            row = [
+                layer.name,
+                _listed(layer.shape),
+                becomes,
+                f"{layer.parameters:,}",
+                f"{layer.dense_parameters:,}",
+                error,
+            ]
+            table.add_row(*row, *(_number(n) for n in (layer.multiplications, layer.dense_multiplications) if counted))
+        rest = f"{self.other_parameters:,}"
+        table.add_row("everything else", "", "", rest, rest, end_section=True)
+        total = ["total", "", "", f"{self.parameters:,}", f"{self.dense_parameters:,}", ""]
+        table.add_row(*total, *(_number(n) for n in (self.multiplications, self.dense_multiplications) if counted))
+        return table
+
+
+def _sum(numbers: Sequence[int | None]) -> int | None:
+    known = [number for number in numbers if number is not None]
+    return sum(known) if known else None
+
+
+def _tuples(layer: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(LayerPlan)}
+    if set(layer) != names:
+        raise KeyError(*set(layer) ^ names)
+
+    def frozen(value: Any) -> Any:
+        return tuple(frozen(item) for item in value) if isinstance(value, list) else value
+
+    return {name: frozen(value) for name, value in layer.items()}
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return " × ".join(str(number) for number in numbers)
+
+
+def _number(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"

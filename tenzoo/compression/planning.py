@@ -1,0 +1,302 @@
+"""From a trained network to a plan: which ranks are worth their cores."""
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any, Literal, Self, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from tenzoo.compression.candidates import Candidate, allocate, rank_errors
+from tenzoo.compression.plan import LayerPlan, Plan
+from tenzoo.compression.weights import TENSORIZED, Weight, find_weights
+from tenzoo.factorizations import Rank, factorization_class
+from tenzoo.layers import TensorizedLayer
+
+Budgeted: TypeAlias = Literal["parameters", "multiplications"]
+"""What a budget counts."""
+
+_COUNTED = 32
+"""How many candidates of a layer have their multiplications counted."""
+
+
+def plan(
+    model: nn.Module,
+    *,
+    factorization: str,
+    budget: float | None = None,
+    ranks: Rank | Mapping[str, Rank] | None = None,
+    count: Budgeted = "parameters",
+    example_input: Tensor | tuple[Any, ...] | None = None,
+    exclude: Sequence[str] = (),
+) -> Plan:
+    """Decide what each layer of a trained network becomes, without changing it.
+
+    With a budget, ranks are chosen for the whole network at once. A layer with the relative error ``e = ‖W − Ŵ‖ / ‖W‖``
+    is taken to keep the share ``1 − e²`` of its signal, and the network the product of all shares; a parameter goes
+    where it adds most to the logarithm of that product, so that no layer is given up for the others. A layer that is
+    not worth its cores stays dense, and the network never gets larger than the budget.
+
+    Convolutions are decomposed with whole modes, as ``(O, k_h k_w, I)``, and linear layers and embeddings as matrices;
+    a block tensor train splits its modes as the layer does by default.
+
+    Args:
+        model: Any module; it keeps its weights and its mode.
+        factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``.
+        budget: A float in (0, 1] is the fraction of what the whole network has, an int an absolute number.
+        ranks: Instead of a budget: one rank for all layers, or a mapping from names of layers to ranks, where the
+            layers it leaves out stay dense. A layer stays dense if it would not get smaller.
+        count: What the budget counts; ``"multiplications"`` are those of the planned layers on ``example_input``.
+        example_input: The argument of the model's forward pass, or a tuple of them; needed to count multiplications.
+        exclude: Names of layers that stay dense.
+
+    Returns:
+        The plan, with the errors of the decompositions that :func:`~tenzoo.compression.apply_` will make.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If a name is not that of a layer, a rank does not fit, the budget cannot be met, or not exactly one
+            of ``budget`` and ``ranks`` is given.
+        MemoryError: If a decomposition would take more than 8 GiB beside its weight.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3))
+        >>> made = plan(model, factorization="tucker", budget=0.5)
+        >>> made.parameters <= 0.5 * made.dense_parameters
+        True
+    """
+    factorization_class(factorization)
+    if count not in get_args(Budgeted):
+        raise ValueError(f"expected one of {list(get_args(Budgeted))} in `count`, got {count!r}")
+    if (budget is None) == (ranks is None):
+        raise ValueError(f"expected one of `budget` and `ranks`, got budget={budget!r} and ranks={ranks!r}")
+    if count == "multiplications" and example_input is None:
+        raise ValueError("expected an `example_input` to count multiplications for, got None")
+    weights = find_weights(model)
+    _check_names(exclude, weights, "exclude")
+    positions = {} if example_input is None else _positions(model, weights, example_input)
+    options = [_Option.of(weight, factorization, exclude, positions.get(weight.name)) for weight in weights]
+    chosen: Sequence[Rank | None]
+    if budget is not None:
+        chosen = _within(model, options, budget, count)
+    else:
+        assert ranks is not None
+        if isinstance(ranks, Mapping):
+            _check_names(list(ranks), weights, "ranks")
+        chosen = [_given(option, ranks) for option in options]
+    owned = _own_parameters(weights)
+    layers = tuple(option.planned(rank, own) for option, rank, own in zip(options, chosen, owned, strict=True))
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    return Plan(layers, everything - sum(layer.dense_parameters for layer in layers))
+
+
+class _Option:
+    """A layer, and how it would be made of cores."""
+
+    def __init__(self, weight: Weight, factorization: str, reason: str | None, positions: int | None) -> None:
+        self.weight = weight
+        self.factorization = factorization
+        self.reason = reason
+        self.positions = positions
+
+    @classmethod
+    def of(cls, weight: Weight, factorization: str, exclude: Sequence[str], positions: int | None) -> Self:
+        reason = "was excluded" if weight.name in exclude else weight.reason
+        return cls(weight, factorization, reason, positions)
+
+    @property
+    def dense(self) -> Tensor:
+        dense: Tensor = self.weight.layer.weight.detach()  # type: ignore[operator]
+        return dense
+
+    @property
+    def tensorization(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        return None if self.factorization == "btt" else ((self.dense.shape[0],), (self.dense.shape[1],))
+
+    def empty(self, rank: Rank) -> TensorizedLayer[Any]:
+        """The layer with cores of these ranks, on the meta device."""
+        return TENSORIZED[type(self.weight.layer)].empty_like(
+            self.weight.layer, factorization=self.factorization, rank=rank, tensorization=self.tensorization
+        )
+
+    def decomposed(self, rank: Rank) -> TensorizedLayer[Any]:
+        """The layer, approximated with cores of these ranks."""
+        return TENSORIZED[type(self.weight.layer)].from_dense(
+            self.weight.layer, factorization=self.factorization, rank=rank, tensorization=self.tensorization
+        )
+
+    def counted(self, layer: TensorizedLayer[Any]) -> tuple[int, int] | None:
+        """Multiplications on the example input: as it would be computed, and dense."""
+        if self.positions is None:
+            return None
+        dense = layer.costs.dense.at(self.positions).products
+        contracted = layer.costs.contract.at(self.positions).products
+        device = self.dense.device.type
+        chosen = contracted if layer.costs.cheaper(self.positions, "kept", device) == "contract" else dense
+        return round(chosen), round(dense)
+
+    def candidates(self, count: Budgeted) -> list[Candidate]:
+        """Ways to store this weight, the dense one among them."""
+        if self.positions is None if count == "multiplications" else self.reason is not None:
+            return [Candidate(None, 0, 0.0)]  # costs nothing that could be saved
+        thin = self.empty(1)
+        kind = type(thin.weight)
+        dense_cost = self.dense.numel() if count == "parameters" else self.counted(thin)[1]  # type: ignore[index]
+        dense = Candidate(None, dense_cost, 0.0)
+        if self.reason is not None:
+            return [dense]
+        errors = rank_errors(thin._tensorized(self.dense), kind)
+        if count == "parameters":
+            sizes = {rank: kind._count(thin.weight.shape, rank) for rank in errors}
+        else:
+            errors = _thinned(errors)
+            sizes = {rank: self.counted(self.empty(rank))[0] for rank in errors}  # type: ignore[index]
+        found = [
+            Candidate(rank, sizes[rank], -math.log(max(1 - error, 1e-12)))
+            for rank, error in errors.items()
+            if sizes[rank] < dense_cost
+        ]
+        return [*found, dense]
+
+    def planned(self, rank: Rank | None, before: int) -> LayerPlan:
+        """The plan for this layer of so many parameters; ``rank`` None is dense."""
+        dense = self.dense
+        shape = tuple(dense.shape)
+        kind = type(self.weight.layer).__name__
+        if rank is None or self.reason is not None:
+            reason = self.reason or "is not worth its cores"
+            number = None
+            if self.positions is not None:
+                number = round(self.empty(1).costs.dense.at(self.positions).products)
+            return LayerPlan(
+                self.weight.name, kind, shape, None, None, None, before, before, number, number, 0.0, reason
+            )
+        made = self.decomposed(rank)
+        with torch.no_grad():
+            difference = torch.linalg.vector_norm((made.dense_weight() - dense).double())
+            norm = torch.linalg.vector_norm(dense.double())
+        number, dense_number = self.counted(made) or (None, None)
+        return LayerPlan(
+            self.weight.name,
+            kind,
+            shape,
+            self.factorization,
+            made.weight.rank,
+            made.tensorization,  # type: ignore[arg-type]
+            sum(parameter.numel() for parameter in made.parameters()),
+            before,
+            number,
+            dense_number,
+            float(difference / norm) if norm else 0.0,
+            None,
+        )
+
+
+def _within(
+    model: nn.Module, options: Sequence[_Option], budget: float, count: Budgeted
+) -> list[tuple[int, ...] | None]:
+    candidates = [option.candidates(count) for option in options]
+    whole = sum(row[-1].cost for row in candidates)
+    fixed = 0.0
+    if count == "parameters":
+        fixed = sum(parameter.numel() for parameter in model.parameters()) - whole
+    allowed = _checked_budget(budget, whole + fixed)
+    try:
+        return [choice.rank for choice in allocate(candidates, allowed - fixed)]
+    except ValueError as error:
+        least = math.ceil(fixed + sum(min(choice.cost for choice in row) for row in candidates))
+        raise ValueError(
+            f"expected at least {least:,} {count} in `budget`, what is left with every layer at rank one, got "
+            f"{math.floor(allowed):,} of {whole + fixed:,.0f}"
+        ) from error
+
+
+def _checked_budget(budget: float, whole: float) -> float:
+    valid = "a float in (0, 1], a fraction, or an int >= 1, an absolute number,"
+    if isinstance(budget, bool) or not isinstance(budget, Real):
+        raise TypeError(f"expected {valid} in `budget`, got {budget!r}")
+    if isinstance(budget, Integral):
+        if budget < 1:
+            raise ValueError(f"expected {valid} in `budget`, got {budget!r}")
+        return float(budget)
+    if not 0 < budget <= 1:
+        raise ValueError(f"expected {valid} in `budget`, got {budget!r}")
+    return float(budget) * whole
+
+
+def _given(option: _Option, ranks: Rank | Mapping[str, Rank]) -> Rank | None:
+    if isinstance(ranks, Mapping):
+        if option.weight.name not in ranks:
+            option.reason = option.reason or "is not among the given ranks"
+            return None
+        if option.reason is not None:
+            raise ValueError(
+                f"expected ranks of layers that can be made of cores in `ranks`, got {option.weight.name!r}, which "
+                f"{option.reason}"
+            )
+        rank = ranks[option.weight.name]
+    elif option.reason is not None:
+        return None
+    else:
+        rank = ranks
+    try:
+        thin = option.empty(rank).weight
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error} of {option.weight.name}") from error
+    kind = type(thin)
+    usable = kind._usable_rank(thin.shape, thin.rank)
+    return usable if kind._count(thin.shape, usable) < option.dense.numel() else None
+
+
+def _check_names(names: Sequence[str], weights: Sequence[Weight], argument: str) -> None:
+    known = [weight.name for weight in weights]
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"expected names of layers in `{argument}`, got {names!r}")
+    for name in names:
+        if name not in known:
+            raise ValueError(f"expected names of layers in `{argument}`, such as {known[:3]}, got {name!r}")
+
+
+def _positions(model: nn.Module, weights: Sequence[Weight], example: Tensor | tuple[Any, ...]) -> dict[str, int]:
+    """Rows, pixels or indices that each layer sees in a forward pass, all of its calls together."""
+    seen: dict[str, int] = {}
+    handles = []
+    for weight in weights:
+        if weight.reason is not None and type(weight.layer) not in TENSORIZED:
+            continue
+        kind = TENSORIZED[type(weight.layer)]
+        counter = kind.empty_like(weight.layer, factorization="cp", rank=1)
+
+        def note(module: nn.Module, inputs: tuple[Any, ...], name: str = weight.name, counter: Any = counter) -> None:
+            seen[name] = seen.get(name, 0) + counter.positions(inputs[0])
+
+        handles.append(weight.layer.register_forward_pre_hook(note))
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            model.eval()(*(example if isinstance(example, tuple) else (example,)))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return seen
+
+
+def _thinned(errors: Mapping[tuple[int, ...], float]) -> dict[tuple[int, ...], float]:
+    """Some of the ranks, at about equal ratios of their places, the first and the last among them."""
+    ranks = list(errors)
+    places = {round((len(ranks)) ** (k / (_COUNTED - 1))) - 1 for k in range(_COUNTED)}
+    return {ranks[place]: errors[ranks[place]] for place in sorted(places)} if ranks else {}
+
+
+def _own_parameters(weights: Sequence[Weight]) -> list[int]:
+    """Number of each layer's parameters; what several share is the first one's."""
+    met: set[Tensor] = set()
+    numbers = []
+    for weight in weights:
+        own = set(weight.layer.parameters(recurse=False)) - met
+        met |= own
+        numbers.append(sum(parameter.numel() for parameter in own))
+    return numbers

@@ -1,0 +1,312 @@
+"""Plans keep their budget, and say what will come of it."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tenzoo.compression import Plan, apply_, fold_, plan
+from tenzoo.compression.candidates import Candidate, allocate, rank_errors
+from tenzoo.factorizations import factorization_class
+from tenzoo.layers import TensorizedLayer
+from tests.factorizations.formats import NAMES
+
+
+def parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def network(dtype=torch.float64):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, (3, 1), stride=2, groups=2, bias=False),
+        nn.Flatten(),
+        nn.Linear(12 * 3 * 4, 10),
+    ).to(dtype)
+
+
+IMAGES = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@st.composite
+def networks(draw):
+    """Convolutions with groups and strides, then linear layers; with batch norm, and a layer that is used twice."""
+    torch.manual_seed(draw(st.integers(0, 100)))
+    channels, layers = 3, []
+    for _ in range(draw(st.integers(1, 3))):
+        groups = draw(st.sampled_from([g for g in (1, 2, 3) if channels % g == 0]))
+        wide = groups * draw(st.integers(1, 6))
+        kernel = draw(st.sampled_from([1, 3, (3, 1)]))
+        layers += [
+            nn.Conv2d(channels, wide, kernel, draw(st.integers(1, 2)), 1, groups=groups, bias=draw(st.booleans()))
+        ]
+        layers += draw(st.sampled_from([[nn.BatchNorm2d(wide)], [nn.ReLU()], []]))
+        channels = wide
+    hidden = draw(st.integers(1, 20))
+    layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels, hidden)]
+    if draw(st.booleans()):
+        square = nn.Linear(hidden, hidden)
+        layers += [square, nn.Tanh(), square]
+    return nn.Sequential(*layers).double().eval()
+
+
+@settings(max_examples=25, deadline=None)
+@given(networks(), st.sampled_from(NAMES), st.floats(0.3, 1), st.sampled_from(["parameters", "multiplications"]))
+def test_a_plan_never_exceeds_its_budget_and_is_what_apply_makes(model, factorization, budget, count):
+    try:
+        made = plan(model, factorization=factorization, budget=budget, count=count, example_input=IMAGES)
+    except ValueError as error:
+        assert "`budget`" in str(error)  # noqa: PT017
+        return
+    spent, whole = getattr(made, count), getattr(made, f"dense_{count}")
+    assert spent <= budget * whole
+    assert made.dense_parameters == parameters(model)
+    small = apply_(copy.deepcopy(model), made)
+    assert parameters(small) == made.parameters
+    assert {name for name, module in small.named_modules() if isinstance(module, TensorizedLayer)} == {
+        layer.name for layer in made.layers if layer.rank is not None
+    }
+    expected = small(IMAGES)
+    folded = fold_(copy.deepcopy(small))
+    assert not any(isinstance(module, TensorizedLayer) for module in folded.modules())
+    assert [type(module) for module in folded.modules()] == [type(module) for module in model.modules()]
+    torch.testing.assert_close(folded(IMAGES), expected)
+    for layer in made.layers:
+        dense, after = (net.get_submodule(layer.name).weight.detach() for net in (model, folded))
+        norm = float(torch.linalg.vector_norm(dense))
+        assert float(torch.linalg.vector_norm(after - dense)) == pytest.approx(layer.error * norm, abs=1e-9 * norm)
+
+
+@pytest.mark.parametrize("factorization", NAMES)
+def test_full_rank_is_lossless(factorization):
+    # Of CP and Tucker the full rank takes more parameters than the dense weight, so a plan would leave it alone.
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5)).double()
+    layers = plan(model, factorization=factorization, ranks={}).layers
+    full = [
+        copy_of(layer, factorization=factorization, rank=full_rank(model, layer, factorization), reason=None)
+        for layer in layers
+    ]
+    small = apply_(copy.deepcopy(model), Plan(tuple(full), 0))
+    assert all(isinstance(small[k], TensorizedLayer) for k in (0, 2))
+    torch.testing.assert_close(small(IMAGES), model(IMAGES))
+
+
+def copy_of(layer, **changes):
+    return type(layer)(**{**layer.__dict__, **changes})
+
+
+def full_rank(model, layer, factorization):
+    from tenzoo.compression.weights import TENSORIZED
+
+    dense = model.get_submodule(layer.name)
+    made = TENSORIZED[type(dense)].empty_like(dense, factorization=factorization, rank=1)
+    kind = type(made.weight)
+    return kind._usable_rank(made.weight.shape, kind._resolve(made.weight.shape, 1000))
+
+
+# --- what stays dense ----------------------------------------------------------------------------------------------
+
+
+def reasons(model, **kwargs):
+    made = plan(model, **{"factorization": "tt", "ranks": 1, **kwargs})
+    return {layer.name: layer.reason for layer in made.layers}
+
+
+def test_what_stays_dense_and_why():
+    class Own(nn.Linear):
+        pass
+
+    tied = nn.Linear(8, 8)
+    tied.weight = (embedding := nn.Embedding(8, 8)).weight
+    hooked, parametrized = nn.Linear(8, 8), nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+    hooked.register_forward_hook(lambda *_: None)
+    model = nn.ModuleDict(
+        {
+            "embedding": embedding,
+            "tied": tied,
+            "own": Own(8, 8),
+            "hooked": hooked,
+            "parametrized": parametrized,
+            "depthwise": nn.Conv2d(8, 8, 3, groups=8),
+            "excluded": nn.Linear(8, 8),
+            "tiny": nn.Linear(1, 1),
+            "limited": nn.Embedding(8, 8, max_norm=1.0),
+            "plain": nn.Linear(8, 8),
+        }
+    )
+    found = reasons(model, exclude=["excluded"])
+    assert found.pop("plain") is None
+    expected = {
+        "embedding": "shares its weight with tied.weight",
+        "tied": "shares its weight with embedding.weight",
+        "own": "is a Own, a class of its own",
+        "hooked": "has hooks",
+        "parametrized": "is parametrized",
+        "depthwise": "has one input channel per group",
+        "excluded": "was excluded",
+        "tiny": "is not worth its cores",
+        "limited": "has max_norm, scale_grad_by_freq or sparse gradients, which need a row of its own",
+    }
+    assert found == expected
+    assert plan(model, factorization="tt", ranks=1).dense_parameters == parameters(model)
+
+
+def test_attention_keeps_what_it_reads_by_name():
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    made = plan(model, factorization="tt", ranks=2)
+    assert {layer.name for layer in made.layers if layer.rank} == {"linear1", "linear2"}
+    apply_(model, made)
+    assert model(torch.randn(2, 5, 8)).shape == (2, 5, 8)
+
+
+# --- plans on disk and on screen -----------------------------------------------------------------------------------
+
+
+def test_a_plan_comes_back_from_disk(tmp_path):
+    made = plan(network(), factorization="tucker", budget=0.6, example_input=IMAGES)
+    made.save(path := tmp_path / "plan.json")
+    assert Plan.load(path) == made
+    with pytest.raises(FileExistsError):
+        made.save(path)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"layers": [{}], "other_parameters": 0}', '{"layers": 3}', "\xff"]
+)
+def test_what_is_no_plan_is_refused(tmp_path, content):
+    path = tmp_path / "plan.json"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"expected a plan.*plan\.json"):
+        Plan.load(path)
+
+
+def test_a_plan_prints_its_layers_and_its_totals():
+    made = plan(network(), factorization="tt", budget=0.6, example_input=IMAGES)
+    text = str(made)
+    for number in (made.parameters, made.dense_parameters, made.multiplications, made.dense_multiplications):
+        assert f"{number:,}" in text
+    assert all(layer.name in text for layer in made.layers)
+    assert max(map(len, text.splitlines())) <= 140
+    json.dumps(text)
+
+
+# --- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"budget": 0.5, "ranks": 3}, "expected one of `budget` and `ranks`"),
+        ({}, "expected one of `budget` and `ranks`"),
+        ({"budget": 0.0}, r"\(0, 1\].*`budget`, got 0.0"),
+        ({"budget": float("nan")}, r"`budget`, got nan"),
+        ({"budget": 0}, r"`budget`, got 0"),
+        ({"budget": 0.01}, r"expected at least \d+ parameters in `budget`.*got \d+ of \d"),
+        ({"budget": 0.5, "factorization": "svd"}, "`factorization`, got 'svd'"),
+        ({"budget": 0.5, "count": "flops"}, "`count`, got 'flops'"),
+        ({"budget": 0.5, "count": "multiplications"}, "`example_input`"),
+        ({"budget": 0.5, "exclude": ["7"]}, r"`exclude`, such as \['0', '3', '5'\], got '7'"),
+        ({"ranks": {"head": 3}}, "`ranks`, such as .* got 'head'"),
+        ({"ranks": 0}, r"`rank`, got 0 of 0"),
+        ({"ranks": {"5": [1, 2, 3]}}, r"`rank` for this shape, got 3.* of 5"),
+        ({"ranks": {"5": 3}, "exclude": ["5"]}, "`ranks`, got '5', which was excluded"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        plan(network(), **{"factorization": "tt", **arguments})
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"budget": True}, {"budget": "half"}, {"budget": 0.5, "exclude": "5"}, {"ranks": "all"}]
+)
+def test_arguments_of_a_wrong_type(arguments):
+    with pytest.raises(TypeError, match="expected"):
+        plan(network(), factorization="tt", **arguments)
+
+
+def test_a_plan_for_another_model_is_refused_before_anything_changes():
+    made = plan(network(), factorization="tt", ranks=2)
+    other = network()
+    other[5] = nn.Linear(7, 7)
+    with pytest.raises(
+        ValueError, match=r"expected a Linear with a weight of shape \(10, 144\) as '5', got .*\(7, 7\)"
+    ):
+        apply_(other, made)
+    assert isinstance(other[0], nn.Conv2d)
+    with pytest.raises(ValueError, match="expected the planned layer '0' in `model`"):
+        apply_(nn.Sequential(nn.ReLU()), made)
+
+
+def test_a_model_that_is_a_single_layer_cannot_be_replaced():
+    layer = nn.Linear(8, 8)
+    assert plan(layer, factorization="tt", ranks=2).layers[0].reason.startswith("is the model itself")
+    with pytest.raises(ValueError, match="to_dense"):
+        fold_(TensorizedLayer.__subclasses__()[1](8, 8, 1, factorization="cp", rank=1))
+
+
+def test_frozen_layers_stay_frozen_and_the_model_keeps_its_modes():
+    model = network().eval()
+    model[5].weight.requires_grad_(False)
+    model[1].train()
+    modes = [module.training for module in model.modules()]
+    made = plan(model, factorization="tt", ranks=2, example_input=IMAGES)
+    assert [module.training for module in model.modules()] == modes
+    apply_(model, made)
+    assert not any(core.requires_grad for core in model[5].weight.cores)
+    assert model[5].bias.requires_grad
+    fold_(model)
+    assert not model[5].weight.requires_grad
+    assert model[5].bias.requires_grad
+    assert [module.training for module in model.modules()] == modes
+
+
+# --- choosing ------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=6), min_size=1, max_size=4),
+    st.integers(1, 40),
+)
+def test_allocation_keeps_the_budget_and_leaves_no_candidate_that_would_still_fit(rows, budget):
+    candidates = [[Candidate((k,), cost, loss) for k, (cost, loss) in enumerate(row)] for row in rows]
+    least = sum(min(candidate.cost for candidate in row) for row in candidates)
+    if least > budget:
+        with pytest.raises(ValueError, match="budget"):
+            allocate(candidates, budget)
+        return
+    chosen = allocate(candidates, budget)
+    spent = sum(choice.cost for choice in chosen)
+    assert spent <= budget
+    for choice, row in zip(chosen, candidates, strict=True):
+        assert choice in row
+        assert not any(other.loss < choice.loss and other.cost - choice.cost <= budget - spent for other in row)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_errors_of_growing_ranks_bound_those_of_decompositions(name):
+    torch.manual_seed(0)
+    kind = factorization_class(name)
+    shape = (6, 3, 4, 5) if name == "btt" else (6, 9, 5)
+    tensor = kind(shape, 3, dtype=torch.float64).reconstruct().detach()
+    tensor = tensor + 0.1 * tensor.std() * torch.randn(shape, dtype=torch.float64)
+    errors = rank_errors(tensor, kind)
+    sizes = [kind._count(shape, rank) for rank in errors]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] < tensor.numel()
+    for rank, error in list(errors.items())[:: max(len(errors) // 5, 1)]:
+        made = kind.decompose(tensor, rank).reconstruct().detach()
+        actual = float(((made - tensor).norm() / tensor.norm()) ** 2)
+        if name in ("cp", "tr"):
+            assert actual == pytest.approx(error)
+        else:  # at least the largest of the parts that the ranks cut off, and at most their sum
+            assert actual <= -math.log(1 - error) + 1e-9
+            assert error <= 1 - (1 - actual) ** len(rank) + 1e-9
