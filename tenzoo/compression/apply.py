@@ -1,10 +1,11 @@
 """Carrying out a plan, and going back."""
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from tenzoo.compression.inputs import Example, input_metrics
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.weights import TENSORIZED, find_weights
 from tenzoo.layers import TensorizedLayer
@@ -12,7 +13,7 @@ from tenzoo.layers import TensorizedLayer
 M = TypeVar("M", bound=nn.Module)
 
 
-def apply_(model: M, plan: Plan) -> M:
+def apply_(model: M, plan: Plan, *, calibration: Example | None = None) -> M:
     """Replace the layers of a model by layers made of cores, in place.
 
     All layers are decomposed before the first one is replaced: if one fails, the model stays as it was. A layer that is
@@ -21,12 +22,14 @@ def apply_(model: M, plan: Plan) -> M:
     Args:
         model: The one that was planned, or another with layers of the same names and shapes.
         plan: From :func:`~tenzoo.compression.plan`.
+        calibration: The inputs that the plan was made with, if it was.
 
     Returns:
         The model itself.
 
     Raises:
-        ValueError: If a planned layer is missing, is of another class or shape, or cannot be replaced.
+        ValueError: If the plan was made with calibration data and there are none here, or the reverse; if a planned
+            layer is missing, is of another class or shape, or cannot be replaced.
         MemoryError: As :func:`~tenzoo.compression.plan`.
 
     Example:
@@ -36,16 +39,26 @@ def apply_(model: M, plan: Plan) -> M:
         (8,)
     """
     found = {weight.name: weight for weight in find_weights(model)}
-    made: dict[nn.Module, nn.Module] = {}
-    for layer in plan.layers:
-        if layer.rank is None:
-            continue
+    if plan.data_aware != (calibration is not None):
+        made_with, given = ("with", "none") if plan.data_aware else ("without", "some")
+        raise ValueError(f"expected `calibration` data as in `plan`, which was made {made_with} them, got {given}")
+    planned = [layer for layer in plan.layers if layer.rank is not None]
+    for layer in planned:
         if layer.name not in found:
             raise ValueError(f"expected the planned layer {layer.name!r} in `model`, got a model without it")
         weight = found[layer.name]
         if weight.reason is not None:
             raise ValueError(f"expected a layer that can be replaced, got {layer.name!r}, which {weight.reason}")
-        made[weight.layer] = _decomposed(weight.layer, layer)
+        _check(weight.layer, layer)
+    metrics: Mapping[str, Mapping[int, Tensor]] = {}
+    if calibration is not None:
+        metrics = input_metrics(
+            model, {layer.name: _empty(found[layer.name].layer, layer) for layer in planned}, calibration
+        )
+    made = {
+        found[layer.name].layer: _decomposed(found[layer.name].layer, layer, metrics.get(layer.name))
+        for layer in planned
+    }
     return _replaced(model, made)
 
 
@@ -77,19 +90,29 @@ def fold_(model: M) -> M:
     return _replaced(model, made)
 
 
-def _decomposed(layer: nn.Module, planned: LayerPlan) -> nn.Module:
+def _check(layer: nn.Module, planned: LayerPlan) -> None:
     shape = tuple(layer.weight.shape)  # type: ignore[arg-type]
     if type(layer).__name__ != planned.kind or shape != planned.shape:
         raise ValueError(
             f"expected a {planned.kind} with a weight of shape {planned.shape} as {planned.name!r}, got a "
             f"{type(layer).__name__} of {shape}"
         )
-    assert planned.factorization is not None
-    assert planned.rank is not None
-    made = TENSORIZED[type(layer)].from_dense(
-        layer, factorization=planned.factorization, rank=planned.rank, tensorization=planned.tensorization
-    )
-    return _frozen_as(layer, made)
+
+
+def _settings(planned: LayerPlan) -> dict[str, Any]:
+    return {
+        "factorization": planned.factorization,
+        "rank": planned.rank,
+        "tensorization": planned.tensorization,
+    }
+
+
+def _empty(layer: nn.Module, planned: LayerPlan) -> TensorizedLayer[Any]:
+    return TENSORIZED[type(layer)].empty_like(layer, **_settings(planned))
+
+
+def _decomposed(layer: nn.Module, planned: LayerPlan, metric: Mapping[int, Tensor] | None) -> nn.Module:
+    return _frozen_as(layer, TENSORIZED[type(layer)].from_dense(layer, **_settings(planned), metric=metric))
 
 
 def _frozen_as(layer: nn.Module, made: nn.Module) -> nn.Module:

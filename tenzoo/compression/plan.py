@@ -26,7 +26,8 @@ class LayerPlan:
         multiplications: In a forward pass on the example input, with a rebuilt weight that is kept between calls or
             with the cores in sequence, whichever is estimated to be faster; None without an example input.
         dense_multiplications: Those of the dense layer.
-        error: ``‖W − Ŵ‖ / ‖W‖`` of the decomposition, in Frobenius norms; 0 for a dense layer.
+        error: ``‖W − Ŵ‖ / ‖W‖`` of the decomposition, in Frobenius norms, or in those of the calibration data (see
+            :func:`~tenzoo.compression.inputs.input_metrics`); 0 for a dense layer.
         reason: Why the layer stays dense; None if it does not.
     """
 
@@ -51,10 +52,12 @@ class Plan:
     Args:
         layers: Convolutions, linear layers and embeddings.
         other_parameters: Number of parameters outside of them.
+        data_aware: Whether it was made with calibration data, which then are needed to carry it out.
     """
 
     layers: tuple[LayerPlan, ...]
     other_parameters: int
+    data_aware: bool = False
 
     @property
     def parameters(self) -> int:

@@ -3,15 +3,17 @@
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, Literal, Self, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.candidates import Candidate, allocate, rank_errors
+from tenzoo.compression.inputs import Example, count_positions, input_metrics
 from tenzoo.compression.plan import LayerPlan, Plan
-from tenzoo.compression.weights import TENSORIZED, Weight, find_weights
+from tenzoo.compression.weights import TENSORIZED, Weight, find_weights, has_counterpart
 from tenzoo.factorizations import Rank, factorization_class
+from tenzoo.factorizations.decomposition import multiply_modes
 from tenzoo.layers import TensorizedLayer
 
 Budgeted: TypeAlias = Literal["parameters", "multiplications"]
@@ -28,7 +30,8 @@ def plan(
     budget: float | None = None,
     ranks: Rank | Mapping[str, Rank] | None = None,
     count: Budgeted = "parameters",
-    example_input: Tensor | tuple[Any, ...] | None = None,
+    example_input: Example | None = None,
+    calibration: Example | None = None,
     exclude: Sequence[str] = (),
 ) -> Plan:
     """Decide what each layer of a trained network becomes, without changing it.
@@ -49,6 +52,10 @@ def plan(
             layers it leaves out stay dense. A layer stays dense if it would not get smaller.
         count: What the budget counts; ``"multiplications"`` are those of the planned layers on ``example_input``.
         example_input: The argument of the model's forward pass, or a tuple of them; needed to count multiplications.
+        calibration: Inputs of the kind the model will see, without labels, as ``example_input`` is given; some 100
+            images will do. The errors are then those of each layer's outputs on them and not those of its weight, as
+            far as :func:`~tenzoo.compression.inputs.input_metrics` goes, in the choice of ranks and in the
+            decompositions. Embeddings, which multiply nothing, keep the error of the weight.
         exclude: Names of layers that stay dense.
 
     Returns:
@@ -75,8 +82,16 @@ def plan(
         raise ValueError("expected an `example_input` to count multiplications for, got None")
     weights = find_weights(model)
     _check_names(exclude, weights, "exclude")
-    positions = {} if example_input is None else _positions(model, weights, example_input)
-    options = [_Option.of(weight, factorization, exclude, positions.get(weight.name)) for weight in weights]
+    options = [_Option(weight, factorization, weight.name in exclude) for weight in weights]
+    layers = {option.weight.name: option.empty(1) for option in options if has_counterpart(option.weight.layer)}
+    if example_input is not None:
+        positions = count_positions(model, layers, example_input)
+        for option in options:
+            option.positions = positions.get(option.weight.name)
+    if calibration is not None:
+        metrics = input_metrics(model, layers, calibration)
+        for option in options:
+            option.metric = metrics.get(option.weight.name, {})
     chosen: Sequence[Rank | None]
     if budget is not None:
         chosen = _within(model, options, budget, count)
@@ -86,24 +101,21 @@ def plan(
             _check_names(list(ranks), weights, "ranks")
         chosen = [_given(option, ranks) for option in options]
     owned = _own_parameters(weights)
-    layers = tuple(option.planned(rank, own) for option, rank, own in zip(options, chosen, owned, strict=True))
+    planned = tuple(option.planned(rank, own) for option, rank, own in zip(options, chosen, owned, strict=True))
     everything = sum(parameter.numel() for parameter in model.parameters())
-    return Plan(layers, everything - sum(layer.dense_parameters for layer in layers))
+    other = everything - sum(layer.dense_parameters for layer in planned)
+    return Plan(planned, other, data_aware=calibration is not None)
 
 
 class _Option:
     """A layer, and how it would be made of cores."""
 
-    def __init__(self, weight: Weight, factorization: str, reason: str | None, positions: int | None) -> None:
+    def __init__(self, weight: Weight, factorization: str, excluded: bool) -> None:
         self.weight = weight
         self.factorization = factorization
-        self.reason = reason
-        self.positions = positions
-
-    @classmethod
-    def of(cls, weight: Weight, factorization: str, exclude: Sequence[str], positions: int | None) -> Self:
-        reason = "was excluded" if weight.name in exclude else weight.reason
-        return cls(weight, factorization, reason, positions)
+        self.reason = "was excluded" if excluded else weight.reason
+        self.positions: int | None = None
+        self.metric: Mapping[int, Tensor] = {}
 
     @property
     def dense(self) -> Tensor:
@@ -123,7 +135,11 @@ class _Option:
     def decomposed(self, rank: Rank) -> TensorizedLayer[Any]:
         """The layer, approximated with cores of these ranks."""
         return TENSORIZED[type(self.weight.layer)].from_dense(
-            self.weight.layer, factorization=self.factorization, rank=rank, tensorization=self.tensorization
+            self.weight.layer,
+            factorization=self.factorization,
+            rank=rank,
+            tensorization=self.tensorization,
+            metric=self.metric,
         )
 
     def counted(self, layer: TensorizedLayer[Any]) -> tuple[int, int] | None:
@@ -146,7 +162,7 @@ class _Option:
         dense = Candidate(None, dense_cost, 0.0)
         if self.reason is not None:
             return [dense]
-        errors = rank_errors(thin._tensorized(self.dense), kind)
+        errors = rank_errors(multiply_modes(thin._tensorized(self.dense), self.metric), kind)
         if count == "parameters":
             sizes = {rank: kind._count(thin.weight.shape, rank) for rank in errors}
         else:
@@ -174,8 +190,8 @@ class _Option:
             )
         made = self.decomposed(rank)
         with torch.no_grad():
-            difference = torch.linalg.vector_norm((made.dense_weight() - dense).double())
-            norm = torch.linalg.vector_norm(dense.double())
+            parts = (made.dense_weight() - dense, dense)
+            difference, norm = (_norm(multiply_modes(made._tensorized(part), self.metric)) for part in parts)
         number, dense_number = self.counted(made) or (None, None)
         return LayerPlan(
             self.weight.name,
@@ -188,9 +204,13 @@ class _Option:
             before,
             number,
             dense_number,
-            float(difference / norm) if norm else 0.0,
+            difference / norm if norm else 0.0,
             None,
         )
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.double()))
 
 
 def _within(
@@ -256,32 +276,6 @@ def _check_names(names: Sequence[str], weights: Sequence[Weight], argument: str)
     for name in names:
         if name not in known:
             raise ValueError(f"expected names of layers in `{argument}`, such as {known[:3]}, got {name!r}")
-
-
-def _positions(model: nn.Module, weights: Sequence[Weight], example: Tensor | tuple[Any, ...]) -> dict[str, int]:
-    """Rows, pixels or indices that each layer sees in a forward pass, all of its calls together."""
-    seen: dict[str, int] = {}
-    handles = []
-    for weight in weights:
-        if weight.reason is not None and type(weight.layer) not in TENSORIZED:
-            continue
-        kind = TENSORIZED[type(weight.layer)]
-        counter = kind.empty_like(weight.layer, factorization="cp", rank=1)
-
-        def note(module: nn.Module, inputs: tuple[Any, ...], name: str = weight.name, counter: Any = counter) -> None:
-            seen[name] = seen.get(name, 0) + counter.positions(inputs[0])
-
-        handles.append(weight.layer.register_forward_pre_hook(note))
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad():
-            model.eval()(*(example if isinstance(example, tuple) else (example,)))
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
-    return seen
 
 
 def _thinned(errors: Mapping[tuple[int, ...], float]) -> dict[tuple[int, ...], float]:

@@ -54,6 +54,18 @@ def find_weights(model: nn.Module) -> list[Weight]:
     ]
 
 
+def has_counterpart(layer: nn.Module) -> bool:
+    """Whether there is a tensorized layer with all that this one does.
+
+    Example:
+        >>> has_counterpart(nn.Embedding(5, 4)), has_counterpart(nn.Embedding(5, 4, sparse=True))
+        (True, False)
+    """
+    if type(layer) is nn.Embedding:
+        return layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
+    return type(layer) in TENSORIZED
+
+
 def _reason(name: str, layer: nn.Module, owners: Mapping[int, list[str]]) -> str | None:
     if type(layer) not in TENSORIZED:
         own = f"is a {type(layer).__name__}, a class of its own"
@@ -69,7 +81,7 @@ def _reason(name: str, layer: nn.Module, owners: Mapping[int, list[str]]) -> str
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(layer, hook) for hook in hooks):
         return "has hooks"
-    if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse):
+    if not has_counterpart(layer):
         return "has max_norm, scale_grad_by_freq or sparse gradients, which need a row of its own"
     if isinstance(layer, nn.Conv2d) and layer.in_channels == layer.groups:
         return "has one input channel per group"

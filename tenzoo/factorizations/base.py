@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from tenzoo.cores import CoreGroup, CoreProvider
-from tenzoo.factorizations.decomposition import check_finite, check_memory, tensorly_on_torch
+from tenzoo.factorizations.decomposition import (
+    check_finite,
+    check_memory,
+    check_metric,
+    multiply_modes,
+    tensorly_on_torch,
+)
 from tenzoo.factorizations.gather import first_outside
 from tenzoo.factorizations.init import check_init_std, core_std, init_cores_
 from tenzoo.factorizations.rank import Rank, check_shape, resolve_rank
@@ -101,8 +107,11 @@ class Factorization(nn.Module, CoreProvider):
         return cls._count(shape, cls._resolve(shape, rank))
 
     @classmethod
-    def decompose(cls, tensor: Tensor, rank: Rank) -> Self:
+    def decompose(cls, tensor: Tensor, rank: Rank, *, metric: Mapping[int, Tensor] | None = None) -> Self:
         """A factorization that approximates a given tensor, by TensorLy's algorithm for the format.
+
+        With a metric the error is made small in ``‖(T - T̂) ×_k S_k‖``, S_k being the matrices of the modes k: the
+        tensor is multiplied by them, decomposed, and the cores are multiplied by their inverses, which changes no rank.
 
         Deterministic. Ranks are clipped to what the shape can use, at which the decomposition is exact up to rounding.
         Half-precision tensors are decomposed in float32. TensorLy's backend stays as the user has set it.
@@ -110,13 +119,15 @@ class Factorization(nn.Module, CoreProvider):
         Args:
             tensor: Floating-point tensor on any device; it is detached.
             rank: As in the constructor.
+            metric: From modes, counted from 0, to invertible matrices ``(n_k, n_k)``.
 
         Returns:
             An instance with the tensor's dtype and device.
 
         Raises:
             TypeError: If ``tensor`` is not a dense floating-point tensor.
-            ValueError: If it holds NaN or infinity, ``rank`` does not fit the format, or a core overflows the dtype.
+            ValueError: If it holds NaN or infinity, ``rank`` does not fit the format, a matrix not its mode, or a core
+                overflows the dtype.
             MemoryError: If the decomposition would take more than 8 GiB beside the tensor.
 
         Example:
@@ -134,8 +145,14 @@ class Factorization(nn.Module, CoreProvider):
         dtype = torch.promote_types(tensor.dtype, torch.float32)
         check_memory(cls._decomposition_size(shape, ranks) * dtype.itemsize)
         check_finite(tensor)
+        metric = metric or {}
+        check_metric(metric, shape)
         with torch.no_grad(), tensorly_on_torch():
-            cores = cls._decompose(tensor.detach().to(dtype), ranks)
+            cores = list(cls._decompose(multiply_modes(tensor.detach().to(dtype), metric), ranks))
+            for mode, matrix in metric.items():
+                number, axis = cls._core_of_mode(mode, len(shape))
+                inverse = torch.linalg.inv(matrix.double())
+                cores[number] = multiply_modes(cores[number], {axis: inverse})
         # On the meta device nothing is drawn: a decomposition leaves the global random state alone.
         factorization = cls(shape, ranks, device="meta", dtype=tensor.dtype).to_empty(device=tensor.device)
         with torch.no_grad():
@@ -256,6 +273,11 @@ class Factorization(nn.Module, CoreProvider):
     @abstractmethod
     def _usable_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
         """The ranks, clipped to what a decomposition of this shape can use."""
+
+    @staticmethod
+    @abstractmethod
+    def _core_of_mode(mode: int, order: int) -> tuple[int, int]:
+        """Which core has a mode of the tensor of this order, and as which of its own."""
 
     @staticmethod
     @abstractmethod

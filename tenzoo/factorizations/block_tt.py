@@ -72,6 +72,10 @@ class BlockTT(Factorization):
         return rank
 
     @staticmethod
+    def _core_of_mode(mode: int, order: int) -> tuple[int, int]:
+        return mode % (order // 2), 1 + mode // (order // 2)
+
+    @staticmethod
     def _usable_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
         return usable_chain_rank([m * n for m, n in _pairs(shape)], rank)
 

@@ -53,6 +53,10 @@ class Chain(Factorization):
         """
         return merge_chain(list(self.cores), counts)
 
+    @staticmethod
+    def _core_of_mode(mode: int, order: int) -> tuple[int, int]:
+        return mode, 1
+
     def _entries(self, columns: Sequence[Tensor], *, sparse_grad: bool) -> Tensor:
         pairs = zip(self.cores, columns, strict=True)
         return chain_entries([gather_slices(core, [column], sparse_grad=sparse_grad) for core, column in pairs])

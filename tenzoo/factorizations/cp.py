@@ -82,6 +82,10 @@ class CP(Factorization):
         return rank
 
     @staticmethod
+    def _core_of_mode(mode: int, order: int) -> tuple[int, int]:
+        return mode, 0
+
+    @staticmethod
     def _usable_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
         return (min(rank[0], math.prod(shape) // max(shape)),)
 

@@ -1,7 +1,7 @@
 """What all decompositions share: the checks of the tensor, the memory limit and TensorLy's backend."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import tensorly as tl
@@ -93,3 +93,38 @@ def chain_svd_size(modes: Sequence[int], ranks: Sequence[int]) -> int:
         peak = max(peak, remainder + svd_size(rows, columns, rank))
         remainder = 2 * rank * columns
     return max(peak, remainder)
+
+
+def multiply_modes(tensor: Tensor, matrices: Mapping[int, Tensor]) -> Tensor:
+    """Multiply modes of a tensor by matrices, ``T ×_k S_k`` for every k.
+
+    Args:
+        tensor: Shape ``(n_1, …, n_d)``.
+        matrices: From modes, counted from 0, to matrices ``(m_k, n_k)``.
+
+    Example:
+        >>> multiply_modes(torch.ones(2, 3), {1: torch.ones(4, 3)}).shape
+        torch.Size([2, 4])
+    """
+    for mode, matrix in matrices.items():
+        tensor = torch.tensordot(matrix.to(tensor), tensor, dims=([1], [mode])).movedim(0, mode)
+    return tensor
+
+
+def check_metric(metric: Mapping[int, Tensor], shape: Sequence[int]) -> None:
+    """Refuse matrices that do not fit a tensor.
+
+    Raises:
+        ValueError: If a mode does not exist, or its matrix has another shape, NaN or infinity.
+
+    Example:
+        >>> check_metric({1: torch.eye(3)}, (2, 3))
+    """
+    for mode, matrix in metric.items():
+        if not 0 <= mode < len(shape):
+            raise ValueError(f"expected modes from 0 to {len(shape) - 1} in `metric`, got {mode}")
+        size = shape[mode]
+        if tuple(matrix.shape) != (size, size):
+            raise ValueError(f"expected shape {(size, size)} for mode {mode} in `metric`, got {tuple(matrix.shape)}")
+        if not bool(torch.isfinite(matrix).all()):
+            raise ValueError(f"expected finite numbers for mode {mode} in `metric`, got NaN or infinity")

@@ -105,6 +105,10 @@ class Tucker(Factorization):
         return tuple(min(r, size, dense // size) for r, size in zip(rank, shape, strict=True))
 
     @staticmethod
+    def _core_of_mode(mode: int, order: int) -> tuple[int, int]:
+        return mode + 1, 0  # the first core has the ranks
+
+    @staticmethod
     def _usable_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
         # The k-th unfolding of the core tensor is r_k × ∏_{j≠k} r_j: more rows than columns represent nothing more.
         ranks = list(rank)

@@ -84,6 +84,18 @@ class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
     def positions(self, x: Tensor) -> int:
         """How many rows, output pixels or indices an input has: what the cost of a call grows with."""
 
+    def patches(self, x: Tensor) -> Tensor | None:
+        """What the weight is multiplied by, in the modes of its tensor on the input side.
+
+        Args:
+            x: An input.
+
+        Returns:
+            One row per position (and group, where there are several), ``(n, *modes)``; None where the weight is not
+            multiplied by anything.
+        """
+        return None
+
     @abstractmethod
     def _samples(self) -> Sequence[Tensor]:
         """A small and a large input on the meta device."""
@@ -151,6 +163,7 @@ class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
         rank: Rank,
         tensorization: Tensorization | None = None,
         implementation: Implementation = "auto",
+        metric: Mapping[int, Tensor] | None = None,
     ) -> Self:
         """A layer that approximates a dense one, by decomposing its weight.
 
@@ -160,6 +173,7 @@ class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
             rank: As in the constructor; clipped to what fits, where the result is exact up to rounding.
             tensorization: As in the constructor.
             implementation: As in the constructor.
+            metric: In which the error is made small (see :meth:`~tenzoo.factorizations.Factorization.decompose`).
 
         Raises:
             ValueError: As the constructor, or if the weight holds NaN or infinity.
@@ -169,7 +183,7 @@ class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
         made = cls.empty_like(
             layer, factorization=factorization, rank=rank, tensorization=tensorization, implementation=implementation
         )
-        made.weight = type(made.weight).decompose(made._tensorized(dense), rank)
+        made.weight = type(made.weight).decompose(made._tensorized(dense), rank, metric=metric)
         made._count_costs()
         bias = getattr(layer, "bias", None)
         if bias is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from typing_extensions import override
 
 from tenzoo.factorizations import BlockTT, Factorization, Rank, TensorRing, factorization_class
 from tenzoo.layers.base import Implementation, TensorizedLayer
@@ -137,6 +138,15 @@ class TensorizedConv2d(TensorizedLayer[nn.Conv2d]):
     def positions(self, x: Tensor) -> int:
         """Output pixels of the whole batch, but for the margins."""
         return x.numel() // (self.in_channels * self.stride[0] * self.stride[1])
+
+    @override
+    def patches(self, x: Tensor) -> Tensor:
+        x = x if x.ndim == 4 else x.unsqueeze(0)
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        x = F.pad(x, self._reversed_padding_repeated_twice, mode=mode)
+        columns = F.unfold(x, self.kernel_size, self.dilation, stride=self.stride).transpose(1, 2)
+        rows = columns.reshape(-1, self.in_channels // self.groups, math.prod(self.kernel_size))
+        return rows.transpose(1, 2).reshape(len(rows), *self.weight.shape[len(self.tensorization[0]) :])
 
     def _contract(self, weight: Factorization, x: Tensor, bias: Tensor | None = None) -> Tensor:
         padding = self.padding

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from typing_extensions import override
 
 from tenzoo.factorizations import CP, BlockTT, Factorization, Rank, Tucker, factorization_class
 from tenzoo.layers.base import Implementation, TensorizedLayer
@@ -97,6 +98,10 @@ class TensorizedLinear(TensorizedLayer[nn.Linear]):
     def positions(self, x: Tensor) -> int:
         """Rows."""
         return x.numel() // self.in_features
+
+    @override
+    def patches(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, *self.tensorization[1])
 
     def _contract(self, weight: Factorization, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return contract_linear(weight, x, len(self.tensorization[0]), bias)

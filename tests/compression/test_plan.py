@@ -310,3 +310,60 @@ def test_errors_of_growing_ranks_bound_those_of_decompositions(name):
         else:  # at least the largest of the parts that the ranks cut off, and at most their sum
             assert actual <= -math.log(1 - error) + 1e-9
             assert error <= 1 - (1 - actual) ** len(rank) + 1e-9
+
+
+# --- calibration data ----------------------------------------------------------------------------------------------
+
+
+def conv_and_linear(**kwargs):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(4, 8, 3, **kwargs), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 6)).double()
+
+
+def varied(number=16):
+    """Images that vary much more in some channels than in others."""
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(4, 4, dtype=torch.float64, generator=generator) * torch.tensor([3.0, 1.0, 0.1, 0.01])
+    return torch.einsum("ij,njhw->nihw", mixed, torch.randn(number, 4, 8, 8, dtype=torch.float64, generator=generator))
+
+
+@pytest.mark.parametrize("factorization", NAMES)
+def test_calibration_makes_the_outputs_better_and_the_weights_worse(factorization):
+    model, images = conv_and_linear(padding=1), varied()
+    ranks = {"0": 3 if factorization != "cp" else 5}
+    made = {}
+    for calibration in (None, images):
+        chosen = plan(model, factorization=factorization, ranks=ranks, calibration=calibration)
+        made[calibration is not None] = apply_(copy.deepcopy(model), chosen, calibration=calibration)
+    fresh = varied(32)[16:]
+    with torch.no_grad():
+        outputs = {aware: (small[0](fresh) - model[0](fresh)).norm() for aware, small in made.items()}
+        weights = {aware: (small[0].dense_weight() - model[0].weight).norm() for aware, small in made.items()}
+    assert outputs[True] < 0.9 * outputs[False]
+    assert weights[False] < weights[True]
+
+
+def test_the_error_of_a_calibrated_linear_layer_is_that_of_its_outputs():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 10, bias=False)).double()
+    inputs = torch.randn(200, 12, dtype=torch.float64) @ torch.randn(12, 12, dtype=torch.float64)
+    made = plan(model, factorization="tt", ranks=4, calibration=inputs)
+    small = apply_(copy.deepcopy(model), made, calibration=inputs)
+    with torch.no_grad():
+        outputs = model(inputs)
+        actual = float((small(inputs) - outputs).norm() / outputs.norm())
+        least = float(torch.linalg.svdvals(outputs)[4:].norm() / outputs.norm())  # no rank-4 map comes closer
+    assert made.layers[0].error == pytest.approx(actual, rel=0.05)
+    assert least <= actual <= 1.05 * least
+
+
+def test_a_plan_made_with_calibration_data_needs_them(tmp_path):
+    model, images = conv_and_linear(padding=1), varied()
+    aware = plan(model, factorization="tt", ranks=2, calibration=images)
+    with pytest.raises(ValueError, match="`calibration` data as in `plan`, which was made with them, got none"):
+        apply_(model, aware)
+    plain = plan(model, factorization="tt", ranks=2)
+    with pytest.raises(ValueError, match="which was made without them, got some"):
+        apply_(model, plain, calibration=images)
+    aware.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json").data_aware

@@ -1,0 +1,98 @@
+"""What the layers of a model see: how much of it, and how it varies."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from tenzoo.layers import TensorizedLayer
+
+Example: TypeAlias = Tensor | tuple[Any, ...]
+"""The argument of a model's forward pass, or all of them."""
+
+_RIDGE = 1e-2
+"""What is added to the second moments of each mode, whose mean is 1: an input that never varied may still come to."""
+
+_IMAGES = 8
+"""Images whose patches are held at a time."""
+
+
+def count_positions(model: nn.Module, layers: Mapping[str, TensorizedLayer[Any]], example: Example) -> dict[str, int]:
+    """Rows, pixels or indices that each layer sees in a forward pass in evaluation mode, all of its calls together.
+
+    Args:
+        model: Stays as it is.
+        layers: By the names of the model's layers, their counterparts.
+        example: An input of the model.
+    """
+    seen: dict[str, int] = {}
+
+    def note(name: str, x: Tensor) -> None:
+        seen[name] = seen.get(name, 0) + layers[name].positions(x)
+
+    _watch(model, layers, example, note)
+    return seen
+
+
+def input_metrics(
+    model: nn.Module, layers: Mapping[str, TensorizedLayer[Any]], example: Example
+) -> dict[str, dict[int, Tensor]]:
+    """In which metric a change of a layer's weight is the change of its outputs, as far as single modes tell.
+
+    If the patches x that the weight of a layer is multiplied by have the second moments ``C = E[x xᵀ]``, a change D of
+    the weight changes the outputs by ``E‖D x‖² = ‖D C^{1/2}‖²``. C is taken for the Kronecker product of its parts for
+    the single modes, ``C_k``, and ``S_k = C_k^{1/2}`` is the metric of the mode k, but for its scale.
+
+    Args:
+        model: Stays as it is; it is run in evaluation mode.
+        layers: By the names of the model's layers, their counterparts.
+        example: An input of the model, the more of it the better.
+
+    Returns:
+        For each layer that was called and multiplies its input, the matrices by the modes of its weight's tensor.
+    """
+    moments: dict[str, dict[int, Tensor]] = {}
+
+    def note(name: str, x: Tensor) -> None:
+        layer = layers[name]
+        for part in torch.split(x, _IMAGES) if x.ndim == 4 else (x,):
+            patches = layer.patches(part)
+            if patches is None:
+                return
+            own = moments.setdefault(name, {})
+            first = len(layer.weight.shape) - (patches.ndim - 1)
+            for k in range(1, patches.ndim):
+                rows = patches.movedim(k, 0).flatten(1)
+                moment = (rows @ rows.t()).double()
+                own[first + k - 1] = own[first + k - 1] + moment if first + k - 1 in own else moment
+
+    _watch(model, layers, example, note)
+    return {name: {mode: _root(moment) for mode, moment in own.items()} for name, own in moments.items()}
+
+
+def _root(moment: Tensor) -> Tensor:
+    mean = moment.diagonal().mean()
+    values, vectors = torch.linalg.eigh(moment / mean if mean > 0 else moment)
+    root: Tensor = (vectors * (values.clamp_(min=0) + _RIDGE).sqrt()) @ vectors.t()
+    return root
+
+
+def _watch(model: nn.Module, layers: Mapping[str, Any], example: Example, note: Callable[[str, Tensor], None]) -> None:
+    """Run a model in evaluation mode, and tell the names and the inputs of its layers as they are called."""
+    handles = []
+    for name in layers:
+
+        def tell(module: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
+            note(name, inputs[0].detach())
+
+        handles.append(model.get_submodule(name).register_forward_pre_hook(tell))
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            model.eval()(*(example if isinstance(example, tuple) else (example,)))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
