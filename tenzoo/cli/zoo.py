@@ -22,6 +22,9 @@ RESULTS = "results.json"
 """Beside the configs: by the name of a config, what was published of it and what was measured."""
 
 
+_MIN_WIDTH = 120
+
+
 @dataclass(frozen=True)
 class Layer:
     """One weight of a model, as ``tenzoo describe`` shows it.
@@ -162,7 +165,7 @@ def print_layers(layers: Sequence[Layer], batch_size: int | None, *, as_json: bo
     for column in ("layer", "weight", "made of", "core group"):
         table.add_column(column, overflow="fold")
     for column in ("parameters", "÷", "MFLOP", "way", "rebuild ms", "contract ms"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     weights = [layer for layer in layers if len(layer.shape) > 1]
     for layer in weights:
         made = "" if layer.rank is None or layer.modes is None else f"{layer.factorization} {_ranks(layer.rank)}"
@@ -186,7 +189,7 @@ def print_layers(layers: Sequence[Layer], batch_size: int | None, *, as_json: bo
         table.add_row("norms", "", "", "", f"{others:,}", "", "", "", "", "")
     table.add_section()
     table.add_row("total", "", "", "", f"{number:,}", f"{dense / number:.1f}", f"{sum(flops) / 1e6:,.2f}", "", "", "")
-    Console().print(table)
+    _wide_console().print(table)
 
 
 def _times(sizes: Sequence[int]) -> str:
@@ -233,14 +236,20 @@ def print_entries(entries: Sequence[Entry], *, as_json: bool) -> None:
         return
     table = Table(title="The zoo; ÷ is how many times fewer parameters than dense")
     for column in ("config", "model", "data"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, overflow="fold", min_width=len(column), no_wrap=column == "config")
     for column in ("parameters", "÷"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for column in ("published", "measured"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for entry in entries:
         numbers = f"{entry.parameters:,}", f"{entry.compression:,.1f}"
         table.add_row(
             Path(entry.config).stem, entry.model, entry.data, *numbers, entry.published or "", entry.measured or ""
         )
-    Console().print(table)
+    _wide_console().print(table)
+
+
+def _wide_console() -> Console:
+    """In a narrow terminal, or in none, columns would shrink to nothing."""
+    console = Console()
+    return console if console.width >= _MIN_WIDTH else Console(width=_MIN_WIDTH)
