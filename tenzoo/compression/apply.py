@@ -83,10 +83,9 @@ def fold_(model: M) -> M:
     """
     if isinstance(model, TensorizedLayer):
         raise ValueError(f"expected a model with tensorized layers in it, got a {type(model).__name__}; see to_dense()")
-    made: dict[nn.Module, nn.Module] = {}
-    for module in model.modules():
-        if isinstance(module, TensorizedLayer):
-            made[module] = _frozen_as(module, module.to_dense())
+    made: dict[nn.Module, nn.Module] = {
+        module: module.to_dense() for module in model.modules() if isinstance(module, TensorizedLayer)
+    }
     return _replaced(model, made)
 
 
@@ -112,17 +111,7 @@ def _empty(layer: nn.Module, planned: LayerPlan) -> TensorizedLayer[Any]:
 
 
 def _decomposed(layer: nn.Module, planned: LayerPlan, metric: Mapping[int, Tensor] | None) -> nn.Module:
-    return _frozen_as(layer, TENSORIZED[type(layer)].from_dense(layer, **_settings(planned), metric=metric))
-
-
-def _frozen_as(layer: nn.Module, made: nn.Module) -> nn.Module:
-    """The second layer, with its weight and its bias frozen where those of the first are."""
-    for name in ("weight", "bias"):
-        before, after = getattr(layer, name, None), getattr(made, name, None)
-        if before is not None and after is not None:
-            parameters = list(before.parameters()) if isinstance(before, nn.Module) else [before]
-            after.requires_grad_(any(parameter.requires_grad for parameter in parameters))
-    return made
+    return TENSORIZED[type(layer)].from_dense(layer, **_settings(planned), metric=metric)
 
 
 def _replaced(model: M, made: Mapping[nn.Module, nn.Module]) -> M:

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, Literal, Self, TypeAlias, TypeVar, get_args
+from typing import Any, ClassVar, Generic, Literal, Self, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
         implementation: ``"auto"``, ``"reconstruct"`` or ``"contract"``.
         costs: What both implementations cost.
     """
+
+    _torchs: ClassVar[type[nn.Module]]
+    """What it takes the place of."""
 
     weight: Factorization
     bias: nn.Parameter | None
@@ -141,8 +144,11 @@ class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
             implementation: As in the constructor.
 
         Raises:
+            TypeError: If the layer is of another class.
             ValueError: As the constructor.
         """
+        if not isinstance(layer, cls._torchs):
+            raise TypeError(f"expected a torch.nn.{cls._torchs.__name__} in `layer`, got a {type(layer).__name__}")
         arguments: dict[str, Any] = {
             **cls._arguments(layer),
             "factorization": factorization,
@@ -168,7 +174,7 @@ class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
         """A layer that approximates a dense one, by decomposing its weight.
 
         Args:
-            layer: Torch's; it stays as it is.
+            layer: Torch's; it stays as it is. What is frozen in it is so in the result.
             factorization: As in the constructor.
             rank: As in the constructor; clipped to what fits, where the result is exact up to rounding.
             tensorization: As in the constructor.
@@ -176,18 +182,22 @@ class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
             metric: In which the error is made small (see :meth:`~tenzoo.factorizations.Factorization.decompose`).
 
         Raises:
-            ValueError: As the constructor, or if the weight holds NaN or infinity.
+            TypeError: If the layer is of another class.
+            ValueError: As the constructor, or if the weight holds NaN or infinity, or is on the meta device.
             MemoryError: If the decomposition would take more than 8 GiB beside the weight.
         """
-        dense: Tensor = layer.weight.detach()  # type: ignore[operator]
         made = cls.empty_like(
             layer, factorization=factorization, rank=rank, tensorization=tensorization, implementation=implementation
         )
+        dense: Tensor = layer.weight.detach()  # type: ignore[operator]
+        if dense.is_meta:
+            raise ValueError("expected a layer with numbers in its weight in `layer`, got one on the meta device")
         made.weight = type(made.weight).decompose(made._tensorized(dense), rank, metric=metric)
+        made.weight.requires_grad_(bool(layer.weight.requires_grad))
         made._count_costs()
         bias = getattr(layer, "bias", None)
         if bias is not None:
-            made.bias = nn.Parameter(bias.detach().clone())
+            made.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         return made.train(layer.training)
 
     @abstractmethod
@@ -196,11 +206,13 @@ class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
 
     def _hand_over(self, layer: L) -> L:
         """Give torch's layer, which is on the meta device, a weight, a bias and a mode of its own."""
+        trained = any(core.requires_grad for core in self.weight.cores)
         with torch.no_grad():
-            layer.weight = nn.Parameter(self._rebuild().clone(memory_format=torch.contiguous_format))
+            weight = self._rebuild().clone(memory_format=torch.contiguous_format)
+        layer.weight = nn.Parameter(weight, requires_grad=trained)
         bias = getattr(self, "bias", None)
         if bias is not None:
-            layer.bias = nn.Parameter(bias.detach().clone())
+            layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         return layer.train(self.training)
 
     def dense_weight(self) -> Tensor:

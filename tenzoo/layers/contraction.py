@@ -79,7 +79,7 @@ def contract_conv2d(
     if isinstance(weight, BlockTT):
         y = _contract_block_tt(weight, x, convolve, kernel_size, counts, groups)
         return y if bias is None else y + bias.to(y.dtype)[:, None, None]
-    batch = len(x)
+    batch = x.shape[0]
     x = x.reshape(batch * groups, x.shape[1] // groups, *x.shape[2:])
     present = [count for count in counts if count]
     ring = spatial_groups = 1
@@ -164,7 +164,7 @@ def _contract_block_tt(
     cores = list(weight.cores)
     kernel = cores.pop() if counts[1] else None
     batch, channels, *image = x.shape
-    y = _through_pairs(cores, x.reshape(batch * groups, channels // groups, -1))
+    y = _through_pairs(cores, x.reshape(batch * groups, channels // groups, math.prod(image)))
     out, rank = y.shape[1:3]
     if groups > 1:  # every group went through all outputs: keep its own
         own = torch.arange(groups, device=x.device)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,8 @@ class TensorizedConv2d(TensorizedLayer[nn.Conv2d]):
         >>> layer(torch.randn(2, 16, 8, 8)).shape, layer.weight.shape
         (torch.Size([2, 32, 8, 8]), (4, 4, 2, 9, 4, 2, 2))
     """
+
+    _torchs: ClassVar[type[nn.Module]] = nn.Conv2d
 
     in_channels: int
     out_channels: int
@@ -124,8 +126,11 @@ class TensorizedConv2d(TensorizedLayer[nn.Conv2d]):
             ``(N, C_out, H', W')`` or ``(C_out, H', W')``.
         """
         if self.choose(self.positions(x)) == "contract":
-            y = self._contract(self.weight, x if x.ndim == 4 else x.unsqueeze(0), self.bias)
-            return y if x.ndim == 4 else y.squeeze(0)
+            if x.ndim == 3:
+                return self._contract(self.weight, x.unsqueeze(0), self.bias).squeeze(0)
+            y = self._contract(self.weight, x, self.bias)
+            last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+            return y.contiguous(memory_format=torch.channels_last) if last else y
         weight = self.dense_weight()
         if x.ndim == 3 or not x.is_contiguous(memory_format=torch.channels_last):
             weight = weight.contiguous()  # the layout of the output follows from those of input and weight

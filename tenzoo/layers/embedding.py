@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,8 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
         >>> layer(torch.tensor([[0, 49_999]])).shape, layer.weight.shape
         (torch.Size([1, 2, 768]), (50, 40, 25, 12, 8, 8))
     """
+
+    _torchs: ClassVar[type[nn.Module]] = nn.Embedding
 
     def __init__(
         self,
@@ -133,7 +135,14 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
         for size in reversed(self.tensorization[0]):
             columns.append(flat % size)
             flat = flat // size
-        return contract_rows(weight, columns[::-1]).reshape(*index.shape, self.embedding_dim)
+        columns.reverse()
+        device = index.device.type
+        if device != "meta" and torch.is_autocast_enabled(device):  # a look-up keeps the precision of its table
+            with torch.autocast(device, enabled=False):
+                rows = contract_rows(weight, columns)
+        else:
+            rows = contract_rows(weight, columns)
+        return rows.reshape(*index.shape, self.embedding_dim)
 
     def _laid_out(self, tensor: Tensor) -> Tensor:
         return tensor.reshape(-1, self.embedding_dim)[: self.num_embeddings]

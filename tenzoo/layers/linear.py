@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class TensorizedLinear(TensorizedLayer[nn.Linear]):
         >>> layer(torch.randn(7, 64)).shape, layer.weight.shape
         (torch.Size([7, 10]), (5, 2, 4, 4, 4))
     """
+
+    _torchs: ClassVar[type[nn.Module]] = nn.Linear
 
     def __init__(
         self,

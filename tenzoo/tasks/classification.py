@@ -105,6 +105,14 @@ class ImageClassificationTask(Task):
     # --- the optimizer -----------------------------------------------------------------------------------------
 
     @override
+    @override
+    def setup(self, stage: str) -> None:
+        """Refuse data of another number of classes, besides what every task does."""
+        super().setup(stage)
+        given = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
+        if given != self.num_classes:
+            raise ValueError(f"expected {given} in `num_classes`, as many as the data have, got {self.num_classes}")
+
     def trainable_parameters(self) -> list[dict[str, Any]]:
         """The parameters in groups ``"cores"``, ``"norms"`` and ``"rest"``, without those that are empty."""
         cores = {id(core) for group in find_core_groups(self) for core in group.cores}

@@ -394,3 +394,53 @@ def test_mistakes_in_other_layers():
         embedding()(torch.tensor([3, 20]))
     with pytest.raises(ValueError, match="without `max_norm`"):
         TensorizedEmbedding.from_dense(nn.Embedding(4, 4, max_norm=1.0), factorization="tt", rank=2)
+
+
+# --- from torch's layers, and back ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "message"),
+    [
+        (TensorizedConv2d, nn.ConvTranspose2d(4, 4, 3), "torch.nn.Conv2d in `layer`, got a ConvTranspose2d"),
+        (TensorizedConv2d, nn.Linear(4, 4), "torch.nn.Conv2d in `layer`, got a Linear"),
+        (TensorizedLinear, linear(), "torch.nn.Linear in `layer`, got a TensorizedLinear"),
+        (TensorizedEmbedding, nn.Linear(4, 4), "torch.nn.Embedding in `layer`, got a Linear"),
+    ],
+)
+def test_another_class_of_layer_is_refused(kind, layer, message):
+    with pytest.raises(TypeError, match=message):
+        kind.from_dense(layer, factorization="tt", rank=2)
+
+
+def test_a_layer_without_numbers_is_refused():
+    with pytest.raises(ValueError, match="on the meta device"):
+        TensorizedLinear.from_dense(nn.Linear(4, 4, device="meta"), factorization="tt", rank=2)
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_what_is_frozen_stays_frozen(frozen):
+    dense = nn.Linear(6, 4)
+    getattr(dense, frozen).requires_grad_(False)
+    layer = TensorizedLinear.from_dense(dense, factorization="tt", rank=2)
+    assert {core.requires_grad for core in layer.weight.cores} == {frozen == "bias"}
+    assert layer.bias.requires_grad == (frozen == "weight")
+    back = layer.to_dense()
+    assert (back.weight.requires_grad, back.bias.requires_grad) == (frozen == "bias", frozen == "weight")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contracting_keeps_the_layout_and_takes_an_empty_batch(name):
+    layer = conv(name, implementation="contract")
+    x = torch.randn(2, 6, 5, 5)
+    assert layer(x).is_contiguous()
+    assert layer(x.to(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
+    assert layer(x[:0]).shape == (0, 8, 5, 5)
+
+
+@pytest.mark.parametrize("implementation", ["reconstruct", "contract"])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_embedding_keeps_its_precision_under_autocast(name, implementation):
+    layer = embedding(name, implementation=implementation)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.tensor([3])).dtype == torch.float32

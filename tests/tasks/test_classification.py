@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tenzoo.callbacks import DeviationAwareScaling
+from tenzoo.data import CIFAR10DataModule
 from tenzoo.layers import TensorizedLinear
 from tenzoo.models import CIFARResNet
 from tenzoo.tasks import SAM, ImageClassificationTask
@@ -313,3 +314,9 @@ def test_a_subclass_keeps_its_network_out_as_well():
 
     assert dict(Mine(small()).hparams)["num_classes"] == 5
     assert "backbone" not in Mine(small()).hparams
+
+
+def test_data_of_another_number_of_classes_are_refused_before_training(tmp_path, root):
+    data = CIFAR10DataModule(root, batch_size=4, validation_size=2)
+    with pytest.raises(ValueError, match="expected 10 in `num_classes`, as many as the data have, got 5"):
+        trainer(tmp_path, max_epochs=1).fit(task(), data)
