@@ -21,8 +21,8 @@ from tenzoo.layers.cost import count
 RESULTS = "results.json"
 """Beside the configs: by the name of a config, what was published of it and what was measured."""
 
-
 _MIN_WIDTH = 120
+"""Columns of a terminal that the tables need."""
 
 
 @dataclass(frozen=True)

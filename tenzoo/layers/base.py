@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Generic, Literal, Self, TypeAlias, TypeVar, get_args
 
 import torch
@@ -234,11 +235,15 @@ class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
         return weight
 
     def _rebuild(self) -> Tensor:
+        with self._without_autocast():
+            return self._laid_out(self.weight.reconstruct())
+
+    def _without_autocast(self) -> AbstractContextManager[object]:
+        """What is computed within has the precision of the cores."""
         device = self.weight.cores[0].device.type
         if device != "meta" and torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
-                return self._laid_out(self.weight.reconstruct())
-        return self._laid_out(self.weight.reconstruct())
+            return torch.autocast(device, enabled=False)
+        return nullcontext()
 
     def _may_keep(self) -> bool:
         return not (

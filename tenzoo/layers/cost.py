@@ -108,9 +108,9 @@ class Costs:
         object.__setattr__(self, "_leads", leads)
 
     def _lead(self, phase: Phase, device: str) -> tuple[float, float]:
-        once, twice = (self.seconds(positions, phase, device) for positions in (0, 1))
-        call = once["contract"] - once["reconstruct"]
-        return call, twice["contract"] - twice["reconstruct"] - call
+        none, one = (self.seconds(positions, phase, device) for positions in (0, 1))
+        call = none["contract"] - none["reconstruct"]
+        return call, one["contract"] - one["reconstruct"] - call
 
     def cheaper(self, positions: int, phase: Phase, device: str) -> Literal["reconstruct", "contract"]:
         """The implementation with the shorter estimated time; arguments as in :meth:`seconds`."""

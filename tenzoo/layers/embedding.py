@@ -136,11 +136,7 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
             columns.append(flat % size)
             flat = flat // size
         columns.reverse()
-        device = index.device.type
-        if device != "meta" and torch.is_autocast_enabled(device):  # a look-up keeps the precision of its table
-            with torch.autocast(device, enabled=False):
-                rows = contract_rows(weight, columns)
-        else:
+        with self._without_autocast():  # a look-up keeps the precision of its table
             rows = contract_rows(weight, columns)
         return rows.reshape(*index.shape, self.embedding_dim)
 

@@ -102,9 +102,6 @@ class ImageClassificationTask(Task):
             )
         return logits
 
-    # --- the optimizer -----------------------------------------------------------------------------------------
-
-    @override
     @override
     def setup(self, stage: str) -> None:
         """Refuse data of another number of classes, besides what every task does."""
@@ -113,6 +110,9 @@ class ImageClassificationTask(Task):
         if given != self.num_classes:
             raise ValueError(f"expected {given} in `num_classes`, as many as the data have, got {self.num_classes}")
 
+    # --- the optimizer -----------------------------------------------------------------------------------------
+
+    @override
     def trainable_parameters(self) -> list[dict[str, Any]]:
         """The parameters in groups ``"cores"``, ``"norms"`` and ``"rest"``, without those that are empty."""
         cores = {id(core) for group in find_core_groups(self) for core in group.cores}
