@@ -1,8 +1,14 @@
 """Callbacks that work through the cores of any model."""
 
 from tenzoo.callbacks.monitor import NormDynamicsMonitor
-from tenzoo.callbacks.prediction import CompletedEntriesWriter
+from tenzoo.callbacks.prediction import CompletedEntriesWriter, PredictedClassesWriter
 from tenzoo.callbacks.rebalance import Rebalance
 from tenzoo.callbacks.scaling import DeviationAwareScaling
 
-__all__ = ["CompletedEntriesWriter", "DeviationAwareScaling", "NormDynamicsMonitor", "Rebalance"]
+__all__ = [
+    "CompletedEntriesWriter",
+    "DeviationAwareScaling",
+    "NormDynamicsMonitor",
+    "PredictedClassesWriter",
+    "Rebalance",
+]

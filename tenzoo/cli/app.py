@@ -52,6 +52,8 @@ def main(args: Sequence[str] | None = None) -> int:
                 COMMANDS[argv[0]](argv[1:])
             else:
                 build(cli, argv)
+    except BrokenPipeError:
+        raise
     except _REFUSALS as error:
         unknown = isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error))
         if unknown or Started.begun or os.environ.get("JSONARGPARSE_DEBUG"):
@@ -75,7 +77,12 @@ def _in_one_line(error: Exception, parser: ArgumentParser | None) -> str:
 
 def run() -> None:
     """The console script."""
-    code = main()
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # a reader such as head has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # at the interpreter's end its threads may abort a finished process
     raise SystemExit(code)

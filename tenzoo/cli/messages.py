@@ -90,7 +90,7 @@ def explain(message: str, parser: ArgumentParser | None = None) -> str:
         value = next(group for group in unknown.groups() if group is not None)
         if classes := _classes(key):
             words = re.search(r"Expected a typing\.Literal\[(.+?)\]", message)
-            either = f"{words[1]} or " if words else ""
+            either = f"{words[1]} or " if words else "a number, or " if "Expected a <class 'float'>" in message else ""
             return f"expected {either}a class{where}, one of {_names(classes)}, got {value!r}"
         if "Expected a <class" not in message.partition("Given value")[0].replace("Expected a <class 'NoneType'>", ""):
             return f"expected a mapping{where}, got {value!r}"

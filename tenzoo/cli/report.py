@@ -9,6 +9,8 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
+from tenzoo.callbacks import NormDynamicsMonitor
+
 _TITLES = {"train": "train", "val": "validation", "held_out": "held out"}
 
 
@@ -27,7 +29,7 @@ def print_metrics(trainer: Trainer, logged: Mapping[str, Any], *, weights: str) 
     names = list(dict.fromkeys(key.partition("/")[2] for key in metrics))
     title = f"Metrics of {weights}"
     table = Table(title=title, min_width=len(title))
-    table.add_column("entries")
+    table.add_column("split")
     for name in names:
         table.add_column({"r2": "R²", "rmse": "RMSE"}.get(name, name), justify="right")
     for split in dict.fromkeys(key.partition("/")[0] for key in metrics):
@@ -40,4 +42,5 @@ def print_metrics(trainer: Trainer, logged: Mapping[str, Any], *, weights: str) 
         advice = "lower the learning rate, or bound the gradient with model.init_args.gradient_clip_val"
         print(f"tenzoo: warning: training diverged, the metrics are not finite; {advice}", file=sys.stderr)
     if directory is not None:
-        console.print(f"Logs, figure and checkpoints: {directory}", soft_wrap=True)
+        drawn = any(isinstance(callback, NormDynamicsMonitor) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        console.print(f"Logs{', figure' if drawn else ''} and checkpoints: {directory}", soft_wrap=True)

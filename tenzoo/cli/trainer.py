@@ -16,14 +16,18 @@ from typing_extensions import override
 
 import tenzoo.data  # noqa: F401  (its classes can be named without their module)
 from tenzoo import __version__
-from tenzoo.callbacks import CompletedEntriesWriter
+from tenzoo.callbacks import CompletedEntriesWriter, PredictedClassesWriter
 from tenzoo.cli.checkpoints import check_same_settings, read_checkpoint
 from tenzoo.cli.report import print_metrics
-from tenzoo.tasks import CompletionTask, Task
+from tenzoo.tasks import CompletionTask, ImageClassificationTask, Task
 from tenzoo.training import NoProfiler
 
 _REFRESH_RATE = 25
 """Batches between two updates of the progress bar: a step of a small model takes less time than an update."""
+
+
+_WRITERS = {CompletionTask: CompletedEntriesWriter, ImageClassificationTask: PredictedClassesWriter}
+"""What writes the predictions of a task."""
 
 
 class Started(Callback):
@@ -94,9 +98,12 @@ class TenzooCLI(LightningCLI):
             kwargs["profiler"] = NoProfiler()
         if settings.get("enable_progress_bar") is not False and not _any_of(callbacks, ProgressBar):
             extra.append(RichProgressBar(refresh_rate=_REFRESH_RATE, leave=False))
-        completes = self.subcommand == "predict" and isinstance(self.model, CompletionTask)
-        if completes and not _any_of(callbacks, CompletedEntriesWriter):
-            extra.append(CompletedEntriesWriter())
+        if self.subcommand == "predict":
+            extra += [
+                writer()
+                for task, writer in _WRITERS.items()
+                if isinstance(self.model, task) and not _any_of(callbacks, writer)
+            ]
         return self._instantiate_trainer({**settings, **kwargs}, extra)
 
     def after_fit(self) -> None:

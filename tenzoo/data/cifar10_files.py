@@ -47,9 +47,12 @@ def fetch(root: Path, *, download: bool) -> None:
     archive = root / ARCHIVE
     remedy = f"fetch {URL} on a machine with network and put it, or its unpacked files, there"
     if download:
+        existed = root.exists()
         try:
             download_url(URL, root, md5=MD5)  # leaves an archive alone that is there and whole
         except (OSError, RuntimeError, HTTPException) as error:
+            if not existed and root.is_dir() and not any(root.iterdir()):
+                root.rmdir()
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise FileNotFoundError(
                 f"expected CIFAR-10's {', '.join(_missing(root))} in `root`, got {str(root)!r} without them, and "

@@ -139,7 +139,8 @@ def _select(core: Tensor, index: Tensor, dim: int) -> Tensor:
     if dim == 0:
         return core.index_select(0, index)
     core = core.flatten(1, -2)
-    if core.shape[1] > len(index):  # a copy of the core would cost more than the batch
+    # A copy of the core would cost more than a small batch. An exported program must not depend on how large that is.
+    if torch.compiler.is_exporting() or core.shape[1] > index.shape[0]:
         return core.index_select(1, index).transpose(0, 1)
     # With the mode in front, whole matrices are copied and added, several times faster than rows of a middle mode.
     return core.transpose(0, 1).contiguous().index_select(0, index)

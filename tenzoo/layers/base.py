@@ -19,6 +19,9 @@ Implementation: TypeAlias = Literal["auto", "reconstruct", "contract"]
 """Rebuild the dense weight and call torch's operator, contract the input with the cores, or take the cheaper."""
 
 
+_MANY = 2**30
+
+
 class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
     """A layer of torch whose weight is a :class:`~tenzoo.factorizations.Factorization`.
 
@@ -71,12 +74,17 @@ class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
     def choose(self, positions: int, phase: Phase | None = None) -> Implementation:
         """The implementation that a call will take.
 
+        An exported program has to serve any number of positions where their number is symbolic: it takes what is
+        cheaper for many.
+
         Args:
             positions: Rows, output pixels of the whole batch, or indices.
             phase: None asks for the current one.
         """
         if self.implementation != "auto":
             return self.implementation
+        if torch.compiler.is_exporting() and not isinstance(positions, int):
+            positions = _MANY
         return self.costs.cheaper(positions, phase or self._phase(), self.weight.cores[0].device.type)
 
     def _phase(self) -> Phase:

@@ -12,7 +12,14 @@ from typing_extensions import override
 from tenzoo.factorizations import BlockTT, Factorization, Rank, TensorRing, factorization_class
 from tenzoo.layers.base import Implementation, TensorizedLayer
 from tenzoo.layers.contraction import contract_conv2d
-from tenzoo.layers.tensorization import Tensorization, check_tensorization, paired, split_size, whole_size
+from tenzoo.layers.tensorization import (
+    Tensorization,
+    check_sizes,
+    check_tensorization,
+    paired,
+    split_size,
+    whole_size,
+)
 
 
 class TensorizedConv2d(TensorizedLayer[nn.Conv2d]):
@@ -84,7 +91,15 @@ class TensorizedConv2d(TensorizedLayer[nn.Conv2d]):
     ) -> None:
         super().__init__(implementation)
         kind = factorization_class(factorization)
-        # Torch's own layer checks the arguments, and says what they come to.
+        check_sizes(in_channels=in_channels, out_channels=out_channels, groups=groups)
+        for name, pair in {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}.items():
+            _check_pair(name, pair)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"expected a divisor of in_channels ({in_channels}) and out_channels ({out_channels}) in `groups`, "
+                f"got {groups}"
+            )
+        # Torch's own layer checks the other arguments, and says what they come to.
         settings = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         torchs = nn.Conv2d(*settings, device="meta")  # type: ignore[arg-type]
         for name in (*torchs.__constants__, "_reversed_padding_repeated_twice"):
@@ -195,3 +210,11 @@ class TensorizedConv2d(TensorizedLayer[nn.Conv2d]):
     def extra_repr(self) -> str:
         """Arguments, for ``print``."""
         return f"{nn.Conv2d.extra_repr(self)}, implementation={self.implementation}"  # type: ignore[arg-type, no-untyped-call]
+
+
+def _check_pair(name: str, pair: object) -> None:
+    sizes = pair if isinstance(pair, Sequence) and not isinstance(pair, str) else (pair, pair)
+    if len(sizes) != 2:
+        raise ValueError(f"expected an int >= 1, or two of them, in `{name}`, got {pair!r}")
+    for size in sizes:
+        check_sizes(**{name: size})

@@ -13,6 +13,7 @@ from tenzoo.layers.base import Implementation, TensorizedLayer
 from tenzoo.layers.contraction import contract_rows
 from tenzoo.layers.tensorization import (
     Tensorization,
+    check_sizes,
     check_tensorization,
     cover_size,
     paired,
@@ -70,6 +71,7 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
     ) -> None:
         super().__init__(implementation)
         kind = factorization_class(factorization)
+        check_sizes(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         try:
             torchs = nn.Embedding(num_embeddings, embedding_dim, padding_idx, device="meta")
         except AssertionError as error:  # torch's own check
@@ -108,7 +110,8 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
             ``(*index.shape, embedding_dim)``.
 
         Raises:
-            IndexError: If an index on the CPU is out of range.
+            IndexError: If an index on the CPU is out of range. Within ``torch.compile`` and ``torch.func`` an index
+                that the row factors cover, though not ``num_embeddings``, goes unnoticed.
         """
         if index.is_cpu and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
             self._check(index)
@@ -132,9 +135,10 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
 
     def _contract(self, weight: Factorization, index: Tensor) -> Tensor:
         flat, columns = index.reshape(-1), []
-        for size in reversed(self.tensorization[0]):
+        for size in reversed(self.tensorization[0][1:]):
             columns.append(flat % size)
             flat = flat // size
+        columns.append(flat)  # not modulo its size, so that what is beyond all rows is out of range here too
         columns.reverse()
         with self._without_autocast():  # a look-up keeps the precision of its table
             rows = contract_rows(weight, columns)

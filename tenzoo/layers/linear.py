@@ -12,7 +12,7 @@ from typing_extensions import override
 from tenzoo.factorizations import CP, BlockTT, Factorization, Rank, Tucker, factorization_class
 from tenzoo.layers.base import Implementation, TensorizedLayer
 from tenzoo.layers.contraction import contract_linear
-from tenzoo.layers.tensorization import Tensorization, check_tensorization, paired, split_size, whole_size
+from tenzoo.layers.tensorization import Tensorization, check_sizes, check_tensorization, paired, split_size, whole_size
 
 
 class TensorizedLinear(TensorizedLayer[nn.Linear]):
@@ -60,7 +60,7 @@ class TensorizedLinear(TensorizedLayer[nn.Linear]):
     ) -> None:
         super().__init__(implementation)
         kind = factorization_class(factorization)
-        nn.Linear(in_features, out_features, bias=False, device="meta")  # torch's own checks
+        check_sizes(in_features=in_features, out_features=out_features)
         self.in_features = in_features
         self.out_features = out_features
         split = whole_size if kind in (CP, Tucker) else split_size

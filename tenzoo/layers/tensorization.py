@@ -46,6 +46,29 @@ def cover_size(size: int) -> tuple[int, ...]:
     return first, second, math.ceil(size / (first * second))
 
 
+def check_sizes(**sizes: object) -> None:
+    """Refuse what is no size: torch takes some layers without any weight, or fails at the first input.
+
+    Args:
+        **sizes: By the names of the arguments.
+
+    Raises:
+        TypeError: If one is no int.
+        ValueError: If one is below 1.
+
+    Example:
+        >>> check_sizes(in_features=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: expected an int >= 1 in `in_features`, got 0
+    """
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, Integral):
+            raise TypeError(f"expected an int >= 1 in `{name}`, got {size!r}")
+        if size < 1:
+            raise ValueError(f"expected an int >= 1 in `{name}`, got {size!r}")
+
+
 def check_tensorization(
     tensorization: Tensorization | None,
     sizes: Mapping[str, int],
@@ -80,7 +103,7 @@ def check_tensorization(
     factors = [factor for side in tensorization for factor in side] if lists else []
     if not lists or not all(isinstance(factor, Integral) and not isinstance(factor, bool) for factor in factors):
         raise TypeError(f"expected {valid} in `tensorization`, got {tensorization!r}")
-    if len(tensorization) != 2 or min(factors, default=0) < 1:
+    if len(tensorization) != 2 or not all(tensorization) or min(factors) < 1:
         raise ValueError(f"expected {valid} in `tensorization`, got {tensorization!r}")
     first, second = (tuple(int(factor) for factor in side) for side in tensorization)
     fits = math.prod(first) >= first_size if covers else math.prod(first) == first_size

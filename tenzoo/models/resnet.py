@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from tenzoo.factorizations import Rank
 from tenzoo.layers import Implementation, Tensorization, TensorizedConv2d
+from tenzoo.layers.tensorization import check_sizes
 
 _DEPTHS = (20, 32, 44, 56)
 _COLORS = 3
@@ -66,10 +67,9 @@ class CIFARResNet(nn.Module):
         implementation: Implementation = "auto",
     ) -> None:
         super().__init__()
-        if depth not in _DEPTHS:
+        if isinstance(depth, float) or depth not in _DEPTHS:
             raise ValueError(f"expected one of {list(_DEPTHS)} in `depth`, got {depth!r}")
-        if isinstance(num_classes, bool) or num_classes < 1:
-            raise ValueError(f"expected an int >= 1 in `num_classes`, got {num_classes!r}")
+        check_sizes(num_classes=num_classes)
         self.depth = depth
         convolutions = _Convolutions(factorization, rank, tensorization, implementation)
         convolutions.check()
@@ -185,6 +185,9 @@ class _Convolutions:
 
     def check(self) -> None:
         """Refuse settings that do not go together."""
+        if self.implementation not in get_args(Implementation):
+            valid = sorted(get_args(Implementation))
+            raise ValueError(f"expected one of {valid} in `implementation`, got {self.implementation!r}")
         if self.factorization is None:
             for name, value in (("rank", self.rank), ("tensorization", self.tensorization)):
                 if value is not None:

@@ -176,3 +176,10 @@ def test_from_a_shell():
     assert finished.returncode == 2
     assert finished.stderr.strip().splitlines()[-1].startswith("tenzoo: error: expected an existing file")
     assert "Traceback" not in finished.stderr
+
+
+def test_a_reader_that_closes_the_pipe_is_no_error(tmp_path):
+    command = f"{sys.executable} -m tenzoo list --json --configs {tmp_path} | true"
+    shell = ["bash", "-o", "pipefail", "-c", command]
+    finished = subprocess.run(shell, capture_output=True, text=True, check=False, timeout=120)
+    assert (finished.returncode, finished.stderr) == (0, "")

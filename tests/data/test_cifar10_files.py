@@ -111,6 +111,13 @@ def test_no_files_and_no_network(root, monkeypatch, present):
     assert "fetch https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz on a machine with network and put" in message
 
 
+def test_a_failed_download_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", no_network)
+    with pytest.raises(FileNotFoundError, match="URLError"):
+        CIFAR10DataModule(str(tmp_path / "new")).prepare_data()
+    assert not (tmp_path / "new").exists()
+
+
 def test_no_files_and_no_download(root):
     file(root, NAMES[5]).unlink()
     with pytest.raises(FileNotFoundError, match=r"test_batch.bin in `root`, .* without them; set `download`, or fetch"):

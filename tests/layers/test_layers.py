@@ -1,8 +1,7 @@
-"""What layers owe to torch beside their numbers: copies, caches, compilation, precision, layouts."""
+"""What layers owe to torch beside their numbers: copies, compilation, precision, layouts."""
 
 import copy
 import io
-import pickle
 
 import pytest
 import torch
@@ -12,115 +11,7 @@ from torch import nn
 
 from tenzoo.layers import TensorizedConv2d, TensorizedEmbedding, TensorizedLinear
 from tests.factorizations.formats import NAMES, dense_oracle
-
-
-def conv(name="tr", rank=2, **kwargs):
-    return TensorizedConv2d(6, 8, 3, padding=1, factorization=name, rank=rank, **kwargs)
-
-
-def linear(name="tt", rank=2, **kwargs):
-    return TensorizedLinear(12, 8, factorization=name, rank=rank, **kwargs)
-
-
-def embedding(name="tt", rank=2, **kwargs):
-    return TensorizedEmbedding(20, 6, factorization=name, rank=rank, **kwargs)
-
-
-LAYERS = {
-    "conv": (conv, lambda dtype: torch.randn(2, 6, 5, 5, dtype=dtype)),
-    "linear": (linear, lambda dtype: torch.randn(3, 12, dtype=dtype)),
-    "embedding": (embedding, lambda dtype: torch.randint(0, 20, (3, 2))),
-}
-
-
-@pytest.fixture(params=LAYERS)
-def layer_and_input(request):
-    torch.manual_seed(0)
-    make, data = LAYERS[request.param]
-    return make(dtype=torch.float64), data(torch.float64)
-
-
-def step_fused(parameters):
-    """A step that no version counter sees."""
-    parameters = list(parameters)
-    before = [parameter._version for parameter in parameters]
-    torch.optim.SGD(parameters, lr=1e-3, fused=True).step()
-    assert [parameter._version for parameter in parameters] == before
-
-
-# --- the dense weight that is kept --------------------------------------------------------------------------------
-
-
-def test_a_kept_weight_is_the_same_object_until_something_changes():
-    layer = conv(dtype=torch.float64).eval()
-    with torch.no_grad():
-        kept = layer.dense_weight()
-        assert layer.dense_weight() is kept
-        layer.weight.cores[0].mul_(2)
-        assert layer.dense_weight().allclose(2 * kept)
-        kept = layer.dense_weight()
-        layer.weight.cores[0] = nn.Parameter(3 * layer.weight.cores[0])
-        assert layer.dense_weight().allclose(3 * kept)
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_a_fused_optimizer_leaves_no_stale_weight(training):
-    """A frozen network is trained in evaluation mode; what was kept before the step must not be used after it."""
-    torch.manual_seed(0)
-    layer, x = conv().train(training), torch.randn(2, 6, 5, 5)
-    with torch.no_grad():
-        before = layer.eval()(x)
-        layer.train(training)
-        layer(x)
-    layer(x).square().mean().backward()
-    step_fused(layer.parameters())
-    with torch.no_grad():
-        after = layer.train(training)(x) if training else layer(x)
-    assert not after.allclose(before)
-    torch.testing.assert_close(after, layer.to_dense()(x))
-
-
-@pytest.mark.parametrize("change", ["eval", "load_state_dict", "to", "data"])
-def test_what_drops_a_kept_weight(change):
-    torch.manual_seed(0)
-    layer, other = conv().eval(), conv()
-    with torch.no_grad():
-        kept = layer.dense_weight()
-        if change == "load_state_dict":
-            layer.load_state_dict(other.state_dict())
-            assert layer.dense_weight().equal(other.dense_weight())
-        elif change == "to":
-            assert layer.double().dense_weight().dtype == torch.float64
-        else:
-            layer.weight.cores[0].data.mul_(2)
-            layer.eval() if change == "eval" else layer.train().eval()
-            assert layer.dense_weight().allclose(2 * kept)
-
-
-def test_a_weight_kept_in_inference_mode_serves_a_later_backward_pass():
-    layer, x = conv().eval(), torch.randn(2, 6, 5, 5)
-    with torch.inference_mode():
-        layer(x)
-    with torch.no_grad():
-        assert not layer.dense_weight().is_inference()
-    layer(x).sum().backward()
-    assert all(core.grad is not None for core in layer.weight.cores)
-
-
-def test_copies_and_pickles_hold_no_kept_weight(layer_and_input):
-    layer, x = layer_and_input
-    layer.eval()
-    with torch.no_grad():
-        expected = layer(x)
-        size = len(pickle.dumps(layer))
-        layer.dense_weight()
-        assert abs(len(pickle.dumps(layer)) - size) < 500
-        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-            assert other(x).equal(expected)
-            other.weight.cores[0].mul_(2)
-            torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
-    assert not any("kept" in name for name in layer.state_dict())
-
+from tests.layers.makers import LAYERS, conv, embedding, linear
 
 # --- to and from torch --------------------------------------------------------------------------------------------
 
@@ -279,6 +170,18 @@ def test_exports(layer_and_input, mode):
     torch.testing.assert_close(program.module()(x), layer(x))
 
 
+@pytest.mark.parametrize("implementation", ["auto", "reconstruct", "contract"])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_exports_for_any_batch(kind, name, implementation):
+    torch.manual_seed(0)
+    make, data = LAYERS[kind]
+    layer, x = make(name, implementation=implementation), data(torch.float32)
+    program = torch.export.export(layer.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=512)},))
+    many = torch.cat([x] * 50)
+    torch.testing.assert_close(program.module()(many), layer(many))
+
+
 # --- initialization -----------------------------------------------------------------------------------------------
 
 
@@ -375,7 +278,11 @@ def test_any_linear_layer_and_embedding_is_its_dense_layer(name, implementation,
         ({"tensorization": [[4, 2], [5]]}, r"out_channels \(8\) and of in_channels .*got \[\[4, 2\], \[5\]\]"),
         ({"tensorization": [[4, 2]]}, "`tensorization`"),
         ({"tensorization": [[-4, -2], [6]]}, "`tensorization`"),
-        ({"groups": 4}, "divisible by groups"),
+        ({"groups": 4}, r"divisor of in_channels \(6\) and out_channels \(8\) in `groups`, got 4"),
+        ({"tensorization": [[2, 2, 2], []]}, "`tensorization`"),
+        ({"stride": 0}, "`stride`, got 0"),
+        ({"stride": (1, 1, 1)}, r"two of them, in `stride`, got \(1, 1, 1\)"),
+        ({"dilation": (1, 0)}, "`dilation`, got 0"),
         ({"padding_mode": "nearest"}, "padding_mode"),
     ],
 )
@@ -383,6 +290,31 @@ def test_mistakes_are_named(arguments, message):
     defaults = {"factorization": "tr", "rank": 2, "tensorization": [[2, 2, 2], [3, 1, 2]]}
     with pytest.raises(ValueError, match=message):
         TensorizedConv2d(6, 8, 3, **{**defaults, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "message"),
+    [
+        (TensorizedLinear, (0, 4), "`in_features`, got 0"),
+        (TensorizedLinear, (4, -1), "`out_features`, got -1"),
+        (TensorizedLinear, (4.0, 4), "`in_features`, got 4.0"),
+        (TensorizedEmbedding, (0, 4), "`num_embeddings`, got 0"),
+        (TensorizedEmbedding, (4, "4"), "`embedding_dim`, got '4'"),
+        (TensorizedConv2d, (0, 4, 3), "`in_channels`, got 0"),
+        (TensorizedConv2d, (4, 4, 0), "`kernel_size`, got 0"),
+        (TensorizedConv2d, (4, 4, (3, 3, 3)), r"two of them, in `kernel_size`, got \(3, 3, 3\)"),
+        (TensorizedConv2d, (4, 4, 3.0), "`kernel_size`, got 3.0"),
+    ],
+)
+def test_sizes_that_are_none_are_named(kind, sizes, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        kind(*sizes, factorization="tt", rank=2)
+
+
+def test_an_index_beyond_the_covered_rows_is_noticed_in_transforms_too():
+    table = embedding(implementation="contract")  # 20 rows as 5 · 2 · 2
+    with pytest.raises((IndexError, RuntimeError)):
+        torch.func.vmap(table)(torch.tensor([[3], [20]]))
 
 
 def test_mistakes_in_other_layers():

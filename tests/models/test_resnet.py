@@ -293,8 +293,10 @@ def test_gradients_reach_every_core(name):
         ),
         (
             {"factorization": "tr", "rank": 2, "implementation": "fast"},
-            r"^expected one of .* in `implementation`, got 'fast' in conv1$",
+            r"^expected one of .* in `implementation`, got 'fast'$",
         ),
+        ({"implementation": "fast"}, r"^expected one of .* in `implementation`, got 'fast'$"),
+        ({"depth": 20.0}, r"in `depth`, got 20\.0$"),
     ],
 )
 def test_bad_arguments(kwargs, match):
@@ -307,6 +309,8 @@ def test_bad_arguments(kwargs, match):
     ("kwargs", "match"),
     [
         ({"rank": "2"}, r"`rank`, got '2' in conv1$"),
+        ({"rank": 2, "num_classes": "10"}, r"`num_classes`, got '10'$"),
+        ({"rank": 2, "num_classes": 2.5}, r"`num_classes`, got 2\.5$"),
         (
             {"rank": 2, "tensorization": {64: 64}},
             r"list of ints in `tensorization` for 64 channels.* in layer3\.0\.conv1$",

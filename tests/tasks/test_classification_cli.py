@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -25,6 +26,9 @@ class Images(LightningDataModule):
 
     def test_dataloader(self):
         return Batches(seed=2, sizes=(4, 4))
+
+    def predict_dataloader(self):
+        return self.test_dataloader()
 
 
 NETWORK = {"depth": 20, "num_classes": 5, "factorization": "cp", "rank": 2}
@@ -89,9 +93,35 @@ def test_a_network_of_the_command_line_is_kept(config, capsys):
     assert "network.init_args.rank` = 3 where it has 2" in capsys.readouterr().err
 
 
+@LOADS
+def test_predict_writes_the_classes(config, capsys):
+    assert run("fit", config) == 0
+    printed = capsys.readouterr().out
+    assert "Logs and checkpoints: " in printed  # without a monitor there is no figure
+    assert [line.split()[1] for line in printed.splitlines() if line.startswith("│")] == ["validation", "test"]
+    checkpoint = config.parent / "runs" / "version_0" / "checkpoints" / "end.ckpt"
+    assert run("predict", config, "--ckpt_path", str(checkpoint)) == 0
+    with np.load(config.parent / "runs" / "version_1" / "classes.npz") as written:
+        classes, probabilities = written["classes"], written["probabilities"]
+    loaded = ImageClassificationTask.load_from_checkpoint(checkpoint, weights_only=True).eval()
+    with torch.no_grad():
+        expected = torch.cat([loaded(images).softmax(1) for images, _ in Batches(seed=2, sizes=(4, 4))])
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
+    assert classes.tolist() == expected.argmax(1).tolist()
+
+    target = config.parent / "mine.csv"
+    writer = ["--trainer.callbacks+=PredictedClassesWriter", f"--trainer.callbacks.name={target}"]
+    assert run("predict", config, "--ckpt_path", str(checkpoint), *writer) == 0
+    lines = target.read_text().splitlines()
+    assert lines[0] == "class,p0,p1,p2,p3,p4"
+    assert lines[1].startswith(f"{classes[0]},{probabilities[0, 0]:.9g}")
+    assert len(lines) == 9
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--data", "CIFAR10DataModule", "--data.init_args.noise", "foo"], ["a number, or a class", "SymmetricNoise"]),
         (["--model.init_args.network.init_args.rank", "0"], ["`rank`, got 0 in conv1"]),
         (["--model.init_args.network.init_args.depth", "21"], ["[20, 32, 44, 56]", "`depth`, got 21"]),
         (["--model.init_args.network.init_args.tensorization", "{16: [4, 2]}"], ["factors of 16", "[4, 2] in conv1"]),

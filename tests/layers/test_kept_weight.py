@@ -1,0 +1,89 @@
+"""The dense weight that is kept between calls: when, and until when."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from tests.layers.makers import conv
+
+
+def step_fused(parameters):
+    """A step that no version counter sees."""
+    parameters = list(parameters)
+    before = [parameter._version for parameter in parameters]
+    torch.optim.SGD(parameters, lr=1e-3, fused=True).step()
+    assert [parameter._version for parameter in parameters] == before
+
+
+def test_a_kept_weight_is_the_same_object_until_something_changes():
+    layer = conv(dtype=torch.float64).eval()
+    with torch.no_grad():
+        kept = layer.dense_weight()
+        assert layer.dense_weight() is kept
+        layer.weight.cores[0].mul_(2)
+        assert layer.dense_weight().allclose(2 * kept)
+        kept = layer.dense_weight()
+        layer.weight.cores[0] = nn.Parameter(3 * layer.weight.cores[0])
+        assert layer.dense_weight().allclose(3 * kept)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_a_fused_optimizer_leaves_no_stale_weight(training):
+    """A frozen network is trained in evaluation mode; what was kept before the step must not be used after it."""
+    torch.manual_seed(0)
+    layer, x = conv().train(training), torch.randn(2, 6, 5, 5)
+    with torch.no_grad():
+        before = layer.eval()(x)
+        layer.train(training)
+        layer(x)
+    layer(x).square().mean().backward()
+    step_fused(layer.parameters())
+    with torch.no_grad():
+        after = layer.train(training)(x) if training else layer(x)
+    assert not after.allclose(before)
+    torch.testing.assert_close(after, layer.to_dense()(x))
+
+
+@pytest.mark.parametrize("change", ["eval", "load_state_dict", "to", "data"])
+def test_what_drops_a_kept_weight(change):
+    torch.manual_seed(0)
+    layer, other = conv().eval(), conv()
+    with torch.no_grad():
+        kept = layer.dense_weight()
+        if change == "load_state_dict":
+            layer.load_state_dict(other.state_dict())
+            assert layer.dense_weight().equal(other.dense_weight())
+        elif change == "to":
+            assert layer.double().dense_weight().dtype == torch.float64
+        else:
+            layer.weight.cores[0].data.mul_(2)
+            layer.eval() if change == "eval" else layer.train().eval()
+            assert layer.dense_weight().allclose(2 * kept)
+
+
+def test_a_weight_kept_in_inference_mode_serves_a_later_backward_pass():
+    layer, x = conv().eval(), torch.randn(2, 6, 5, 5)
+    with torch.inference_mode():
+        layer(x)
+    with torch.no_grad():
+        assert not layer.dense_weight().is_inference()
+    layer(x).sum().backward()
+    assert all(core.grad is not None for core in layer.weight.cores)
+
+
+def test_copies_and_pickles_hold_no_kept_weight(layer_and_input):
+    layer, x = layer_and_input
+    layer.eval()
+    with torch.no_grad():
+        expected = layer(x)
+        size = len(pickle.dumps(layer))
+        layer.dense_weight()
+        assert abs(len(pickle.dumps(layer)) - size) < 500
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert other(x).equal(expected)
+            other.weight.cores[0].mul_(2)
+            torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
+    assert not any("kept" in name for name in layer.state_dict())
