@@ -1,14 +1,14 @@
 """Carrying out a plan, and going back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from tenzoo.compression.inputs import Example, input_metrics
 from tenzoo.compression.plan import LayerPlan, Plan
-from tenzoo.compression.weights import TENSORIZED, find_weights
-from tenzoo.layers import TensorizedLayer
+from tenzoo.compression.weights import Weight, find_weights, put_parametrization, take_parametrization
+from tenzoo.layers import TensorizedLayer, TensorizedWeight
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -17,7 +17,8 @@ def apply_(model: M, plan: Plan, *, calibration: Example | None = None) -> M:
     """Replace the layers of a model by layers made of cores, in place.
 
     All layers are decomposed before the first one is replaced: if one fails, the model stays as it was. A layer that is
-    reached under several names is replaced under each. Frozen weights and biases stay frozen.
+    reached under several names is replaced under each; a weight of attention and recurrent layers, which read it by
+    name, becomes a :class:`~tenzoo.layers.TensorizedWeight`. Frozen weights and biases stay frozen.
 
     Args:
         model: The one that was planned, or another with layers of the same names and shapes.
@@ -38,28 +39,60 @@ def apply_(model: M, plan: Plan, *, calibration: Example | None = None) -> M:
         >>> apply_(model, plan(model, factorization="tt", ranks={"0": 8}))[0].weight.rank
         (8,)
     """
-    found = {weight.name: weight for weight in find_weights(model)}
     if plan.data_aware != (calibration is not None):
         made_with, given = ("with", "none") if plan.data_aware else ("without", "some")
         raise ValueError(f"expected `calibration` data as in `plan`, which was made {made_with} them, got {given}")
-    planned = [layer for layer in plan.layers if layer.rank is not None]
-    for layer in planned:
-        if layer.name not in found:
-            raise ValueError(f"expected the planned layer {layer.name!r} in `model`, got a model without it")
-        weight = found[layer.name]
-        if weight.reason is not None:
-            raise ValueError(f"expected a layer that can be replaced, got {layer.name!r}, which {weight.reason}")
-        _check(weight.layer, layer)
+    pairs = _matched(model, plan)
     metrics: Mapping[str, Mapping[int, Tensor]] = {}
     if calibration is not None:
-        metrics = input_metrics(
-            model, {layer.name: _empty(found[layer.name].layer, layer) for layer in planned}, calibration
-        )
-    made = {
-        found[layer.name].layer: _decomposed(found[layer.name].layer, layer, metrics.get(layer.name))
-        for layer in planned
-    }
-    return _replaced(model, made)
+        empty = {weight.name: weight.empty(**_settings(layer)) for weight, layer in pairs}
+        layers = {name: made for name, made in empty.items() if isinstance(made, TensorizedLayer)}
+        metrics = input_metrics(model, layers, calibration)
+    return _put(
+        model,
+        [(weight, weight.decomposed(**_settings(layer), metric=metrics.get(weight.name))) for weight, layer in pairs],
+    )
+
+
+def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
+    """Give a dense model the cores that a plan has made of it before, in place, without decomposing anything.
+
+    Args:
+        model: Of the class and the sizes that were planned; its numbers do not matter.
+        plan: That was carried out.
+        weights: The state dict of the model that :func:`apply_` made, trained further or not.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ValueError: As :func:`apply_`, or if the weights are not those of this model under this plan.
+
+    Example:
+        >>> from tenzoo.compression import plan
+        >>> model, other = (nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)) for _ in range(2))
+        >>> made = plan(model, factorization="tt", ranks=8)
+        >>> weights = apply_(model, made).state_dict()
+        >>> restore_(other, made, weights)[0].weight.cores[0].equal(model[0].weight.cores[0])
+        True
+    """
+    pairs = _matched(model, plan)
+    made = [(weight, weight.empty(**_settings(layer)).to_empty(device=weight.dense.device)) for weight, layer in pairs]
+    for weight, new in made:
+        new.train(weight.owner.training).weight.requires_grad_(weight.trained)
+        if (bias := getattr(new, "bias", None)) is not None:
+            bias.requires_grad_(weight.owner.bias.requires_grad)
+    _put(model, made)
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    other = {name: tuple(value.shape) for name, value in weights.items()}
+    for name in dict.fromkeys([*own, *other]):
+        if own.get(name) != other.get(name):
+            raise ValueError(
+                f"expected weights of the compressed model in `weights`, got {name!r} of shape {other.get(name)} where "
+                f"the plan has {own.get(name)}"
+            )
+    model.load_state_dict(weights)
+    return model
 
 
 def fold_(model: M) -> M:
@@ -83,19 +116,32 @@ def fold_(model: M) -> M:
     """
     if isinstance(model, TensorizedLayer):
         raise ValueError(f"expected a model with tensorized layers in it, got a {type(model).__name__}; see to_dense()")
-    made: dict[nn.Module, nn.Module] = {
-        module: module.to_dense() for module in model.modules() if isinstance(module, TensorizedLayer)
-    }
-    return _replaced(model, made)
+    for owner in list(model.modules()):
+        for name in list(getattr(owner, "parametrizations", ())):
+            if isinstance(owner.parametrizations[name][0], TensorizedWeight):  # type: ignore[index]
+                take_parametrization(owner, name)
+    return _replaced(
+        model, {module: module.to_dense() for module in model.modules() if isinstance(module, TensorizedLayer)}
+    )
 
 
-def _check(layer: nn.Module, planned: LayerPlan) -> None:
-    shape = tuple(layer.weight.shape)  # type: ignore[arg-type]
-    if type(layer).__name__ != planned.kind or shape != planned.shape:
-        raise ValueError(
-            f"expected a {planned.kind} with a weight of shape {planned.shape} as {planned.name!r}, got a "
-            f"{type(layer).__name__} of {shape}"
-        )
+def _matched(model: nn.Module, plan: Plan) -> list[tuple[Weight, LayerPlan]]:
+    """The weights of a model that become cores, and what the plan says of each."""
+    found = {weight.name: weight for weight in find_weights(model)}
+    planned = [layer for layer in plan.layers if layer.rank is not None]
+    for layer in planned:
+        if layer.name not in found:
+            raise ValueError(f"expected the planned layer {layer.name!r} in `model`, got a model without it")
+        weight = found[layer.name]
+        if weight.reason is not None:
+            raise ValueError(f"expected a layer that can be replaced, got {layer.name!r}, which {weight.reason}")
+        kind, shape = type(weight.owner).__name__, tuple(weight.dense.shape)
+        if kind != layer.kind or shape != layer.shape:
+            raise ValueError(
+                f"expected a {layer.kind} with a weight of shape {layer.shape} as {layer.name!r}, got a {kind} of "
+                f"{shape}"
+            )
+    return [(found[layer.name], layer) for layer in planned]
 
 
 def _settings(planned: LayerPlan) -> dict[str, Any]:
@@ -106,12 +152,11 @@ def _settings(planned: LayerPlan) -> dict[str, Any]:
     }
 
 
-def _empty(layer: nn.Module, planned: LayerPlan) -> TensorizedLayer[Any]:
-    return TENSORIZED[type(layer)].empty_like(layer, **_settings(planned))
-
-
-def _decomposed(layer: nn.Module, planned: LayerPlan, metric: Mapping[int, Tensor] | None) -> nn.Module:
-    return TENSORIZED[type(layer)].from_dense(layer, **_settings(planned), metric=metric)
+def _put(model: M, made: Sequence[tuple[Weight, nn.Module]]) -> M:
+    for weight, new in made:
+        if isinstance(new, TensorizedWeight):
+            put_parametrization(weight.owner, weight.parameter, new)
+    return _replaced(model, {weight.owner: new for weight, new in made if weight.is_layer})
 
 
 def _replaced(model: M, made: Mapping[nn.Module, nn.Module]) -> M:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from tenzoo.compression.candidates import Candidate, allocate, rank_errors
 from tenzoo.compression.inputs import Example, count_positions, input_metrics
 from tenzoo.compression.plan import LayerPlan, Plan
-from tenzoo.compression.weights import TENSORIZED, Weight, find_weights, has_counterpart
+from tenzoo.compression.weights import Weight, find_weights, has_counterpart
 from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.factorizations.decomposition import multiply_modes
-from tenzoo.layers import TensorizedLayer
+from tenzoo.layers import TensorizedLayer, TensorizedWeight
 
 Budgeted: TypeAlias = Literal["parameters", "multiplications"]
 """What a budget counts."""
@@ -83,7 +83,11 @@ def plan(
     weights = find_weights(model)
     _check_names(exclude, weights, "exclude")
     options = [_Option(weight, factorization, weight.name in exclude) for weight in weights]
-    layers = {option.weight.name: option.empty(1) for option in options if has_counterpart(option.weight.layer)}
+    layers = {
+        option.weight.name: layer
+        for option in options
+        if has_counterpart(option.weight.owner) and isinstance(layer := option.empty(1), TensorizedLayer)
+    }
     if example_input is not None:
         positions = count_positions(model, layers, example_input)
         for option in options:
@@ -118,37 +122,23 @@ class _Option:
         self.metric: Mapping[int, Tensor] = {}
 
     @property
-    def dense(self) -> Tensor:
-        dense: Tensor = self.weight.layer.weight.detach()  # type: ignore[operator]
-        return dense
+    def settings(self) -> dict[str, Any]:
+        """How it would be made of cores, but for the rank."""
+        rows, columns = self.weight.dense.shape[:2]
+        whole = None if self.factorization == "btt" else ((rows,), (columns,))
+        return {"factorization": self.factorization, "tensorization": whole}
 
-    @property
-    def tensorization(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        return None if self.factorization == "btt" else ((self.dense.shape[0],), (self.dense.shape[1],))
+    def empty(self, rank: Rank) -> TensorizedLayer[Any] | TensorizedWeight:
+        """It with cores of these ranks, on the meta device."""
+        return self.weight.empty(rank=rank, **self.settings)
 
-    def empty(self, rank: Rank) -> TensorizedLayer[Any]:
-        """The layer with cores of these ranks, on the meta device."""
-        return TENSORIZED[type(self.weight.layer)].empty_like(
-            self.weight.layer, factorization=self.factorization, rank=rank, tensorization=self.tensorization
-        )
-
-    def decomposed(self, rank: Rank) -> TensorizedLayer[Any]:
-        """The layer, approximated with cores of these ranks."""
-        return TENSORIZED[type(self.weight.layer)].from_dense(
-            self.weight.layer,
-            factorization=self.factorization,
-            rank=rank,
-            tensorization=self.tensorization,
-            metric=self.metric,
-        )
-
-    def counted(self, layer: TensorizedLayer[Any]) -> tuple[int, int] | None:
+    def counted(self, layer: TensorizedLayer[Any] | TensorizedWeight) -> tuple[int, int] | None:
         """Multiplications on the example input: as it would be computed, and dense."""
-        if self.positions is None:
+        if self.positions is None or isinstance(layer, TensorizedWeight):
             return None
         dense = layer.costs.dense.at(self.positions).products
         contracted = layer.costs.contract.at(self.positions).products
-        device = self.dense.device.type
+        device = self.weight.dense.device.type
         chosen = contracted if layer.costs.cheaper(self.positions, "kept", device) == "contract" else dense
         return round(chosen), round(dense)
 
@@ -158,11 +148,11 @@ class _Option:
             return [Candidate(None, 0, 0.0)]  # costs nothing that could be saved
         thin = self.empty(1)
         kind = type(thin.weight)
-        dense_cost = self.dense.numel() if count == "parameters" else self.counted(thin)[1]  # type: ignore[index]
+        dense_cost = self.weight.dense.numel() if count == "parameters" else self.counted(thin)[1]  # type: ignore[index]
         dense = Candidate(None, dense_cost, 0.0)
         if self.reason is not None:
             return [dense]
-        errors = rank_errors(multiply_modes(thin._tensorized(self.dense), self.metric), kind)
+        errors = rank_errors(multiply_modes(thin._tensorized(self.weight.dense), self.metric), kind)
         if count == "parameters":
             sizes = {rank: kind._count(thin.weight.shape, rank) for rank in errors}
         else:
@@ -177,18 +167,18 @@ class _Option:
 
     def planned(self, rank: Rank | None, before: int) -> LayerPlan:
         """The plan for this layer of so many parameters; ``rank`` None is dense."""
-        dense = self.dense
+        dense = self.weight.dense
         shape = tuple(dense.shape)
-        kind = type(self.weight.layer).__name__
+        kind = type(self.weight.owner).__name__
         if rank is None or self.reason is not None:
             reason = self.reason or "is not worth its cores"
             number = None
             if self.positions is not None:
-                number = round(self.empty(1).costs.dense.at(self.positions).products)
+                number = self.counted(self.empty(1))[1]  # type: ignore[index]
             return LayerPlan(
                 self.weight.name, kind, shape, None, None, None, before, before, number, number, 0.0, reason
             )
-        made = self.decomposed(rank)
+        made = self.weight.decomposed(rank=rank, metric=self.metric, **self.settings)
         with torch.no_grad():
             parts = (made.dense_weight() - dense, dense)
             difference, norm = (_norm(multiply_modes(made._tensorized(part), self.metric)) for part in parts)
@@ -200,7 +190,7 @@ class _Option:
             self.factorization,
             made.weight.rank,
             made.tensorization,  # type: ignore[arg-type]
-            sum(parameter.numel() for parameter in made.parameters()),
+            before - dense.numel() + sum(core.numel() for core in made.weight.cores),
             before,
             number,
             dense_number,
@@ -266,7 +256,7 @@ def _given(option: _Option, ranks: Rank | Mapping[str, Rank]) -> Rank | None:
         raise type(error)(f"{error} of {option.weight.name}") from error
     kind = type(thin)
     usable = kind._usable_rank(thin.shape, thin.rank)
-    return usable if kind._count(thin.shape, usable) < option.dense.numel() else None
+    return usable if kind._count(thin.shape, usable) < option.weight.dense.numel() else None
 
 
 def _check_names(names: Sequence[str], weights: Sequence[Weight], argument: str) -> None:
@@ -286,11 +276,12 @@ def _thinned(errors: Mapping[tuple[int, ...], float]) -> dict[tuple[int, ...], f
 
 
 def _own_parameters(weights: Sequence[Weight]) -> list[int]:
-    """Number of each layer's parameters; what several share is the first one's."""
+    """Number of each layer's parameters, or of a parameter's elements; what several share is the first one's."""
     met: set[Tensor] = set()
     numbers = []
     for weight in weights:
-        own = set(weight.layer.parameters(recurse=False)) - met
+        everything = set(weight.owner.parameters(recurse=False))
+        own = (everything if weight.is_layer else {getattr(weight.owner, weight.parameter)}) - met
         met |= own
         numbers.append(sum(parameter.numel() for parameter in own))
     return numbers

@@ -1,13 +1,22 @@
 """Which weights of a model can be made of cores."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tenzoo.layers import TensorizedConv2d, TensorizedEmbedding, TensorizedLayer, TensorizedLinear
+from tenzoo.factorizations import Rank
+from tenzoo.layers import (
+    Tensorization,
+    TensorizedConv2d,
+    TensorizedEmbedding,
+    TensorizedLayer,
+    TensorizedLinear,
+    TensorizedWeight,
+)
 
 TENSORIZED: Mapping[type[nn.Module], type[TensorizedLayer[Any]]] = {
     nn.Conv2d: TensorizedConv2d,
@@ -16,42 +25,110 @@ TENSORIZED: Mapping[type[nn.Module], type[TensorizedLayer[Any]]] = {
 }
 """What takes the place of torch's layers."""
 
+_READ_BY_NAME: Mapping[type[nn.Module], Callable[[str], bool]] = {
+    nn.MultiheadAttention: lambda name: name.endswith("proj_weight") or name == "out_proj.weight",
+    nn.TransformerEncoderLayer: lambda name: name in ("linear1.weight", "linear2.weight"),  # in its fast path
+    nn.RNNBase: lambda name: name.startswith("weight_"),
+    nn.RNNCellBase: lambda name: name.startswith("weight_"),
+}
+"""Which parameters torch's modules read by name, so that they have to stay where they are."""
+
 
 @dataclass(frozen=True)
 class Weight:
-    """A layer of a model that has a tensorized counterpart, or is one of its subclasses.
+    """A parameter of a model that can be made of cores, or could if nothing spoke against it.
 
     Args:
-        name: Qualified name of the layer.
-        layer: The layer.
+        name: Qualified name of the layer, or of the parameter where no layer can take the place of its module.
+        owner: The module that has the parameter.
+        parameter: Name of the parameter in it.
+        is_layer: Whether a tensorized layer takes the place of the owner, and not a parametrization that of the
+            parameter.
         reason: Why it has to stay as it is; None if it does not.
     """
 
     name: str
-    layer: nn.Module
+    owner: nn.Module
+    parameter: str
+    is_layer: bool
     reason: str | None
+
+    @property
+    def dense(self) -> Tensor:
+        """The parameter, detached."""
+        dense: Tensor = getattr(self.owner, self.parameter).detach()
+        return dense
+
+    @property
+    def trained(self) -> bool:
+        """Whether the parameter has a gradient."""
+        trained: bool = getattr(self.owner, self.parameter).requires_grad
+        return trained
+
+    def empty(
+        self, *, factorization: str, rank: Rank, tensorization: Tensorization | None
+    ) -> TensorizedLayer[Any] | TensorizedWeight:
+        """What would take its place, on the meta device; arguments as those of the layers."""
+        settings: dict[str, Any] = {"factorization": factorization, "rank": rank, "tensorization": tensorization}
+        if self.is_layer:
+            return TENSORIZED[type(self.owner)].empty_like(self.owner, **settings)
+        rows, columns = self.dense.shape
+        return TensorizedWeight((rows, columns), **settings, device="meta", dtype=self.dense.dtype)
+
+    def decomposed(
+        self,
+        *,
+        factorization: str,
+        rank: Rank,
+        tensorization: Tensorization | None,
+        metric: Mapping[int, Tensor] | None = None,
+    ) -> TensorizedLayer[Any] | TensorizedWeight:
+        """What takes its place, with cores that approximate it; arguments as those of the layers."""
+        settings: dict[str, Any] = {"factorization": factorization, "rank": rank, "tensorization": tensorization}
+        if self.is_layer:
+            return TENSORIZED[type(self.owner)].from_dense(self.owner, **settings, metric=metric)
+        made = TensorizedWeight((*self.dense.shape,), **settings, device=self.dense.device, dtype=self.dense.dtype)
+        made.right_inverse(self.dense)
+        made.weight.requires_grad_(self.trained)
+        return made.train(self.owner.training)
 
 
 def find_weights(model: nn.Module) -> list[Weight]:
-    """The convolutions, linear layers and embeddings of a model, each once, in the order of its modules.
+    """The weights of a model's convolutions, linear, attention and recurrent layers and embeddings, each once.
 
-    A layer stays dense if something else would notice its weight to be gone: another module that has the same
-    parameter, a hook, a parametrization, a subclass with a forward pass of its own.
+    They come in the order of the modules. A weight stays dense if something else would notice it to be gone: another
+    module that has the same parameter, a hook, a parametrization, a subclass with a forward pass of its own.
 
     Example:
-        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8))
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.RNN(8, 8))
         >>> [(weight.name, weight.reason) for weight in find_weights(model)]
-        [('0', None), ('2', 'has one input channel per group')]
+        [('0', None), ('2', 'has one input channel per group'), ('3.weight_ih_l0', None), ('3.weight_hh_l0', None)]
     """
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             owners.setdefault(id(parameter), []).append(f"{name}.{key}" if name else key)
-    return [
-        Weight(name, module, _reason(name, module, owners))
-        for name, module in model.named_modules()
-        if any(isinstance(module, kind) for kind in TENSORIZED)
-    ]
+    by_name = _read_by_name(model)
+    found: list[Weight] = []
+    for name, module in model.named_modules():
+        keys = [key for key, value in module.named_parameters(recurse=False) if id(value) in by_name]
+        for key in keys:
+            full = f"{name}.{key}" if name else key
+            found.append(Weight(full, module, key, False, _reason_of_parameter(module, key, full, owners)))
+        if not keys and any(isinstance(module, kind) for kind in TENSORIZED):
+            found.append(Weight(name, module, "weight", True, _reason_of_layer(name, module, owners)))
+    return found
+
+
+def _read_by_name(model: nn.Module) -> set[int]:
+    return {
+        id(parameter)
+        for module in model.modules()
+        for kind, reads in _READ_BY_NAME.items()
+        if isinstance(module, kind)
+        for name, parameter in module.named_parameters()
+        if reads(name) and parameter.ndim == 2
+    }
 
 
 def has_counterpart(layer: nn.Module) -> bool:
@@ -66,16 +143,34 @@ def has_counterpart(layer: nn.Module) -> bool:
     return type(layer) in TENSORIZED
 
 
-def _reason(name: str, layer: nn.Module, owners: Mapping[int, list[str]]) -> str | None:
+def put_parametrization(owner: nn.Module, parameter: str, cores: TensorizedWeight) -> None:
+    """Let a module read a parameter from cores that hold it already."""
+    cores.right_inverse = lambda dense: ()  # type: ignore[method-assign]  # torch would decompose the parameter again
+    try:
+        # Unchecked, since cores may be made before their numbers are read.
+        parametrize.register_parametrization(owner, parameter, cores, unsafe=True)
+    finally:
+        del cores.right_inverse
+
+
+def take_parametrization(owner: nn.Module, parameter: str) -> None:
+    """Give a module the dense parameter back that its cores stand for."""
+    cores: Any = owner.parametrizations[parameter][0]  # type: ignore[index]
+    trained = any(core.requires_grad for core in cores.weight.cores)
+    with torch.no_grad():
+        dense = cores.dense_weight().clone()
+    parametrize.remove_parametrizations(owner, parameter)
+    if parameter in owner._buffers:  # what needs no gradient is taken for a buffer
+        del owner._buffers[parameter]
+    setattr(owner, parameter, nn.Parameter(dense, requires_grad=trained))
+
+
+def _reason_of_layer(name: str, layer: nn.Module, owners: Mapping[int, list[str]]) -> str | None:
     if type(layer) not in TENSORIZED:
         own = f"is a {type(layer).__name__}, a class of its own"
         return "is parametrized" if parametrize.is_parametrized(layer) else own
-    weight = layer._parameters.get("weight")
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        return "has a weight that is no floating-point parameter"
-    others = [owner for owner in owners[id(weight)] if owner != (f"{name}.weight" if name else "weight")]
-    if others:
-        return f"shares its weight with {others[0]}"
+    if reason := _reason_of_parameter(layer, "weight", f"{name}.weight" if name else "weight", owners):
+        return reason
     if name == "":
         return "is the model itself, and cannot be replaced within it"
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -86,3 +181,11 @@ def _reason(name: str, layer: nn.Module, owners: Mapping[int, list[str]]) -> str
     if isinstance(layer, nn.Conv2d) and layer.in_channels == layer.groups:
         return "has one input channel per group"
     return None
+
+
+def _reason_of_parameter(owner: nn.Module, key: str, name: str, owners: Mapping[int, list[str]]) -> str | None:
+    parameter = owner._parameters.get(key)
+    if not isinstance(parameter, Tensor) or not parameter.is_floating_point():
+        return "has a weight that is no floating-point parameter"
+    others = [other for other in owners[id(parameter)] if other != name]
+    return f"shares its weight with {others[0]}" if others else None

@@ -12,6 +12,7 @@ from tenzoo.layers.base import Implementation, TensorizedLayer
 from tenzoo.layers.conv import TensorizedConv2d
 from tenzoo.layers.embedding import TensorizedEmbedding
 from tenzoo.layers.linear import TensorizedLinear
+from tenzoo.layers.parametrized import TensorizedWeight
 from tenzoo.layers.tensorization import Tensorization
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "TensorizedEmbedding",
     "TensorizedLayer",
     "TensorizedLinear",
+    "TensorizedWeight",
 ]

@@ -1,16 +1,15 @@
-"""What all tensorized layers have in common: a weight made of cores, and when it is rebuilt."""
+"""What all tensorized layers have in common: torch's layer that they stand for, and two ways to compute it."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Generic, Literal, Self, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-from tenzoo.cores import CoreGroup, CoreProvider
 from tenzoo.factorizations import Factorization, Rank
 from tenzoo.layers.cost import Costs, Phase, count, count_per_position
+from tenzoo.layers.kept import MadeOfCores
 from tenzoo.layers.tensorization import Tensorization
 
 L = TypeVar("L", bound=nn.Module)
@@ -22,14 +21,10 @@ Implementation: TypeAlias = Literal["auto", "reconstruct", "contract"]
 _MANY = 2**30
 
 
-class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
+class TensorizedLayer(MadeOfCores, Generic[L]):
     """A layer of torch whose weight is a :class:`~tenzoo.factorizations.Factorization`.
 
     Abstract: a layer says how its weight is laid out, and how it is contracted with an input.
-
-    While gradients are disabled in evaluation mode, the dense weight is kept between calls. It is built anew after
-    ``train()``, ``eval()``, ``to()``, ``load_state_dict()``, a forward pass with gradients, and any change of a core
-    that torch counts. Writing to ``core.data`` between two such calls is not counted: call ``eval()`` after it.
 
     Attributes:
         weight: The factorization.
@@ -40,7 +35,6 @@ class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
     _torchs: ClassVar[type[nn.Module]]
     """What it takes the place of."""
 
-    weight: Factorization
     bias: nn.Parameter | None
     implementation: Implementation
     costs: Costs
@@ -52,11 +46,6 @@ class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
                 f"expected one of {sorted(get_args(Implementation))} in `implementation`, got {implementation!r}"
             )
         self.implementation = implementation
-        self._kept: tuple[tuple[Tensor, ...], tuple[int, ...], Tensor] | None = None
-
-    def core_groups(self) -> list[CoreGroup]:
-        """One group, ``"weight"``."""
-        return [CoreGroup("weight", tuple(self.weight.cores))]
 
     def _count_costs(self) -> None:
         # On a copy of the cores without memory; now, since a compiler could not follow it later.
@@ -119,14 +108,6 @@ class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
     @abstractmethod
     def _contract(self, weight: Factorization, x: Tensor) -> Tensor:
         """The same with the cores, in sequence."""
-
-    @abstractmethod
-    def _laid_out(self, tensor: Tensor) -> Tensor:
-        """A tensor of the factorization's shape in the layout of torch's weight, as a view where possible."""
-
-    @abstractmethod
-    def _tensorized(self, dense: Tensor) -> Tensor:
-        """The inverse of :meth:`_laid_out`."""
 
     @staticmethod
     @abstractmethod
@@ -223,59 +204,3 @@ class TensorizedLayer(nn.Module, CoreProvider, Generic[L]):
         if bias is not None:
             layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         return layer.train(self.training)
-
-    def dense_weight(self) -> Tensor:
-        """The weight as torch's layer holds it, rebuilt from the cores in their own precision, also under autocast."""
-        if not self._may_keep():
-            if self._kept is not None:  # a compiler would take note of any assignment
-                self._kept = None
-            return self._rebuild()
-        cores = tuple(self.weight.cores)
-        versions = tuple(core._version for core in cores)
-        if self._kept is not None:
-            same = all(core is kept for core, kept in zip(cores, self._kept[0], strict=True))
-            if same and versions == self._kept[1]:
-                return self._kept[2]
-        # An inference tensor could not take part in a later backward pass.
-        with torch.inference_mode(False), torch.no_grad():
-            weight = self._rebuild()
-        self._kept = cores, versions, weight
-        return weight
-
-    def _rebuild(self) -> Tensor:
-        with self._without_autocast():
-            return self._laid_out(self.weight.reconstruct())
-
-    def _without_autocast(self) -> AbstractContextManager[object]:
-        """What is computed within has the precision of the cores."""
-        device = self.weight.cores[0].device.type
-        if device != "meta" and torch.is_autocast_enabled(device):
-            return torch.autocast(device, enabled=False)
-        return nullcontext()
-
-    def _may_keep(self) -> bool:
-        return not (
-            self.training
-            or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or torch._C._are_functorch_transforms_active()
-            or any(core.is_inference() for core in self.weight.cores)
-        )
-
-    def train(self, mode: bool = True) -> Self:
-        """As every module, and drop the kept weight."""
-        self._kept = None
-        return super().train(mode)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Self:
-        self._kept = None
-        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._kept = None
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def __getstate__(self) -> Mapping[str, Any]:
-        """Copies and pickles hold no kept weight."""
-        return {**self.__dict__, "_kept": None}

@@ -159,14 +159,6 @@ def test_what_stays_dense_and_why():
     assert plan(model, factorization="tt", ranks=1).dense_parameters == parameters(model)
 
 
-def test_attention_keeps_what_it_reads_by_name():
-    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    made = plan(model, factorization="tt", ranks=2)
-    assert {layer.name for layer in made.layers if layer.rank} == {"linear1", "linear2"}
-    apply_(model, made)
-    assert model(torch.randn(2, 5, 8)).shape == (2, 5, 8)
-
-
 # --- plans on disk and on screen -----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,92 @@
+"""A weight made of cores for a module that reads it by name."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from tenzoo.factorizations import CP, BlockTT, Rank, Tucker, factorization_class
+from tenzoo.layers.kept import MadeOfCores
+from tenzoo.layers.tensorization import Tensorization, check_sizes, check_tensorization, paired, split_size, whole_size
+
+
+class TensorizedWeight(MadeOfCores):
+    """A parametrization that rebuilds a matrix ``W (out, in)`` from cores, which it holds itself.
+
+    Attention and recurrent layers read their weights by name, so that no layer can be put in the place of a weight.
+    ``torch.nn.utils.parametrize.register_parametrization`` puts this in the place of the parameter instead: W is
+    decomposed at that moment, and from then on rebuilt wherever the module reads it. Assigning to the parameter
+    decomposes what is assigned. The bias and everything else stay as they are.
+
+    Args:
+        shape: ``(out, in)``.
+        factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``.
+        rank: As the factorization takes it: one number, a list, or a fraction of the dense parameters; clipped to what
+            a decomposition can use.
+        tensorization: Factors of both sizes. By default CP and Tucker take them whole, the others split each into up to
+            three factors.
+        device: Of the cores.
+        dtype: Of the cores.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If the format is unknown, or rank or tensorization does not fit.
+
+    Example:
+        >>> from torch.nn.utils import parametrize
+        >>> attention = torch.nn.MultiheadAttention(32, 4)
+        >>> cores = TensorizedWeight((96, 32), factorization="tt", rank=8)
+        >>> _ = parametrize.register_parametrization(attention, "in_proj_weight", cores)
+        >>> attention.in_proj_weight.shape, cores.weight.shape
+        (torch.Size([96, 32]), (6, 4, 4, 4, 4, 2))
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        *,
+        factorization: str,
+        rank: Rank,
+        tensorization: Tensorization | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        kind = factorization_class(factorization)
+        if len(shape) != 2:
+            raise ValueError(f"expected two sizes in `shape`, got {tuple(shape)}")
+        rows, columns = shape
+        check_sizes(out=rows, **{"in": columns})
+        split = whole_size if kind in (CP, Tucker) else split_size
+        out, in_ = check_tensorization(tensorization, {"out": rows, "in": columns}, (split(rows), split(columns)))
+        if kind is BlockTT:
+            out, in_ = paired(out, in_)
+        self.shape = (rows, columns)
+        self.tensorization = out, in_
+        modes = (*out, *in_)
+        usable = kind._usable_rank(modes, kind._resolve(modes, rank))
+        self.weight = kind(modes, usable, init_std=math.sqrt(2 / columns), device=device, dtype=dtype)
+
+    def forward(self) -> Tensor:
+        """W."""
+        return self.dense_weight()
+
+    @torch.no_grad()
+    def right_inverse(self, dense: Tensor) -> tuple[()]:
+        """Decompose W; there are no parameters but the cores.
+
+        Raises:
+            ValueError: If W has another shape, or holds NaN or infinity.
+        """
+        if tuple(dense.shape) != self.shape:
+            raise ValueError(f"expected a weight of shape {self.shape}, got {tuple(dense.shape)}")
+        made = type(self.weight).decompose(self._tensorized(dense), self.weight.rank)
+        for core, value in zip(self.weight.cores, made.cores, strict=True):
+            core.copy_(value)
+        return ()
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        return tensor.reshape(self.shape)
+
+    def _tensorized(self, dense: Tensor) -> Tensor:
+        return dense.reshape(self.weight.shape)
