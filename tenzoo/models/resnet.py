@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from tenzoo.factorizations import Rank
 from tenzoo.layers import Implementation, Tensorization, TensorizedConv2d
 from tenzoo.layers.tensorization import check_sizes
+from tenzoo.weights import load_weights_, read_weights
 
 _DEPTHS = (20, 32, 44, 56)
 _COLORS = 3
@@ -112,8 +113,7 @@ class CIFARResNet(nn.Module):
     def load_pretrained(self, path: str | Path) -> Self:
         """Take over the weights of a published file of this network.
 
-        Such files hold a dictionary with a ``state_dict``, whose keys may begin with ``"module."`` and need no batch
-        counts. A state dict by itself is taken too. No code is run from the file.
+        Files of state dicts in all their forms (see :func:`~tenzoo.weights.load_weights_`). No code is run from them.
 
         Args:
             path: Of the file.
@@ -128,23 +128,13 @@ class CIFARResNet(nn.Module):
         """
         if isinstance(self.conv1, TensorizedConv2d):
             raise ValueError(f"expected a dense network to load {str(path)!r} into, got one made of cores")
-        weights = _read_weights(Path(path))
-        depth = 2 + sum(bool(re.fullmatch(r"layer\d\.\d+\.conv\d\.weight", name)) for name in weights)
+        names = read_weights(path)
+        depth = 2 + sum(bool(re.search(r"layer\d\.\d+\.conv\d\.weight$", name)) for name in names)
         if depth in _DEPTHS and depth != self.depth:
             raise ValueError(
                 f"expected the weights of a ResNet-{self.depth} in {str(path)!r}, got those of a ResNet-{depth}"
             )
-        own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
-        other = {name: tuple(value.shape) for name, value in weights.items()}
-        for name in dict.fromkeys([*own, *other]):
-            counts = name.endswith("num_batches_tracked") and name not in other
-            if own.get(name) != other.get(name) and not counts:
-                raise ValueError(
-                    f"expected the weights of a ResNet-{self.depth} in {str(path)!r}, got {name!r} of shape "
-                    f"{other.get(name)} where the network has {own.get(name)}"
-                )
-        self.load_state_dict(weights, strict=False)
-        return self
+        return load_weights_(self, path)
 
 
 class _Block(nn.Module):
@@ -241,18 +231,3 @@ class _Convolutions:
         assert self.factorization is not None
         layer = TensorizedConv2d(channels, channels, 3, device="meta", factorization=self.factorization, rank=1)
         return layer.tensorization[0]
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"expected an existing file of weights, got {str(path)!r}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # every kind of damage raises its own
-        raise ValueError(
-            f"expected a file of weights that torch can load without running code, got {str(path)!r}"
-        ) from error
-    weights = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"expected a dictionary with a `state_dict` of tensors in {str(path)!r}, got something else")
-    return {str(name).removeprefix("module."): value for name, value in weights.items()}

@@ -1,0 +1,104 @@
+"""Files of trained weights: read without running code from them, and matched with a network by name and shape."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+_PREFIXES = ("", "module.", "network.", "model.", "_orig_mod.")
+"""What DataParallel, tasks of Lightning and ``torch.compile`` put before the names of a network's weights."""
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file, by name.
+
+    A ``.safetensors`` file; or a file of ``torch.save``, which holds a state dict, or a dictionary with one under
+    ``"state_dict"``, such as a checkpoint of Lightning. No code is run from it.
+
+    Args:
+        path: Of the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is none of these.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected an existing file of weights, got {str(path)!r}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # every kind of damage raises its own
+        raise ValueError(
+            f"expected a file of weights that torch can load without running code, got {str(path)!r}"
+        ) from error
+    weights = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"expected a dictionary with a `state_dict` of tensors in {str(path)!r}, got something else")
+    return {str(name): value for name, value in weights.items()}
+
+
+def load_weights_(model: M, path: str | Path) -> M:
+    """Load a file of weights into a network, in place.
+
+    Names may begin with what wrappers put before them (``"module."``, ``"network."``, ``"model."``). Missing counts of
+    batches, as in files of old versions of torch, are left alone.
+
+    Args:
+        model: Its state dict has to have the names and shapes of the file.
+        path: As :func:`read_weights` takes it.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        FileNotFoundError: As :func:`read_weights`.
+        ValueError: As :func:`read_weights`, or if a name or a shape differs; the model then stays as it is.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "weights.pt"
+        >>> torch.save({"state_dict": {"module.weight": torch.ones(1, 2), "module.bias": torch.zeros(1)}}, path)
+        >>> load_weights_(nn.Linear(2, 1), path).weight.tolist()
+        [[1.0, 1.0]]
+    """
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    weights = _without_prefix(read_weights(path), own)
+    other = {name: tuple(value.shape) for name, value in weights.items()}
+    for name in dict.fromkeys([*own, *other]):
+        counts = name.endswith("num_batches_tracked") and name not in other
+        if own.get(name) != other.get(name) and not counts:
+            raise ValueError(
+                f"expected the weights of this {type(model).__name__} in {str(path)!r}, got {name!r} "
+                f"of {_described(other.get(name))} where the network has {_described(own.get(name))}"
+            )
+    model.load_state_dict(weights, strict=False)
+    return model
+
+
+def _described(shape: tuple[int, ...] | None) -> str:
+    return "no shape" if shape is None else f"shape {shape}"
+
+
+def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, object]) -> dict[str, Tensor]:
+    """The weights under the prefix that leaves most names of the network; names without it are not the network's."""
+    stripped = [
+        {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        for prefix in _PREFIXES
+    ]
+    return max(stripped, key=lambda found: len(found.keys() & own.keys()))
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"expected a safetensors file, got {str(path)!r}, which is none or is damaged") from error
+    return tensors
