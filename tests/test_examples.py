@@ -43,6 +43,16 @@ def test_own_core_provider(tmp_path: Path):
     assert all(38 < value < 44 for value in loss)  # the noise alone makes 40
 
 
+def test_spectral_convolution(tmp_path: Path):
+    group, _, plain, sam, das = lines_of("spectral_convolution", cwd=tmp_path)
+    assert group == ["spectral.weight:", "4", "cores"]
+    assert [row[0] for row in (plain, sam, das)] == ["Adam", "SAM", "DAS"]
+    before, after = zip(*(map(float, row[1::2]) for row in (plain, sam, das)), strict=True)
+    assert len(set(before)) == 1
+    assert len(set(after)) == 3
+    assert before[0] > 90 > 5 > max(after)
+
+
 def test_tensorized_layer(tmp_path: Path):
     _, dense, tensorized = lines_of("tensorized_layer", cwd=tmp_path)
     assert (dense[:2], tensorized[0]) == (["dense", "21,124"], "tensorized")

@@ -1,4 +1,4 @@
-"""``tenzoo list`` and ``tenzoo describe``: commands that train nothing."""
+"""``tenzoo list``, ``describe`` and ``compress``: commands that train nothing."""
 
 import argparse
 import logging
@@ -11,11 +11,12 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import nn
 from typing_extensions import override
 
+from tenzoo.cli.compress import compress_command
 from tenzoo.cli.trainer import TenzooCLI, build
 from tenzoo.cli.zoo import Entry, Layer, describe, print_entries, print_layers, read_results, totals
 from tenzoo.tasks import CompletionTask, Task
 
-PARTS = ("methods", "schedules")
+PARTS = ("methods", "schedules", "compress")
 """Folders of configs that are composed over others."""
 
 
@@ -103,4 +104,8 @@ def _layers(task: Task, data: LightningDataModule) -> tuple[list[Layer], int | N
     return describe(network, torch.empty(batch_size, 3, side, side, device="meta")), batch_size
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"list": list_command, "describe": describe_command}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "list": list_command,
+    "describe": describe_command,
+    "compress": compress_command,
+}

@@ -9,8 +9,9 @@ Example:
     True
 """
 
-from tenzoo.compression.apply import apply_, fold_
+from tenzoo.compression.apply import apply_, fold_, restore_
+from tenzoo.compression.export import export
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.planning import plan
 
-__all__ = ["LayerPlan", "Plan", "apply_", "fold_", "plan"]
+__all__ = ["LayerPlan", "Plan", "apply_", "export", "fold_", "plan", "restore_"]

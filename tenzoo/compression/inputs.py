@@ -1,10 +1,12 @@
-"""What the layers of a model see: how much of it, and how it varies."""
+"""What the layers of a model see: how much of it, how it varies, and what comes of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tenzoo.layers import TensorizedLayer
 
@@ -78,6 +80,47 @@ def _root(moment: Tensor) -> Tensor:
     return root
 
 
+def sensitivities(model: nn.Module, changed: Mapping[str, tuple[Tensor, float]], example: Example) -> dict[str, float]:
+    """How far the outputs of a model move, relative to their size, per squared relative error of single weights.
+
+    Args:
+        model: Stays as it is; it is run in evaluation mode, once for each weight.
+        changed: By the names of parameters, what is put in their places, and its squared relative error.
+        example: An input of the model.
+
+    Returns:
+        ``‖y' − y‖² / (‖y‖² e²)`` by name, y being all outputs together.
+    """
+    inputs = example if isinstance(example, tuple) else (example,)
+    with _evaluating(model):
+        before = _outputs(model(*inputs))
+        size = sum(float(y.square().sum()) for y in before)
+        found: dict[str, float] = {}
+        for name, (weight, error) in changed.items():
+            after = _outputs(torch.func.functional_call(model, {name: weight}, inputs))
+            moved = sum(float((y - x).square().sum()) for x, y in zip(before, after, strict=True))
+            found[name] = moved / (size * error)
+    return found
+
+
+def _outputs(result: Any) -> list[Tensor]:
+    leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [leaf.double() for leaf in leaves]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradients."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def _watch(model: nn.Module, layers: Mapping[str, Any], example: Example, note: Callable[[str, Tensor], None]) -> None:
     """Run a model in evaluation mode, and tell the names and the inputs of its layers as they are called."""
     handles = []
@@ -87,12 +130,9 @@ def _watch(model: nn.Module, layers: Mapping[str, Any], example: Example, note: 
             note(name, inputs[0].detach())
 
         handles.append(model.get_submodule(name).register_forward_pre_hook(tell))
-    modes = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad():
-            model.eval()(*(example if isinstance(example, tuple) else (example,)))
+        with _evaluating(model):
+            model(*(example if isinstance(example, tuple) else (example,)))
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode

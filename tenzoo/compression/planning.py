@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.candidates import Candidate, allocate, rank_errors
-from tenzoo.compression.inputs import Example, count_positions, input_metrics
+from tenzoo.compression.inputs import Example, count_positions, input_metrics, sensitivities
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.weights import Weight, find_weights, has_counterpart
 from tenzoo.factorizations import Rank, factorization_class
@@ -18,6 +19,9 @@ from tenzoo.layers import TensorizedLayer, TensorizedWeight
 
 Budgeted: TypeAlias = Literal["parameters", "multiplications"]
 """What a budget counts."""
+
+_TRIED_ERROR = 0.2
+"""Relative error of the weights with which the sensitivity of the outputs is measured."""
 
 _COUNTED = 32
 """How many candidates of a layer have their multiplications counted."""
@@ -38,8 +42,9 @@ def plan(
 
     With a budget, ranks are chosen for the whole network at once. A layer with the relative error ``e = ‖W − Ŵ‖ / ‖W‖``
     is taken to keep the share ``1 − e²`` of its signal, and the network the product of all shares; a parameter goes
-    where it adds most to the logarithm of that product, so that no layer is given up for the others. A layer that is
-    not worth its cores stays dense, and the network never gets larger than the budget.
+    where it adds most to the logarithm of that product, so that no layer is given up for the others. With calibration
+    data the logarithms are weighted by how sensitive the outputs of the network are to each layer. A layer that is not
+    worth its cores stays dense, and the network never gets larger than the budget.
 
     Convolutions are decomposed with whole modes, as ``(O, k_h k_w, I)``, and linear layers and embeddings as matrices;
     a block tensor train splits its modes as the layer does by default.
@@ -96,6 +101,8 @@ def plan(
         metrics = input_metrics(model, layers, calibration)
         for option in options:
             option.metric = metrics.get(option.weight.name, {})
+        if budget is not None:
+            _weigh(model, options, calibration)
     chosen: Sequence[Rank | None]
     if budget is not None:
         chosen = _within(model, options, budget, count)
@@ -120,6 +127,7 @@ class _Option:
         self.reason = "was excluded" if excluded else weight.reason
         self.positions: int | None = None
         self.metric: Mapping[int, Tensor] = {}
+        self.importance = 1.0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -152,18 +160,24 @@ class _Option:
         dense = Candidate(None, dense_cost, 0.0)
         if self.reason is not None:
             return [dense]
-        errors = rank_errors(multiply_modes(thin._tensorized(self.weight.dense), self.metric), kind)
+        errors: Mapping[tuple[int, ...], float] = self.errors
         if count == "parameters":
             sizes = {rank: kind._count(thin.weight.shape, rank) for rank in errors}
         else:
             errors = _thinned(errors)
             sizes = {rank: self.counted(self.empty(rank))[0] for rank in errors}  # type: ignore[index]
         found = [
-            Candidate(rank, sizes[rank], -math.log(max(1 - error, 1e-12)))
+            Candidate(rank, sizes[rank], -self.importance * math.log(max(1 - error, 1e-12)))
             for rank, error in errors.items()
             if sizes[rank] < dense_cost
         ]
         return [*found, dense]
+
+    @cached_property
+    def errors(self) -> dict[tuple[int, ...], float]:
+        """Squared relative errors by rank."""
+        thin = self.empty(1)
+        return rank_errors(multiply_modes(thin._tensorized(self.weight.dense), self.metric), type(thin.weight))
 
     def planned(self, rank: Rank | None, before: int) -> LayerPlan:
         """The plan for this layer of so many parameters; ``rank`` None is dense."""
@@ -197,6 +211,27 @@ class _Option:
             difference / norm if norm else 0.0,
             None,
         )
+
+
+def _weigh(model: nn.Module, options: Sequence[_Option], calibration: Example) -> None:
+    """Let each layer's error count by how far it moves the outputs of the model.
+
+    That is measured at one rank per layer, and depends on the rank; so the square root of it is taken, halfway, on a
+    logarithmic scale, between what was measured and all layers alike.
+    """
+    changed: dict[str, tuple[Tensor, float]] = {}
+    for option in options:
+        inexact = {} if option.reason else {rank: error for rank, error in option.errors.items() if error > 0}
+        if inexact:
+            rank = min(inexact, key=lambda rank: abs(math.sqrt(inexact[rank]) - _TRIED_ERROR))
+            made = option.weight.decomposed(rank=rank, metric=option.metric, **option.settings)
+            with torch.no_grad():
+                changed[option.weight.full_name] = made.dense_weight(), inexact[rank]
+    found = sensitivities(model, changed, calibration)
+    least = 1e-6 * max(found.values(), default=0.0)
+    for option in options:
+        if option.weight.full_name in found:
+            option.importance = math.sqrt(max(found[option.weight.full_name], least)) or 1.0
 
 
 def _norm(tensor: Tensor) -> float:

@@ -60,6 +60,11 @@ class Weight:
         return dense
 
     @property
+    def full_name(self) -> str:
+        """Qualified name of the parameter."""
+        return f"{self.name}.{self.parameter}" if self.is_layer and self.name else self.name or self.parameter
+
+    @property
     def trained(self) -> bool:
         """Whether the parameter has a gradient."""
         trained: bool = getattr(self.owner, self.parameter).requires_grad
@@ -159,6 +164,10 @@ def take_parametrization(owner: nn.Module, parameter: str) -> None:
     trained = any(core.requires_grad for core in cores.weight.cores)
     with torch.no_grad():
         dense = cores.dense_weight().clone()
+    # Copies of a parametrized module share its class, which changes when the parametrization is removed.
+    kind = type(owner)
+    attributes = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+    owner.__class__ = type(kind.__name__, kind.__bases__, attributes)
     parametrize.remove_parametrizations(owner, parameter)
     if parameter in owner._buffers:  # what needs no gradient is taken for a buffer
         del owner._buffers[parameter]

@@ -1,0 +1,48 @@
+"""A compressed network as it was left by ``tenzoo compress``."""
+
+from typing import Any
+
+from torch import nn
+
+from tenzoo.compression import Plan, restore_
+from tenzoo.weights import read_weights
+
+
+class CompressedNetwork(nn.Module):
+    """A dense network that became one of cores: its plan is carried out anew, and the weights are loaded.
+
+    So a network that was compressed, by ``tenzoo compress`` or by :func:`~tenzoo.compression.apply_`, stands in a YAML
+    file and is trained further like any other.
+
+    Args:
+        network: Of the class and the sizes that were compressed; its numbers do not matter. In YAML a ``class_path``
+            with ``init_args``.
+        plan: File of the plan.
+        weights: File of the compressed network's weights.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        ValueError: If a file is none of its kind, or does not fit the network.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from tenzoo.compression import apply_, plan
+        >>> folder = tempfile.mkdtemp()
+        >>> dense = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> made = plan(dense, factorization="tt", ranks=8)
+        >>> made.save(f"{folder}/plan.json")
+        >>> torch.save(apply_(dense, made).state_dict(), f"{folder}/weights.pt")
+        >>> other = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> network = CompressedNetwork(other, f"{folder}/plan.json", f"{folder}/weights.pt")
+        >>> x = torch.randn(2, 64)
+        >>> torch.equal(network(x), dense(x))
+        True
+    """
+
+    def __init__(self, network: nn.Module, plan: str, weights: str) -> None:
+        super().__init__()
+        self.network = restore_(network, Plan.load(plan), read_weights(weights))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the network gives."""
+        return self.network(*args, **kwargs)
