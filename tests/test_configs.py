@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tenzoo.cli import main
 from tenzoo.cli.commands import PARTS
+from tenzoo.models import CIFARResNet
 
 ROOT = Path(__file__).parent.parent / "configs"
 MODELS = sorted(path for path in ROOT.rglob("*.yaml") if path.parent.name not in PARTS)
@@ -35,11 +37,25 @@ def small_cifar10(root):
     return ["--data.init_args.root", root, "--data.init_args.validation_size", "10", "--data.init_args.batch_size", "8"]
 
 
+def compressed(folder, root):
+    """What ``tenzoo compress`` makes of random weights, in place of a published file, as arguments."""
+    torch.save(CIFARResNet(20).state_dict(), folder / "dense.pt")
+    target = folder / "compressed"
+    data = ["--calibration.root", root, "--calibration_size", "8", "--calibration.batch_size", "8"]
+    files = ["--weights", str(folder / "dense.pt"), "--output", str(target)]
+    assert main(["compress", "--config", str(ROOT / "compress" / "tt_resnet20.yaml"), *files, *data]) == 0
+    network = "--model.init_args.network.init_args"
+    return [f"{network}.plan", str(target / "plan.json"), f"{network}.weights", str(target / "weights.pt")]
+
+
 @pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning")
 @pytest.mark.parametrize("config", MODELS, ids=lambda path: path.stem)
 def test_every_model_trains(tmp_path, root, capsys, config):
     runs = tmp_path / "runs"
     arguments = small_cifar10(root) if of_cifar10(config) else SMALLER.get(config.stem, [])
+    if "CompressedNetwork" in config.read_text():
+        arguments += compressed(tmp_path, root)
+        assert "103,7" in capsys.readouterr().out  # parameters, of 269,722
     assert fit(runs, config, args=arguments) == 0
     printed = capsys.readouterr().out
     assert ("test" if of_cifar10(config) else "held out") in printed

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing_extensions import override
 from tenzoo.cli.compress import compress_command
 from tenzoo.cli.trainer import TenzooCLI, build
 from tenzoo.cli.zoo import Entry, Layer, describe, print_entries, print_layers, read_results, totals
+from tenzoo.models import CompressedNetwork
 from tenzoo.tasks import CompletionTask, Task
 
 PARTS = ("methods", "schedules", "compress")
@@ -58,7 +60,7 @@ def list_command(argv: Sequence[str]) -> None:
         raise ValueError(f"expected a folder of configs in `--configs`, got {str(chosen.configs)!r}")
     results = read_results(chosen.configs)
     paths = sorted(path for path in chosen.configs.rglob("*.yaml") if path.parent.name not in PARTS)
-    entries = [_entry(path, results.get(path.stem, {})) for path in paths]
+    entries = [_entry(path, {"published": None, "measured": None, **results.get(path.stem, {})}) for path in paths]
     print_entries(entries, as_json=chosen.json)
 
 
@@ -76,16 +78,23 @@ def _read(argv: Sequence[str]) -> _ModelOnly:
     return cli
 
 
-def _entry(path: Path, results: dict[str, str]) -> Entry:
-    cli = _read(["--config", str(path)])
+def _entry(path: Path, results: dict[str, str | None]) -> Entry:
+    try:
+        cli = _read(["--config", str(path)])
+    except (ArgumentError, OSError, ValueError) as error:
+        if "tenzoo compress makes it" not in str(error):
+            raise
+        return Entry(str(path), "(made by tenzoo compress)", "", None, None, **results)
     layers, _ = _layers(cli.model, cli.datamodule)
     formats = sorted({layer.factorization for layer in layers if layer.factorization is not None})
     network = getattr(cli.model, "network", None)
+    if isinstance(network, CompressedNetwork):
+        network = network.network
     name = "completion" if network is None else f"{type(network).__name__}-{getattr(network, 'depth', '')}".rstrip("-")
     data = cli.datamodule.hparams.get("dataset") or type(cli.datamodule).__name__.removesuffix("DataModule")
     number, dense = totals(layers)
     model = " ".join([*formats, name])
-    return Entry(str(path), model, data, number, dense / number, results.get("published"), results.get("measured"))
+    return Entry(str(path), model, data, number, dense / number, **results)
 
 
 def _layers(task: Task, data: LightningDataModule) -> tuple[list[Layer], int | None]:

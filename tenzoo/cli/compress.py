@@ -1,5 +1,6 @@
 """``tenzoo compress``: from a dense network's weights to a plan and the weights of a compressed one."""
 
+from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import tenzoo.data
 import tenzoo.models  # noqa: F401  (their classes can be named without their modules)
+from tenzoo.cli.messages import explain
 from tenzoo.compression import Plan, apply_, plan
 from tenzoo.weights import load_weights_
 
@@ -63,7 +65,10 @@ def compress_command(argv: Sequence[str]) -> None:
     parser = ArgumentParser(prog="tenzoo compress", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of the arguments below; several are composed")
     parser.add_function_arguments(compress, sub_configs=True)
-    arguments = parser.instantiate(parser.parse_args(list(argv))).as_dict()
+    try:
+        arguments = parser.instantiate(parser.parse_args(list(argv))).as_dict()
+    except ArgumentError as error:
+        raise ValueError(explain(str(error), parser)) from error
     arguments.pop("config")
     print(compress(**arguments))
     folder = arguments["output"]

@@ -206,10 +206,10 @@ class Entry:
 
     Args:
         config: Path.
-        model: What is trained, and in which format.
+        model: What is trained, and in which format; how to make it first, if that is missing.
         data: On what.
-        parameters: Number of parameters.
-        compression: Dense parameters per parameter.
+        parameters: Number of parameters; None of a network that is not made yet.
+        compression: Dense parameters per parameter; likewise.
         published: Of a paper, if there is such a result.
         measured: With this very config.
     """
@@ -217,8 +217,8 @@ class Entry:
     config: str
     model: str
     data: str
-    parameters: int
-    compression: float
+    parameters: int | None
+    compression: float | None
     published: str | None
     measured: str | None
 
@@ -242,9 +242,10 @@ def print_entries(entries: Sequence[Entry], *, as_json: bool) -> None:
     for column in ("published", "measured"):
         table.add_column(column, overflow="fold")
     for entry in entries:
-        numbers = f"{entry.parameters:,}", f"{entry.compression:,.1f}"
+        number = "" if entry.parameters is None else f"{entry.parameters:,}"
+        ratio = "" if entry.compression is None else f"{entry.compression:,.1f}"
         table.add_row(
-            Path(entry.config).stem, entry.model, entry.data, *numbers, entry.published or "", entry.measured or ""
+            Path(entry.config).stem, entry.model, entry.data, number, ratio, entry.published or "", entry.measured or ""
         )
     _wide_console().print(table)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tenzoo.factorizations import CP, BlockTT, Factorization, TensorRing, Tucker
+from tenzoo.factorizations import CP, BlockTT, Factorization, TensorRing, TensorTrain, Tucker
 
 _FITTED = 8
 """How many ranks are tried of a format whose errors only a decomposition tells."""
@@ -41,7 +41,7 @@ def rank_errors(tensor: Tensor, kind: type[Factorization]) -> dict[tuple[int, ..
     squared norm is kept, and the shares are multiplied, as if the cuts had nothing to do with one another. That is at
     least what the worst cut leaves out and at most what all of them do, as the error of the decomposition is (Oseledets
     2011, theorem 2.2; De Lathauwer et al. 2000, property 10). The error of CP and of a ring is that of a decomposition,
-    at up to eight ranks.
+    at up to eight ranks; beside these a ring has the ranks of a train, which is an open ring.
 
     Args:
         tensor: Finite, of the factorization's shape.
@@ -57,9 +57,12 @@ def rank_errors(tensor: Tensor, kind: type[Factorization]) -> dict[tuple[int, ..
     """
     if not tensor.any():
         return {kind._usable_rank(tuple(tensor.shape), kind._resolve(tuple(tensor.shape), 1)): 0.0}
-    if kind in (CP, TensorRing):
-        return _fitted(tensor, kind)
     shape = tuple(tensor.shape)
+    if kind is CP:
+        return _fitted(tensor, kind)
+    if kind is TensorRing:  # a train is a ring with the first rank 1, and its errors are known without a decomposition
+        open_rings = {(1, *rank): error for rank, error in rank_errors(tensor, TensorTrain).items()}
+        return open_rings | _fitted(tensor, kind)
     left_out = [_left_out(matrix) for matrix in _unfoldings(tensor, kind)]
     return _grown(shape, kind, left_out)
 

@@ -15,7 +15,7 @@ from tenzoo.factorizations.chain import (
     rebuild_chain,
     usable_chain_rank,
 )
-from tenzoo.factorizations.decomposition import chain_svd_size
+from tenzoo.factorizations.decomposition import chain_svd_size, truncated_svd
 from tenzoo.factorizations.gather import gather_slices
 
 
@@ -89,7 +89,7 @@ class BlockTT(Factorization):
 
     @staticmethod
     def _decompose(tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
-        return list(tensor_train_matrix(tensor, rank=[1, *rank, 1]).factors)
+        return list(tensor_train_matrix(tensor, rank=[1, *rank, 1], svd=truncated_svd).factors)
 
     @staticmethod
     def _decomposition_size(shape: tuple[int, ...], rank: tuple[int, ...]) -> int:

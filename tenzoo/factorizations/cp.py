@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import ClassVar, final
 
 import torch
-from tensorly.decomposition import parafac
 from torch import Tensor
 
+from tenzoo.factorizations.als import cp_fit_size, fit_cp
 from tenzoo.factorizations.base import Factorization
 from tenzoo.factorizations.chain import split_at
-from tenzoo.factorizations.decomposition import svd_size
+from tenzoo.factorizations.decomposition import svd_size, truncated_svd
 from tenzoo.factorizations.gather import gather_rows
 
 
@@ -105,18 +105,11 @@ class CP(Factorization):
         if scale == 0:
             return [tensor.new_zeros(size, rank[0]) for size in tensor.shape]
         if tensor.ndim == 2:
-            U, S, Vh = torch.linalg.svd(tensor, full_matrices=False)
-            return [U[:, : rank[0]] * S[: rank[0]], Vh[: rank[0]].t()]
-        # A ridge far below the unit norm keeps the normal equations solvable when a component dies.
-        ridge = torch.finfo(tensor.dtype).eps ** 0.75
-        unit, weights = tensor / scale, tensor.new_ones(rank[0])
-        best: list[Tensor] = []
-        least = math.inf
-        for start in (_singular_start(unit, rank[0]), _noisy_start(unit, rank[0])):
-            _, factors = parafac(unit, rank[0], init=(weights, start), l2_reg=ridge, random_state=0)
-            error = float(torch.linalg.vector_norm(_rebuild(factors, 1).sub_(unit.flatten(1))))
-            if not best or error < least:
-                best, least = list(factors), error
+            U, S, Vh = truncated_svd(tensor, rank[0])
+            return [U * S, Vh.t()]
+        unit = tensor / scale
+        fits = [fit_cp(unit, start(unit, rank[0])) for start in (_singular_start, _noisy_start)]
+        best, _ = min(fits, key=lambda fit: fit[1])
         return [best[0] * scale, *best[1:]]
 
     @staticmethod
@@ -125,10 +118,9 @@ class CP(Factorization):
         if dense // max(shape) == rank[0]:
             return dense + factors
         if len(shape) == 2:
-            return svd_size(*shape, 0) + factors
+            return svd_size(*shape, rank[0]) + factors
         starts = max(2 * dense + svd_size(size, dense // size, 0) for size in shape[1:])
-        updates = 2 * dense + 2 * rank[0] * (dense // min(shape)) + 4 * rank[0] ** 2
-        return max(starts, updates) + 5 * factors
+        return max(starts, cp_fit_size(shape, rank[0])) + 5 * factors
 
 
 def _rebuild(factors: Sequence[Tensor], split: int) -> Tensor:

@@ -6,7 +6,13 @@ from contextlib import contextmanager
 
 import tensorly as tl
 import torch
+from tensorly.tenalg.svd import randomized_svd
+from tensorly.tenalg.svd import truncated_svd as exact_svd
 from torch import Tensor
+
+_LARGE, _OVERSAMPLES, _POWERS = 512, 10, 4
+"""Smaller side of a matrix from which on a randomized decomposition is thought of; columns beyond the rank, and power
+iterations, in it."""
 
 MAX_DECOMPOSITION_BYTES = 8 * 2**30
 """Decompositions that would take more memory than this, beside the tensor itself, are refused."""
@@ -57,20 +63,57 @@ def check_finite(tensor: Tensor) -> None:
     Example:
         >>> check_finite(torch.ones(3))
     """
-    if not bool(torch.isfinite(tensor).all()):
+    # Both are NaN if any number is; nothing as large as the tensor is made.
+    if not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor)):
         raise ValueError("expected finite numbers in `tensor`, got NaN or infinity")
 
 
-def svd_size(rows: int, columns: int, rank: int) -> int:
-    """Numbers held at the peak of a truncated singular value decomposition, the matrix itself not counted.
+def truncated_svd(matrix: Tensor, n_eigenvecs: int, **_: object) -> tuple[Tensor, Tensor, Tensor]:
+    """The leading singular values and vectors of a matrix, for TensorLy's ``svd=``.
 
-    The factors of the economy-size decomposition, LAPACK's copy of the matrix and its workspace, and the kept columns.
+    A large matrix of which few are wanted goes through a randomized decomposition (Halko et al. 2011, arXiv:0909.4061,
+    algorithm 4.4), which takes a fraction of the time and the memory; its error is a few percent above the least
+    possible at worst, where singular values hardly decay. The same matrix always gives the same result.
+
+    Args:
+        matrix: ``(m, n)``.
+        n_eigenvecs: How many, r.
+
+    Returns:
+        ``(m, r)``, ``(r,)`` and ``(r, n)``.
+
+    Example:
+        >>> matrix = torch.ones(3, 2)
+        >>> with tensorly_on_torch():
+        ...     left, values, right = truncated_svd(matrix, 1)
+        >>> torch.allclose(left * values @ right, matrix)
+        True
+    """
+    if _is_randomized(*matrix.shape, n_eigenvecs):
+        return randomized_svd(  # type: ignore[no-any-return]
+            matrix, n_eigenvecs, n_oversamples=_OVERSAMPLES, n_iter=_POWERS, random_state=0
+        )
+    return exact_svd(matrix, n_eigenvecs)  # type: ignore[no-any-return]
+
+
+def _is_randomized(rows: int, columns: int, rank: int) -> bool:
+    small = min(rows, columns)
+    return small >= _LARGE and 4 * (rank + _OVERSAMPLES) <= small
+
+
+def svd_size(rows: int, columns: int, rank: int) -> int:
+    """Numbers held at the peak of :func:`truncated_svd`, the matrix itself not counted.
+
+    The factors of the economy-size decomposition, LAPACK's copy of the matrix and its workspace, and the kept columns;
+    of a randomized one the sketches on either side.
 
     Example:
         >>> svd_size(1000, 10, 5) < 4 * 1000 * 10
         True
     """
     small = min(rows, columns)
+    if _is_randomized(rows, columns, rank):
+        return 6 * (rank + _OVERSAMPLES) * (rows + columns)
     return rows * columns + small * (rows + columns) + 4 * small**2 + rank * (rows + columns)
 
 

@@ -4,10 +4,16 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar, final
 
+import torch
 from tensorly.decomposition import tensor_ring, tensor_train
 from torch import Tensor
 
+from tenzoo.factorizations.als import fit_ring, ring_fit_size
 from tenzoo.factorizations.chain import Chain, usable_chain_rank
+from tenzoo.factorizations.decomposition import chain_svd_size, truncated_svd
+
+_NOISE = 0.3
+"""Of the start of the least squares, relative to the entries of the cores."""
 
 
 @final
@@ -17,9 +23,10 @@ class TensorRing(Chain):
     The cores are ``G_k (r_{k-1}, n_k, r_k)`` with ``r_d = r_0``; ``rank`` holds the d ranks ``(r_0, …, r_{d-1})``.
     Source: Zhao et al. 2016, arXiv:1606.05535, eq. 1 and algorithm 1.
 
-    A decomposition is computed by successive singular value decompositions, the first of which has to be shared by two
-    ranks, ``r_0 r_1 ≤ min(n_1, n_2 ⋯ n_d)``. r_1 is served first, for then a full rank is lossless: it is the
-    tensor train, with ``r_0 = 1``.
+    A decomposition is computed by alternating least squares, which start from successive singular value decompositions.
+    The first of these serves two ranks, ``r_0 r_1 ≤ min(n_1, n_2 ⋯ n_d)``, which starves most rings; the least squares
+    give them their full ranks. With ``r_0 = 1``, or where the other ranks are full, which is lossless, it is that of a
+    tensor train, and of a matrix a single one.
 
     Example:
         >>> import torch
@@ -37,10 +44,22 @@ class TensorRing(Chain):
 
     @staticmethod
     def _usable_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
-        shared = min(shape[0], math.prod(shape[1:]))
-        second = min(rank[1], shared)
-        first = min(rank[0], shared // second)
-        return (first, second, *usable_chain_rank(shape[1:], rank[2:], left=second, right=first))
+        if len(shape) == 2:
+            shared = min(shape)
+            second = min(rank[1], shared)
+            return min(rank[0], shared // second), second
+        full = usable_chain_rank(shape, (math.prod(shape),) * (len(shape) - 1))
+        if rank[0] == 1 or all(given >= needed for given, needed in zip(rank[1:], full, strict=True)):
+            return (1, *usable_chain_rank(shape, rank[1:]))
+        ranks = list(rank)
+        while True:  # a core has no more independent columns than rows, on either side
+            bounds = [
+                min(ranks[k], ranks[k - 1] * shape[k - 1], shape[k] * ranks[(k + 1) % len(ranks)])
+                for k in range(len(ranks))
+            ]
+            if bounds == ranks:
+                return tuple(ranks)
+            ranks = bounds
 
     @staticmethod
     def _all_ranks(rank: tuple[int, ...]) -> tuple[int, ...]:
@@ -49,9 +68,45 @@ class TensorRing(Chain):
     @staticmethod
     def _decompose(tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
         if tensor.ndim == 2:  # one singular value decomposition, its rank read as a pair; TensorLy would warn
-            left, right = tensor_train(tensor, rank=[1, rank[0] * rank[1], 1]).factors
+            left, right = tensor_train(tensor, rank=[1, rank[0] * rank[1], 1], svd=truncated_svd).factors
             return [
                 left.reshape(-1, *rank).transpose(0, 1),
                 right.reshape(*rank, -1).permute(1, 2, 0),
             ]
-        return list(tensor_ring(tensor, rank=[*rank, rank[0]]).factors)
+        if rank[0] == 1:
+            return [*tensor_train(tensor, rank=[*rank, 1], svd=truncated_svd).factors]
+        if not tensor.any():
+            return [tensor.new_zeros(shape) for shape in TensorRing._core_shapes(tuple(tensor.shape), rank)]
+        plain = tensor_ring(
+            tensor, rank=[*(served := _shared(tuple(tensor.shape), rank)), served[0]], svd=truncated_svd
+        ).factors
+        start = [
+            _enlarged(core, shape, number)
+            for number, (core, shape) in enumerate(
+                zip(plain, TensorRing._core_shapes(tuple(tensor.shape), rank), strict=True)
+            )
+        ]
+        cores, _ = fit_ring(tensor, start)
+        return cores
+
+    @classmethod
+    def _decomposition_size(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
+        size = chain_svd_size(shape, cls._all_ranks(rank))
+        return size if rank[0] == 1 or len(shape) == 2 else max(size, ring_fit_size(shape, cls._all_ranks(rank)))
+
+
+def _shared(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+    """The ranks, clipped to what successive singular value decompositions can serve."""
+    bound = min(shape[0], math.prod(shape[1:]))
+    second = min(rank[1], bound)
+    first = min(rank[0], bound // second)
+    return (first, second, *usable_chain_rank(shape[1:], rank[2:], left=second, right=first))
+
+
+def _enlarged(core: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
+    """A core in the corner of a larger one that holds some noise, so that no part of it starts at a saddle point."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(core.device)
+    larger = _NOISE * core.double().square().mean().sqrt() * noise
+    larger[: core.shape[0], :, : core.shape[2]] += core
+    return larger

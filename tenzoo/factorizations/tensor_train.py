@@ -7,6 +7,7 @@ from tensorly.decomposition import tensor_train
 from torch import Tensor
 
 from tenzoo.factorizations.chain import Chain, usable_chain_rank
+from tenzoo.factorizations.decomposition import truncated_svd
 
 
 @final
@@ -43,4 +44,4 @@ class TensorTrain(Chain):
 
     @staticmethod
     def _decompose(tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
-        return list(tensor_train(tensor, rank=[1, *rank, 1]).factors)
+        return list(tensor_train(tensor, rank=[1, *rank, 1], svd=truncated_svd).factors)

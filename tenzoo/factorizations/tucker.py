@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tenzoo.factorizations.base import Factorization
 from tenzoo.factorizations.chain import multiply_batch, split_at
-from tenzoo.factorizations.decomposition import svd_size
+from tenzoo.factorizations.decomposition import svd_size, truncated_svd
 from tenzoo.factorizations.gather import gather_rows, whole_with_sparse_grad
 
 
@@ -129,13 +129,13 @@ class Tucker(Factorization):
     def _decompose(tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
         if not tensor.any():  # the relative error that the iteration watches would be 0 / 0
             return [tensor.new_zeros(core_shape) for core_shape in Tucker._core_shapes(tuple(tensor.shape), rank)]
-        core, factors = tucker(tensor, rank=list(rank), init="svd", tol=1e-7, random_state=0)
+        core, factors = tucker(tensor, rank=list(rank), init="svd", svd=truncated_svd, tol=1e-7, random_state=0)
         return [core, *factors]
 
     @staticmethod
     def _decomposition_size(shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
         dense = math.prod(shape)
-        starts = max(2 * dense + svd_size(size, dense // size, r) for size, r in zip(shape, rank, strict=True))
+        starts = max(dense + svd_size(size, dense // size, r) for size, r in zip(shape, rank, strict=True))
         return starts + sum(size * r for size, r in zip(shape, rank, strict=True))
 
 

@@ -1,5 +1,6 @@
 """A compressed network as it was left by ``tenzoo compress``."""
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -41,6 +42,11 @@ class CompressedNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, plan: str, weights: str) -> None:
         super().__init__()
+        for argument, path in {"plan": plan, "weights": weights}.items():
+            if not Path(path).is_file():
+                raise FileNotFoundError(
+                    f"expected an existing file in `{argument}`, got {path!r}; tenzoo compress makes it"
+                )
         self.network = restore_(network, Plan.load(plan), read_weights(weights))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -29,6 +29,8 @@ def test_every_config_is_listed_with_its_size(capsys):
     assert ring["compression"] == pytest.approx(269_722 / 55_826)
     assert entries["resnet20_cifar10"]["compression"] == 1
     assert entries["covid_tucker_paper"]["parameters"] == 8 * 6 * 8 + 8 * 438 + 6 * 6 + 8 * 11
+    small = entries["tt_resnet20_compressed"]
+    assert (small["model"], small["parameters"]) == ("(made by tenzoo compress)", None)
     assert "57.33" in entries["tr_resnet32_label_noise"]["published"]
 
 

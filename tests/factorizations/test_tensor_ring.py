@@ -1,7 +1,9 @@
 import pytest
 import torch
+from tensorly.decomposition import tensor_ring_als
 
 from tenzoo.factorizations import TensorRing, TensorTrain
+from tenzoo.factorizations.decomposition import tensorly_on_torch
 from tests.factorizations.formats import EntriesConformance, FactorizationConformance
 
 
@@ -26,11 +28,12 @@ def test_a_ring_does_not_care_where_it_starts():
     torch.testing.assert_close(turned.reconstruct(), factorization.reconstruct().permute(1, 2, 0))
 
 
-def test_ranks_of_a_decomposition_share_the_first_mode():
+def test_ranks_of_a_decomposition():
     assert TensorRing.decompose(torch.randn(6, 4, 5, 3), 2).rank == (2, 2, 2, 2)
-    assert TensorRing.decompose(torch.randn(6, 4, 5, 3), 4).rank == (1, 4, 4, 3)
+    assert TensorRing.decompose(torch.randn(6, 4, 5, 3), [1, 9, 4, 4]).rank == (1, 6, 4, 3)
+    assert TensorRing.decompose(torch.randn(6, 4, 5, 3), 4).rank == (4, 4, 4, 4)
     assert TensorRing.decompose(torch.randn(4, 6, 2), 100).rank == (1, 4, 2)
-    assert TensorRing.decompose(torch.randn(50, 2, 2), [3, 2, 100]).rank == (2, 2, 4)
+    assert TensorRing.decompose(torch.randn(50, 2, 2), [3, 2, 100]).rank == (3, 2, 4)
     assert TensorRing((2, 3), 100).rank == (100, 100)
 
 
@@ -52,6 +55,42 @@ def test_matrix_decomposition_is_the_best_one(rank):
     assert factorization.rank == tuple(rank)
     tail = torch.linalg.svdvals(tensor)[rank[0] * rank[1] :].norm().item()
     assert torch.dist(factorization.reconstruct(), tensor).item() == pytest.approx(tail, abs=1e-12)
+
+
+@pytest.mark.parametrize("rank", [3, 5, [2, 6, 3]])
+def test_least_squares_are_as_good_as_those_of_tensorly(rank):
+    ranks = [rank] * 3 if isinstance(rank, int) else rank
+    generator = torch.Generator().manual_seed(0)
+    ours = theirs = trains = 0.0
+    for _ in range(6):
+        tensor = torch.randn(8, 9, 8, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            factorization = TensorRing.decompose(tensor, rank)
+            assert factorization.rank == tuple(ranks)
+            ours += torch.dist(factorization.reconstruct(), tensor).item()
+            trains += torch.dist(TensorRing.decompose(tensor, [1, *ranks[1:]]).reconstruct(), tensor).item()
+        with tensorly_on_torch():
+            made = tensor_ring_als(tensor, [*ranks, ranks[0]], random_state=0, n_iter_max=100)
+            theirs += torch.dist(made.to_tensor(), tensor).item()
+    assert ours < theirs < trains
+
+
+def test_a_ring_is_found_again():
+    torch.manual_seed(0)
+    ring = TensorRing((6, 5, 7, 4), 3, dtype=torch.float64)
+    tensor = ring.reconstruct().detach()
+    again = TensorRing.decompose(tensor, 3)
+    assert again.rank == ring.rank
+    assert torch.dist(again.reconstruct(), tensor) < 1e-2 * tensor.norm()
+
+
+def test_each_core_solves_its_least_squares_problem():
+    torch.manual_seed(0)
+    tensor = torch.randn(4, 5, 3, 6, dtype=torch.float64)
+    made = TensorRing.decompose(tensor, 2)
+    error = (made.reconstruct() - tensor).square().sum()
+    (gradient,) = torch.autograd.grad(error, made.cores[3])
+    assert gradient.abs().max() < 1e-6 * tensor.norm()
 
 
 def test_error_of_a_ring_is_at_most_that_of_its_successive_truncations():
