@@ -1,4 +1,4 @@
-"""``python -m benchmarks [covid] [sparse] [tltorch] [networks] [layers] [--repeats N]``: print tables, or all."""
+"""``python -m benchmarks [covid] [sparse] [tltorch] [networks] [layers] [compression] [--repeats N]``: print tables."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import lightning
 import torch
 
+from benchmarks.compression import compression
 from benchmarks.covid import covid
 from benchmarks.layers import layers
 from benchmarks.networks import networks
@@ -19,6 +20,7 @@ COMPARISONS: dict[str, Callable[[int], Report]] = {
     "tltorch": tltorch,
     "networks": networks,
     "layers": layers,
+    "compression": compression,
 }
 _LEAST_ROUNDS = 7
 
@@ -38,7 +40,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if chosen.repeats < _LEAST_ROUNDS:
         parser.error(f"expected at least {_LEAST_ROUNDS} in --repeats, got {chosen.repeats}")
     torch.set_num_threads(1)
-    threads = "one thread, two for networks and layers"
+    threads = "one thread, two for networks, layers and compression"
     print(f"torch {torch.__version__}, lightning {lightning.__version__}, {threads}, variants in turns")
     for name in chosen.names or COMPARISONS:
         print(f"\n{COMPARISONS[name](chosen.repeats).markdown()}", flush=True)

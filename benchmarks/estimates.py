@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import Table
-from benchmarks.steps import Step, in_turns, layer_step
+from benchmarks.steps import Step, forward_step, in_turns, layer_step
 from tenzoo.layers import Implementation, TensorizedConv2d, TensorizedLayer, TensorizedLinear
 
 _WAYS: tuple[Implementation, ...] = ("reconstruct", "contract")
@@ -69,12 +69,13 @@ CASES = (
 )
 
 
-def agreement(rounds: int, cases: Sequence[Case] = CASES) -> list[Table]:
-    """Estimated and measured time of reconstructing, divided by that of contracting, in training.
+def agreement(rounds: int, cases: Sequence[Case] = CASES, *, training: bool = True) -> list[Table]:
+    """Estimated and measured time of reconstructing, divided by that of contracting.
 
     Args:
         rounds: How often each implementation of each layer has its turn.
         cases: The layers.
+        training: With a backward pass; otherwise without, and with a rebuilt weight that is kept between calls.
     """
     steps: dict[str, Step] = {}
     estimated: dict[str, float] = {}
@@ -82,12 +83,13 @@ def agreement(rounds: int, cases: Sequence[Case] = CASES) -> list[Table]:
         x = case.input()
         for way in _WAYS:
             layer = case.layer(way)
-            steps[f"{case.name}, {way}"] = layer_step(layer, x)
-        seconds = layer.costs.seconds(layer.positions(x), "training", "cpu")
+            steps[f"{case.name}, {way}"] = layer_step(layer, x) if training else forward_step(layer, x)
+        seconds = layer.costs.seconds(layer.positions(x), "training" if training else "kept", "cpu")
         estimated[case.name] = seconds["reconstruct"] / seconds["contract"]
-    times = in_turns(steps, rounds, steps_per_turn=2)
+    times = in_turns(steps, rounds, steps_per_turn=2 if training else 20)
     measured = {name: _measured(times, name) for name in estimated}
-    return [_summary(estimated, measured), _details(estimated, measured)]
+    phase = "training" if training else "inference"
+    return [_summary(estimated, measured), _details(estimated, measured, phase)]
 
 
 def _measured(times: Mapping[str, Sequence[float]], name: str) -> float:
@@ -128,9 +130,9 @@ def _summary(estimated: Mapping[str, float], measured: Mapping[str, float]) -> T
     return (f"estimates against measurements, {len(losses)} layers", ""), rows
 
 
-def _details(estimated: Mapping[str, float], measured: Mapping[str, float]) -> Table:
+def _details(estimated: Mapping[str, float], measured: Mapping[str, float], phase: str) -> Table:
     rows = []
     for name, guess in sorted(estimated.items(), key=lambda item: item[1]):
         loss = loss_of_pick(guess, measured[name])
         rows.append([name, f"{guess:.2f}", f"{measured[name]:.2f}", "" if loss == 1 else f"{loss:.2f}"])
-    return ("reconstruct / contract, in training", "estimated", "measured", "loss by auto"), rows
+    return (f"reconstruct / contract, in {phase}", "estimated", "measured", "loss by auto"), rows

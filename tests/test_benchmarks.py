@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.__main__ import COMPARISONS, main
+from benchmarks.compression import compression
 from benchmarks.covid import covid
 from benchmarks.estimates import Case as LayerCase
 from benchmarks.estimates import loss_of_pick, rank_correlation
@@ -46,6 +47,15 @@ def test_sparse(capsys):
     assert_complete(report, variants=len(METHODS) * len(TINY))
     assert [ratio.target for ratio in report.ratios if ratio.target is not None] == [2.0, 2.0]
     assert capsys.readouterr() == ("", "")
+
+
+def test_compression():
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(256, 10))
+    cases = [LayerCase((8, 8), 6, 2, name, 2) for name in ("tt", "cp")]
+    report = compression(2, network=network, budget=3_000, side=8, batches=(1, 3), cases=cases)
+    assert_complete(report, variants=6)
+    assert [ratio.target for ratio in report.ratios] == [1.0, None, 1.0, None]
+    assert "in inference" in report.markdown()
 
 
 def test_memory_of_a_fresh_process():
@@ -200,7 +210,7 @@ def test_a_missed_target_is_named():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["cp"], r"expected names of \['covid', 'layers', 'networks', 'sparse', 'tltorch'\], got \['cp'\]"),
+        (["cp"], r"expected names of \['compression', 'covid', 'layers', .*'sparse', 'tltorch'\], got \['cp'\]"),
         (["--repeats=3"], "at least 7"),
     ],
 )

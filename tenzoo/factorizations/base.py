@@ -113,6 +113,9 @@ class Factorization(nn.Module, CoreProvider):
         With a metric the error is made small in ``‖(T - T̂) ×_k S_k‖``, S_k being the matrices of the modes k: the
         tensor is multiplied by them, decomposed, and the cores are multiplied by their inverses, which changes no rank.
 
+        The cores are balanced: of all that make the same tensor these have the least norms, which are the same for all
+        of them (see :mod:`tenzoo.factorizations.balance`).
+
         Deterministic. Ranks are clipped to what the shape can use, at which the decomposition is exact up to rounding.
         Half-precision tensors are decomposed in float32. TensorLy's backend stays as the user has set it.
 
@@ -153,6 +156,7 @@ class Factorization(nn.Module, CoreProvider):
                 number, axis = cls._core_of_mode(mode, len(shape))
                 inverse = torch.linalg.inv(matrix.double())
                 cores[number] = multiply_modes(cores[number], {axis: inverse})
+            cores = cls._balanced(cores)
         # On the meta device nothing is drawn: a decomposition leaves the global random state alone.
         factorization = cls(shape, ranks, device="meta", dtype=tensor.dtype).to_empty(device=tensor.device)
         with torch.no_grad():
@@ -301,6 +305,11 @@ class Factorization(nn.Module, CoreProvider):
     @abstractmethod
     def _decompose(tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
         """Cores of a decomposition with exactly these, usable ranks; TensorLy computes on torch's tensors here."""
+
+    @staticmethod
+    @abstractmethod
+    def _balanced(cores: Sequence[Tensor]) -> list[Tensor]:
+        """The cores of the same tensor that have the least norms."""
 
     @staticmethod
     @abstractmethod

@@ -7,6 +7,7 @@ from typing import ClassVar, final
 from tensorly.decomposition import tensor_train_matrix
 from torch import Tensor
 
+from tenzoo.factorizations.balance import Bond, balance_bonds
 from tenzoo.factorizations.base import Factorization
 from tenzoo.factorizations.chain import (
     best_split,
@@ -90,6 +91,10 @@ class BlockTT(Factorization):
     @staticmethod
     def _decompose(tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
         return list(tensor_train_matrix(tensor, rank=[1, *rank, 1], svd=truncated_svd).factors)
+
+    @staticmethod
+    def _balanced(cores: Sequence[Tensor]) -> list[Tensor]:
+        return balance_bonds(cores, [Bond(k, 3, k + 1, 0) for k in range(len(cores) - 1)])
 
     @staticmethod
     def _decomposition_size(shape: tuple[int, ...], rank: tuple[int, ...]) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from tenzoo.factorizations.balance import Bond, balance_bonds
 from tenzoo.factorizations.base import Factorization
 from tenzoo.factorizations.decomposition import chain_svd_size
 from tenzoo.factorizations.gather import gather_slices
@@ -76,6 +77,13 @@ class Chain(Factorization):
     @staticmethod
     def _num_monomials(rank: tuple[int, ...]) -> int:
         return math.prod(rank)
+
+    @staticmethod
+    def _balanced(cores: Sequence[Tensor]) -> list[Tensor]:
+        bonds = [Bond(k, core.ndim - 1, k + 1, 0) for k, core in enumerate(cores[:-1])]
+        if cores[0].shape[0] > 1:
+            bonds.append(Bond(len(cores) - 1, cores[-1].ndim - 1, 0, 0))
+        return balance_bonds(cores, bonds)
 
     @classmethod
     def _decomposition_size(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tenzoo.factorizations.als import cp_fit_size, fit_cp
+from tenzoo.factorizations.balance import balance_columns
 from tenzoo.factorizations.base import Factorization
 from tenzoo.factorizations.chain import split_at
 from tenzoo.factorizations.decomposition import svd_size, truncated_svd
@@ -111,6 +112,10 @@ class CP(Factorization):
         fits = [fit_cp(unit, start(unit, rank[0])) for start in (_singular_start, _noisy_start)]
         best, _ = min(fits, key=lambda fit: fit[1])
         return [best[0] * scale, *best[1:]]
+
+    @staticmethod
+    def _balanced(cores: Sequence[Tensor]) -> list[Tensor]:
+        return balance_columns(cores)
 
     @staticmethod
     def _decomposition_size(shape: tuple[int, ...], rank: tuple[int, ...]) -> int:

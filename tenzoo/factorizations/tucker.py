@@ -7,6 +7,7 @@ from typing import ClassVar, final
 from tensorly.decomposition import tucker
 from torch import Tensor
 
+from tenzoo.factorizations.balance import Bond, balance_bonds
 from tenzoo.factorizations.base import Factorization
 from tenzoo.factorizations.chain import multiply_batch, split_at
 from tenzoo.factorizations.decomposition import svd_size, truncated_svd
@@ -131,6 +132,10 @@ class Tucker(Factorization):
             return [tensor.new_zeros(core_shape) for core_shape in Tucker._core_shapes(tuple(tensor.shape), rank)]
         core, factors = tucker(tensor, rank=list(rank), init="svd", svd=truncated_svd, tol=1e-7, random_state=0)
         return [core, *factors]
+
+    @staticmethod
+    def _balanced(cores: Sequence[Tensor]) -> list[Tensor]:
+        return balance_bonds(cores, [Bond(0, mode, mode + 1, 1) for mode in range(len(cores) - 1)])
 
     @staticmethod
     def _decomposition_size(shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
