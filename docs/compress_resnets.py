@@ -47,7 +47,7 @@ def task(network: nn.Module) -> ImageClassificationTask:
     """The settings of configs/tt_resnet20_compressed.yaml."""
 
     def sgd(parameters: object) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, lr=0.03, momentum=0.9, nesterov=True, weight_decay=1e-5, foreach=True)
+        return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-5, foreach=True)
 
     return ImageClassificationTask(network, optimizer=sgd, lr_scheduler="one_cycle")
 

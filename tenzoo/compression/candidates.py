@@ -62,7 +62,8 @@ def rank_errors(tensor: Tensor, kind: type[Factorization]) -> dict[tuple[int, ..
         return _fitted(tensor, kind)
     if kind is TensorRing:  # a train is a ring with the first rank 1, and its errors are known without a decomposition
         open_rings = {(1, *rank): error for rank, error in rank_errors(tensor, TensorTrain).items()}
-        return open_rings | _fitted(tensor, kind)
+        both = _fitted(tensor, kind) | open_rings
+        return dict(sorted(both.items(), key=lambda item: kind._count(shape, item[0])))
     left_out = [_left_out(matrix) for matrix in _unfoldings(tensor, kind)]
     return _grown(shape, kind, left_out)
 

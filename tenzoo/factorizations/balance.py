@@ -90,4 +90,5 @@ def _between(first: Tensor, second: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(first)
     root, inverse = (vectors * values.sqrt()) @ vectors.t(), (vectors / values.sqrt()) @ vectors.t()
     inner, turned = torch.linalg.eigh(root @ second @ root)
-    return inverse @ (turned * inner.clamp(min=_FLOOR**2 * float(inner[-1])).sqrt().sqrt())  # M Mᵀ = P^-½ (P^½ R P^½)^½ P^-½
+    inner = inner.clamp(min=_FLOOR**2 * float(inner[-1]))
+    return inverse @ (turned * inner.sqrt().sqrt())  # M Mᵀ = P^-½ (P^½ R P^½)^½ P^-½

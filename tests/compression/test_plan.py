@@ -12,6 +12,7 @@ from torch import nn
 
 from tenzoo.compression import Plan, apply_, fold_, plan
 from tenzoo.compression.candidates import Candidate, allocate, rank_errors
+from tenzoo.compression.inputs import sensitivities
 from tenzoo.factorizations import factorization_class
 from tenzoo.layers import TensorizedLayer
 from tests.factorizations.formats import NAMES
@@ -297,7 +298,7 @@ def test_errors_of_growing_ranks_bound_those_of_decompositions(name):
     for rank, error in list(errors.items())[:: max(len(errors) // 5, 1)]:
         made = kind.decompose(tensor, rank).reconstruct().detach()
         actual = float(((made - tensor).norm() / tensor.norm()) ** 2)
-        if name in ("cp", "tr"):
+        if name == "cp" or (name == "tr" and rank[0] > 1):
             assert actual == pytest.approx(error)
         else:  # at least the largest of the parts that the ranks cut off, and at most their sum
             assert actual <= -math.log(1 - error) + 1e-9
@@ -359,3 +360,52 @@ def test_a_plan_made_with_calibration_data_needs_them(tmp_path):
         apply_(model, plain, calibration=images)
     aware.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json").data_aware
+
+
+def test_sensitivity_is_the_change_of_the_outputs():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Dropout(0.5), nn.Linear(5, 4, bias=False)).double()
+    inputs, change = torch.randn(30, 6, dtype=torch.float64), torch.randn(5, 6, dtype=torch.float64)
+    with torch.no_grad():
+        first, second = model[0].weight.clone(), model[2].weight.clone()
+        moved = inputs @ change.t() @ second.t()
+        outputs = inputs @ first.t() @ second.t()
+    found = sensitivities(model, {"0.weight": (first + change, 0.25)}, inputs)
+    assert found == {"0.weight": pytest.approx(float(moved.square().sum() / outputs.square().sum()) / 0.25)}
+    assert model.training
+    assert model[0].weight.equal(first)
+
+
+def test_a_layer_that_hardly_matters_gets_few_parameters():
+    class TwoPaths(nn.Module):
+        """The same layer on both paths, of which one hardly reaches the output."""
+
+        def __init__(self):
+            super().__init__()
+            self.loud, self.quiet = nn.Linear(16, 16), nn.Linear(16, 16)
+            self.quiet.load_state_dict(self.loud.state_dict())
+
+        def forward(self, x):
+            return self.loud(x) + 0.01 * self.quiet(x)
+
+    torch.manual_seed(0)
+    model, x = TwoPaths(), torch.randn(64, 16)
+    blind = plan(model, factorization="tt", budget=0.5)
+    aware = plan(model, factorization="tt", budget=0.5, calibration=x)
+    assert abs(blind.layers[0].parameters - blind.layers[1].parameters) <= 32  # one rank
+    assert aware.layers[0].parameters > 2 * aware.layers[1].parameters
+    assert aware.parameters <= 0.5 * aware.dense_parameters
+
+
+def test_a_ring_is_planned_at_least_as_well_as_a_train():
+    torch.manual_seed(0)
+    tensor = torch.randn(8, 9, 8)
+    rings, trains = (rank_errors(tensor, factorization_class(name)) for name in ("tr", "tt"))
+    assert {(1, *rank): error for rank, error in trains.items()}.items() <= rings.items()
+    for rank, error in rings.items():
+        if rank[0] > 1:
+            made = factorization_class("tr").decompose(tensor, rank)
+            with torch.no_grad():
+                actual = (made.reconstruct() - tensor).square().sum() / tensor.square().sum()
+            assert error == pytest.approx(float(actual), rel=1e-3)
+    assert any(rank[0] > 1 for rank in rings)
