@@ -70,7 +70,8 @@ def plan(
         TypeError: If an argument has the wrong type.
         ValueError: If a name is not that of a layer, a rank does not fit, the budget cannot be met, or not exactly one
             of ``budget`` and ``ranks`` is given.
-        MemoryError: If a decomposition would take more than 8 GiB beside its weight.
+        MemoryError: If a decomposition would take more than 8 GiB beside its weight; how much it takes is stated with
+            :meth:`~tenzoo.factorizations.Factorization.decompose`.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3))

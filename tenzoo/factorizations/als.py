@@ -127,13 +127,14 @@ def ring_fit_size(shape: Sequence[int], ranks: Sequence[int]) -> int:
 
 def _solved(gram: Tensor, target: Tensor) -> Tensor:
     damped = gram + _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(damped, target.t()).t()
+    solved: Tensor = torch.linalg.solve(damped, target.t()).t()
+    return solved
 
 
 def _project(tensor: Tensor, factors: Sequence[Tensor], mode: int) -> Tensor:
     """``T_(k)`` times the Khatri-Rao product of all other factors, ``(n_k, R)``."""
     others = sorted((k for k in range(tensor.ndim) if k != mode), key=lambda k: tensor.shape[k])
-    result = torch.tensordot(tensor.permute(mode, *others), factors[others.pop()], dims=([-1], [0]))
+    result: Tensor = torch.tensordot(tensor.permute(mode, *others), factors[others.pop()], dims=([-1], [0]))
     while others:
         result = torch.einsum("...nr,nr->...r", result, factors[others.pop()])
     return result
@@ -157,7 +158,7 @@ def _contract(tensor: Tensor, cores: Sequence[Tensor]) -> Tensor:
     """
     size, left, right = tensor.shape[0], cores[-1].shape[2], cores[0].shape[0]
     if tensor.shape[-1] >= tensor.shape[1]:
-        result = torch.tensordot(tensor, cores[-1], dims=([-1], [1]))  # (n_1, …, r_{d-1}, r')
+        result: Tensor = torch.tensordot(tensor, cores[-1], dims=([-1], [1]))  # (n_1, …, r_{d-1}, r')
         for core in reversed(cores[:-1]):
             rows = result.reshape(-1, core.shape[1] * core.shape[2], left)
             result = torch.einsum("xyl,ay->xal", rows, core.flatten(1))

@@ -91,4 +91,5 @@ def _between(first: Tensor, second: Tensor) -> Tensor:
     root, inverse = (vectors * values.sqrt()) @ vectors.t(), (vectors / values.sqrt()) @ vectors.t()
     inner, turned = torch.linalg.eigh(root @ second @ root)
     inner = inner.clamp(min=_FLOOR**2 * float(inner[-1]))
-    return inverse @ (turned * inner.sqrt().sqrt())  # M Mᵀ = P^-½ (P^½ R P^½)^½ P^-½
+    between: Tensor = inverse @ (turned * inner.sqrt().sqrt())
+    return between  # M Mᵀ = P^-½ (P^½ R P^½)^½ P^-½

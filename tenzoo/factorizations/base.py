@@ -116,6 +116,10 @@ class Factorization(nn.Module, CoreProvider):
         The cores are balanced: of all that make the same tensor these have the least norms, which are the same for all
         of them (see :mod:`tenzoo.factorizations.balance`).
 
+        At ranks with at most half of its parameters, the weight of a layer takes up to 9 times its own memory beside
+        it, by alternating least squares (CP, and rings with ``r_0 > 1``) up to 25 times. From 512 rows and columns on,
+        and at a rank of at most a quarter of them, matrices go through a randomized decomposition, which takes less.
+
         Deterministic. Ranks are clipped to what the shape can use, at which the decomposition is exact up to rounding.
         Half-precision tensors are decomposed in float32. TensorLy's backend stays as the user has set it.
 

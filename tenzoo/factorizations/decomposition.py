@@ -89,7 +89,8 @@ def truncated_svd(matrix: Tensor, n_eigenvecs: int, **_: object) -> tuple[Tensor
         >>> torch.allclose(left * values @ right, matrix)
         True
     """
-    if _is_randomized(*matrix.shape, n_eigenvecs):
+    rows, columns = matrix.shape
+    if _is_randomized(rows, columns, n_eigenvecs):
         return randomized_svd(  # type: ignore[no-any-return]
             matrix, n_eigenvecs, n_oversamples=_OVERSAMPLES, n_iter=_POWERS, random_state=0
         )

@@ -1,3 +1,4 @@
+import math
 import os
 import pathlib
 import subprocess
@@ -172,6 +173,35 @@ def test_memory_taken_is_about_the_estimate(name, shape, rank):
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "100000"}
     ratio = float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
     assert 0.6 < ratio < 1.15
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5])
+@pytest.mark.parametrize("shape", [(16, 9, 16), (64, 9, 64), (256, 9, 128), (512, 9, 512), (1000, 512), (4096, 4096)])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stated_multiple_of_the_weights_memory_is_not_exceeded(name, shape, fraction):
+    if name == "btt":
+        shape = {2: (10, 10, 10, 8, 8, 8), 3: (4, 4, 4, 9, 4, 4, 4, 1)}[len(shape)]
+    kind = FACTORIZATIONS[name]
+    ranks = kind._usable_rank(shape, kind._resolve(shape, fraction))
+    size, dense = kind._decomposition_size(shape, ranks), math.prod(shape)
+    assert size <= (25 if name in ("cp", "tr") else 9) * dense
+
+
+@pytest.mark.parametrize("name", ["tt", "tucker", "cp", "tr"])
+def test_a_large_matrix_goes_through_a_randomized_decomposition(name):
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(600, 600, generator=generator)).Q for _ in range(2))
+    values = torch.arange(1, 601).float() ** -0.7
+    matrix = (left * values) @ right
+    kind = FACTORIZATIONS[name]
+    rank = [5, 8] if name == "tr" else 40
+    before = torch.get_rng_state()
+    made, again = kind.decompose(matrix, rank), kind.decompose(matrix, rank)
+    error = torch.dist(made.reconstruct(), matrix).item()
+    least = values[40:].norm().item()
+    assert least * (1 - 1e-4) <= error <= 1.02 * least
+    assert all(first.equal(second) for first, second in zip(made.cores, again.cores, strict=True))
+    assert torch.get_rng_state().equal(before)
 
 
 def test_half_precision_cores_that_would_overflow_are_refused(monkeypatch):
