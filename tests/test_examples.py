@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -51,6 +53,15 @@ def test_spectral_convolution(tmp_path: Path):
     assert len(set(before)) == 1
     assert len(set(after)) == 3
     assert before[0] > 90 > 5 > max(after)
+
+
+def test_compress_your_network(tmp_path: Path):
+    pytest.importorskip("onnxruntime", reason="writes an ONNX file; pip install 'tenzoo[export]'")
+    *_, total, _, file = lines_of("compress_your_network", cwd=tmp_path)
+    parameters, dense = (int(word.replace(",", "")) for word in total if word[0].isdigit())
+    assert parameters <= 0.4 * dense == 0.4 * 11_689_512
+    assert file[0] == "resnet18.onnx:"
+    assert float(file[1]) == pytest.approx(4 * parameters / 1e6, rel=0.02)
 
 
 def test_tensorized_layer(tmp_path: Path):
