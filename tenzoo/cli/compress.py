@@ -65,6 +65,9 @@ def compress_command(argv: Sequence[str]) -> None:
     parser = ArgumentParser(prog="tenzoo compress", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of the arguments below; several are composed")
     parser.add_function_arguments(compress, sub_configs=True)
+    for action in parser._actions:
+        if action.dest == "network":
+            action.extra_help = lambda: ""  # type: ignore[attr-defined]  # it would name hundreds of classes
     try:
         arguments = parser.instantiate(parser.parse_args(list(argv))).as_dict()
     except ArgumentError as error:

@@ -139,3 +139,11 @@ def test_files_that_do_not_fit_the_network(config):
         CompressedNetwork(CIFARResNet(20), str(folder / "weights.pt"), str(folder / "weights.pt"))
     with pytest.raises(FileNotFoundError, match=r"file in `plan`, got 'nowhere\.json'; tenzoo compress makes it"):
         CompressedNetwork(CIFARResNet(20), "nowhere.json", str(folder / "weights.pt"))
+
+
+def test_help_is_short(capsys):
+    with pytest.raises(SystemExit):
+        main(["compress", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert any("--calibration_size" in line for line in lines)
+    assert len(lines) < 80
