@@ -168,16 +168,21 @@ def _grown(
     errors: dict[tuple[int, ...], float] = {}
     while (size := kind._count(shape, rank)) < dense:
         if kind._usable_rank(shape, rank) == rank:
-            errors[rank] = 1 - math.prod(1 - tails[r] for tails, r in zip(left_out, rank, strict=True))
+            kept = [1 - tails[r] for tails, r in zip(left_out, rank, strict=True)]
+            errors[rank] = 1 - (kept[0] if len(shape) == 2 else math.prod(kept))  # both ranks of a matrix cut the same
 
         def gain(k: int, rank: tuple[int, ...] = rank, size: int = size) -> float:
             more = kind._count(shape, _raised(rank, k)) - size
             return math.log((1 - left_out[k][rank[k] + 1]) / (1 - left_out[k][rank[k]])) / more
 
         raisable = [k for k, r in enumerate(rank) if r + 1 < len(left_out[k])]
-        if not raisable:
+        useful = [k for k in raisable if kind._usable_rank(shape, _raised(rank, k)) == _raised(rank, k)]
+        if useful:
+            rank = _raised(rank, max(useful, key=gain))
+        elif len(raisable) == len(rank):  # one alone would be of no use, as in a Tucker of a matrix
+            rank = tuple(r + 1 for r in rank)
+        else:
             break
-        rank = _raised(rank, max(raisable, key=gain))
     return errors
 
 

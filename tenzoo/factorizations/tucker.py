@@ -130,7 +130,7 @@ class Tucker(Factorization):
     def _decompose(tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
         if not tensor.any():  # the relative error that the iteration watches would be 0 / 0
             return [tensor.new_zeros(core_shape) for core_shape in Tucker._core_shapes(tuple(tensor.shape), rank)]
-        core, factors = tucker(tensor, rank=list(rank), init="svd", svd=truncated_svd, tol=1e-7, random_state=0)
+        core, factors = tucker(tensor, rank=list(rank), init="svd", svd=truncated_svd, tol=_CONVERGED, random_state=0)
         return [core, *factors]
 
     @staticmethod
@@ -151,6 +151,9 @@ def _kronecker(factors: Sequence[Tensor]) -> Tensor:
         product = pairs.reshape(len(product) * len(factor), -1)
     return product
 
+
+_CONVERGED = 1e-5
+"""Change of the relative error in a sweep of the higher-order orthogonal iteration, which starts near its end."""
 
 _SMALL_BATCH = 2**12
 """Elements of a factor, repeated for each block, up to which a batched product is faster than transposing."""

@@ -397,6 +397,20 @@ def test_a_layer_that_hardly_matters_gets_few_parameters():
     assert aware.parameters <= 0.5 * aware.dense_parameters
 
 
+@pytest.mark.parametrize("name", ["tt", "tucker", "tr"])
+def test_the_errors_of_a_matrix_are_those_of_its_singular_values(name):
+    torch.manual_seed(0)
+    matrix = torch.randn(20, 30, dtype=torch.float64)
+    values = torch.linalg.svdvals(matrix).square()
+    errors = rank_errors(matrix, factorization_class(name))
+    found = {math.prod(rank) if name == "tr" else rank[0]: error for rank, error in errors.items()}
+    kind = factorization_class(name)
+    fitting = [r for r in range(1, 21) if kind.num_parameters((20, 30), [1, r] if name == "tr" else r) < 600]
+    assert set(fitting) <= set(found)
+    for r in fitting:
+        assert found[r] == pytest.approx(float(values[r:].sum() / values.sum()))
+
+
 def test_a_ring_is_planned_at_least_as_well_as_a_train():
     torch.manual_seed(0)
     tensor = torch.randn(8, 9, 8)
