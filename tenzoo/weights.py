@@ -60,7 +60,8 @@ def load_weights_(model: M, path: str | Path) -> M:
 
     Raises:
         FileNotFoundError: As :func:`read_weights`.
-        ValueError: As :func:`read_weights`, or if a name or a shape differs; the model then stays as it is.
+        ValueError: As :func:`read_weights`, or if a name, a shape or the kind of numbers differs; the model then stays
+            as it is.
 
     Example:
         >>> import tempfile
@@ -79,6 +80,10 @@ def load_weights_(model: M, path: str | Path) -> M:
                 f"expected the weights of this {type(model).__name__} in {str(path)!r}, got {name!r} "
                 f"of {_described(other.get(name))} where the network has {_described(own.get(name))}"
             )
+    for name, value in model.state_dict().items():
+        kind = weights.get(name, value)
+        if kind.is_floating_point() != value.is_floating_point() or kind.layout != value.layout:
+            raise ValueError(f"expected {name!r} as {value.dtype} in {str(path)!r}, got {kind.dtype} ({kind.layout})")
     model.load_state_dict(weights, strict=False)
     return model
 

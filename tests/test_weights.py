@@ -66,6 +66,8 @@ def test_names_of_torchvision(tmp_path):
         ("another shape", r"got '3\.weight' of shape \(6, 16\) where the network has shape \(5, 16\)"),
         ("one more", r"got 'extra' of shape \(1,\) where the network has no shape"),
         ("one less", r"got '0\.bias' of no shape where the network has shape \(4,\)"),
+        ("complex", r"'0\.weight' as torch.float32 in '.*', got torch.complex64"),
+        ("integers", r"'0\.weight' as torch.float32 in '.*', got torch.int64"),
         ("broken safetensors", "expected a safetensors file, got '.*', which is none or is damaged"),
         ("code", "torch can load without running code"),
     ],
@@ -79,6 +81,8 @@ def test_what_is_refused(tmp_path, content, message):
             weights["extra"] = torch.zeros(1)
         case "one less":
             del weights["0.bias"]
+        case "complex" | "integers":
+            weights["0.weight"] = weights["0.weight"].to(torch.complex64 if content == "complex" else torch.int64)
         case "code":
             weights["bomb"] = Bomb(trap)
     torch.save(weights, path)

@@ -45,9 +45,13 @@ def compress(
         calibration_size: How many of them are used.
     """
     folder = Path(output)
+    if not output or (folder.exists() and not folder.is_dir()):
+        raise ValueError(f"expected a folder, there already or not, in `output`, got {output!r}")
     for name in (PLAN, WEIGHTS):
         if (folder / name).exists():
             raise ValueError(f"expected a folder without {name} in `output`, got {output!r}, where there is one")
+    if isinstance(calibration_size, bool) or calibration_size < 1:
+        raise ValueError(f"expected an int >= 1 in `calibration_size`, got {calibration_size}")
     load_weights_(network, weights)
     inputs = None if calibration is None else _inputs(calibration, calibration_size)
     made = plan(
@@ -83,8 +87,6 @@ def compress_command(argv: Sequence[str]) -> None:
 
 def _inputs(data: LightningDataModule, size: int) -> Tensor:
     """The first training inputs."""
-    if isinstance(size, bool) or size < 1:
-        raise ValueError(f"expected an int >= 1 in `calibration_size`, got {size}")
     data.prepare_data()
     data.setup("fit")
     inputs: list[Tensor] = []

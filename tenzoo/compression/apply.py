@@ -1,5 +1,6 @@
 """Carrying out a plan, and going back."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -18,7 +19,8 @@ def apply_(model: M, plan: Plan, *, calibration: Example | None = None) -> M:
 
     All layers are decomposed before the first one is replaced: if one fails, the model stays as it was. A layer that is
     reached under several names is replaced under each; a weight of attention and recurrent layers, which read it by
-    name, becomes a :class:`~tenzoo.layers.TensorizedWeight`. Frozen weights and biases stay frozen.
+    name, becomes a :class:`~tenzoo.layers.TensorizedWeight`, a parametrization of torch: such a model cannot be pickled
+    whole, and is saved by its plan and its state dict (see :func:`restore_`). Frozen weights and biases stay frozen.
 
     Args:
         model: The one that was planned, or another with layers of the same names and shapes.
@@ -77,13 +79,12 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
         True
     """
     pairs = _matched(model, plan)
-    made = [(weight, weight.empty(**_settings(layer)).to_empty(device=weight.dense.device)) for weight, layer in pairs]
-    for weight, new in made:
-        new.train(weight.owner.training).weight.requires_grad_(weight.trained)
-        if (bias := getattr(new, "bias", None)) is not None:
-            bias.requires_grad_(weight.owner.bias.requires_grad)
-    _put(model, made)
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"expected a state dict in `weights`, got a {type(weights).__name__}")
+    # A copy without memory tells whether the weights fit before anything is replaced.
+    skeleton = copy.deepcopy(model).to("meta")
+    _put(skeleton, [(weight, weight.empty(**_settings(layer))) for weight, layer in _matched(skeleton, plan)])
+    own = {name: tuple(value.shape) for name, value in skeleton.state_dict().items()}
     other = {name: tuple(value.shape) for name, value in weights.items()}
     for name in dict.fromkeys([*own, *other]):
         if own.get(name) != other.get(name):
@@ -91,6 +92,12 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
                 f"expected weights of the compressed model in `weights`, got {name!r} of shape {other.get(name)} where "
                 f"the plan has {own.get(name)}"
             )
+    made = [(weight, weight.empty(**_settings(layer)).to_empty(device=weight.dense.device)) for weight, layer in pairs]
+    for weight, new in made:
+        new.train(weight.owner.training).weight.requires_grad_(weight.trained)
+        if (bias := getattr(new, "bias", None)) is not None:
+            bias.requires_grad_(weight.owner.bias.requires_grad)
+    _put(model, made)
     model.load_state_dict(weights)
     return model
 

@@ -97,10 +97,45 @@ def sensitivities(model: nn.Module, changed: Mapping[str, tuple[Tensor, float]],
         size = sum(float(y.square().sum()) for y in before)
         found: dict[str, float] = {}
         for name, (weight, error) in changed.items():
-            after = _outputs(torch.func.functional_call(model, {name: weight}, inputs))
+            path, _, key = name.rpartition(".")
+            parameter = model.get_submodule(path)._parameters[key]
+            assert parameter is not None
+            kept = parameter.detach().clone()
+            try:
+                parameter.copy_(weight)
+                after = _outputs(model(*inputs))
+            finally:
+                parameter.copy_(kept)
             moved = sum(float((y - x).square().sum()) for x, y in zip(before, after, strict=True))
-            found[name] = moved / (size * error)
+            found[name] = moved / (size * error) if size else 1.0
     return found
+
+
+def check_example(example: object, argument: str) -> None:
+    """Refuse what is no input: something without tensors, without numbers, or with NaN or infinity in it.
+
+    Raises:
+        TypeError: If it is neither a tensor nor a tuple.
+        ValueError: If a tensor is empty, or not finite.
+
+    Example:
+        >>> check_example([1, 2], "calibration")
+        Traceback (most recent call last):
+        ...
+        TypeError: expected a tensor, or a tuple of the arguments of the model, in `calibration`, got a list
+    """
+    if not isinstance(example, Tensor | tuple):
+        raise TypeError(
+            f"expected a tensor, or a tuple of the arguments of the model, in `{argument}`, got a "
+            f"{type(example).__name__}"
+        )
+    for x in example if isinstance(example, tuple) else (example,):
+        if isinstance(x, Tensor) and x.numel() == 0:
+            raise ValueError(
+                f"expected inputs with numbers in `{argument}`, got an empty one of shape {tuple(x.shape)}"
+            )
+        if isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise ValueError(f"expected finite numbers in `{argument}`, got NaN or infinity")
 
 
 def _outputs(result: Any) -> list[Tensor]:
@@ -126,10 +161,12 @@ def _watch(model: nn.Module, layers: Mapping[str, Any], example: Example, note: 
     handles = []
     for name in layers:
 
-        def tell(module: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
-            note(name, inputs[0].detach())
+        def tell(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], name: str = name) -> None:
+            x = next((x for x in (*inputs, *named.values()) if isinstance(x, Tensor)), None)
+            if x is not None:
+                note(name, x.detach())
 
-        handles.append(model.get_submodule(name).register_forward_pre_hook(tell))
+        handles.append(model.get_submodule(name).register_forward_pre_hook(tell, with_kwargs=True))
     try:
         with _evaluating(model):
             model(*(example if isinstance(example, tuple) else (example,)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.candidates import Candidate, allocate, rank_errors
-from tenzoo.compression.inputs import Example, count_positions, input_metrics, sensitivities
+from tenzoo.compression.inputs import Example, check_example, count_positions, input_metrics, sensitivities
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.weights import Weight, find_weights, has_counterpart
 from tenzoo.factorizations import Rank, factorization_class
@@ -60,7 +60,8 @@ def plan(
         calibration: Inputs of the kind the model will see, without labels, as ``example_input`` is given; some 100
             images will do. The errors are then those of each layer's outputs on them and not those of its weight, as
             far as :func:`~tenzoo.compression.inputs.input_metrics` goes, in the choice of ranks and in the
-            decompositions. Embeddings, which multiply nothing, keep the error of the weight.
+            decompositions. Embeddings, which multiply nothing, and the weights of attention and recurrent layers, whose
+            inputs are not seen, keep the error of the weight; their sensitivity counts all the same.
         exclude: Names of layers that stay dense.
 
     Returns:
@@ -86,7 +87,13 @@ def plan(
         raise ValueError(f"expected one of `budget` and `ranks`, got budget={budget!r} and ranks={ranks!r}")
     if count == "multiplications" and example_input is None:
         raise ValueError("expected an `example_input` to count multiplications for, got None")
+    for argument, example in {"example_input": example_input, "calibration": calibration}.items():
+        if example is not None:
+            check_example(example, argument)
     weights = find_weights(model)
+    for weight in weights:
+        if weight.reason is None and not bool(torch.isfinite(weight.dense).all()):
+            raise ValueError(f"expected finite weights in `model`, got NaN or infinity in {weight.full_name!r}")
     _check_names(exclude, weights, "exclude")
     options = [_Option(weight, factorization, weight.name in exclude) for weight in weights]
     layers = {

@@ -105,6 +105,7 @@ def test_a_network_of_torchvision(tmp_path):
         (["--budget", "half"], ["in `budget`, got half"]),
         (["--ranks", "3"], ["one of `budget` and `ranks`"]),
         (["--exclude", "[conv9]"], ["`exclude`", "'conv9'"]),
+        (["--output", ""], ["a folder", "`output`, got ''"]),
         (["--buget", "0.5"], ["budget", "'buget'"]),
         (["--calibration", "CIFAR10DataModule", "--calibration_size", "0"], ["`calibration_size`, got 0"]),
         (["--calibration", "CIFAR10DataModule", "--calibration.root", "/nowhere", *OFFLINE], ["'/nowhere'"]),

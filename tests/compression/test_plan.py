@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tenzoo.compression import Plan, apply_, fold_, plan
+from tenzoo.compression import Plan, apply_, fold_, plan, restore_
 from tenzoo.compression.candidates import Candidate, allocate, rank_errors
 from tenzoo.compression.inputs import sensitivities
 from tenzoo.factorizations import factorization_class
@@ -423,3 +423,66 @@ def test_a_ring_is_planned_at_least_as_well_as_a_train():
                 actual = (made.reconstruct() - tensor).square().sum() / tensor.square().sum()
             assert error == pytest.approx(float(actual), rel=1e-3)
     assert any(rank[0] > 1 for rank in rings)
+
+
+def test_calibration_leaves_a_layer_that_is_used_twice_as_it_is():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(16, 16)
+            self.second, self.head = self.first, nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.head(input=self.second(self.first(x).relu()).relu())  # one of them called by keyword
+
+    torch.manual_seed(0)
+    model, x = Twice(), torch.randn(32, 16)
+    weight, before, outputs = model.first.weight, model.first.weight.detach().clone(), model(x)
+    made = plan(model, factorization="tt", budget=0.7, calibration=x)
+    assert model.first.weight is model.second.weight is weight
+    assert weight.equal(before)
+    assert weight.requires_grad
+    torch.testing.assert_close(model(x), outputs)
+    assert made.layers[0].error > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([IMAGES], "a tuple of the arguments of the model, in `calibration`, got a list"),
+        (IMAGES[:0], r"with numbers in `calibration`, got an empty one of shape \(0, 3, 8, 8\)"),
+        (IMAGES * torch.nan, "finite numbers in `calibration`, got NaN"),
+    ],
+)
+def test_inputs_that_are_none(inputs, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        plan(network(), factorization="tt", budget=0.7, calibration=inputs)
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = network()
+    with torch.no_grad():
+        model[3].weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"finite weights in `model`, got NaN or infinity in '3\.weight'"):
+        plan(model, factorization="tt", budget=0.7)
+
+
+def test_outputs_of_zero_make_all_layers_alike():
+    model = conv_and_linear(padding=1)
+    nn.init.zeros_(model[3].weight)
+    nn.init.zeros_(model[3].bias)
+    made = plan(model, factorization="tt", budget=0.7, calibration=varied())
+    assert made.parameters <= 0.7 * made.dense_parameters
+
+
+def test_weights_that_do_not_fit_leave_the_model_as_it_was():
+    model, other = network(), network()
+    made = plan(model, factorization="tt", budget=0.7)
+    weights = apply_(model, made).state_dict()
+    missing = dict(list(weights.items())[:-1])
+    before = copy.deepcopy(other)
+    for wrong, kind in ((missing, ValueError), ("weights.pt", TypeError)):
+        with pytest.raises(kind, match="`weights`"):
+            restore_(other, made, wrong)
+    torch.testing.assert_close(other.eval()(IMAGES), before.eval()(IMAGES))
+    assert not any(isinstance(module, TensorizedLayer) for module in other.modules())
