@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tenzoo.compression.inputs import Example, input_metrics
 from tenzoo.compression.plan import LayerPlan, Plan
-from tenzoo.compression.weights import Weight, find_weights, put_parametrization, take_parametrization
+from tenzoo.compression.weights import Weight, check_module, find_weights, put_parametrization, take_parametrization
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
 
 M = TypeVar("M", bound=nn.Module)
@@ -121,6 +121,7 @@ def fold_(model: M) -> M:
           (0): Linear(in_features=8, out_features=4, bias=True)
         )
     """
+    check_module(model)
     if isinstance(model, TensorizedLayer):
         raise ValueError(f"expected a model with tensorized layers in it, got a {type(model).__name__}; see to_dense()")
     for owner in list(model.modules()):

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from tenzoo.compression.apply import fold_
 from tenzoo.compression.inputs import Example
+from tenzoo.compression.weights import check_module
 from tenzoo.layers import TensorizedEmbedding, TensorizedLayer
 
 Inputs: TypeAlias = tuple[Tensor, ...]
@@ -81,6 +82,7 @@ def export(
         >>> program(torch.randn(5, 64)).shape
         torch.Size([5, 10])
     """
+    check_module(model)
     path = Path(path)
     write, load = _target(path)
     example = _checked(example_input)

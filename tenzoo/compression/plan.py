@@ -9,6 +9,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.table import Table
 
+from tenzoo.factorizations import factorization_class
+
 
 @dataclass(frozen=True)
 class LayerPlan:
@@ -94,14 +96,16 @@ class Plan:
         """Read what :meth:`save` wrote.
 
         Raises:
-            FileNotFoundError: If there is no such file.
+            OSError: If there is no such file, or it cannot be read.
             ValueError: If it is no plan.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             layers = tuple(LayerPlan(**_tuples(layer)) for layer in content.pop("layers"))
+            for layer in layers:
+                _check(layer)
             return cls(layers, **content)
-        except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"expected a plan, as Plan.save writes it, in {str(path)!r}, got something else"
             ) from error
@@ -142,6 +146,23 @@ class Plan:
 def _sum(numbers: Sequence[int | None]) -> int | None:
     known = [number for number in numbers if number is not None]
     return sum(known) if known else None
+
+
+def _check(layer: LayerPlan) -> None:
+    """Refuse numbers that no layer has."""
+
+    def sizes(value: object) -> bool:
+        return isinstance(value, tuple) and all(type(size) is int and size >= 1 for size in value)
+
+    counts = (layer.parameters, layer.dense_parameters, layer.multiplications or 0, layer.dense_multiplications or 0)
+    if not all(type(count) is int and count >= 0 for count in counts) or not sizes(layer.shape):
+        raise ValueError(layer.name)
+    if layer.rank is None:
+        return
+    modes = layer.tensorization
+    if not sizes(layer.rank) or modes is None or len(modes) != 2 or not all(sizes(side) for side in modes):
+        raise ValueError(layer.name)
+    factorization_class(str(layer.factorization))
 
 
 def _tuples(layer: Mapping[str, Any]) -> dict[str, Any]:

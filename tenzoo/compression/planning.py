@@ -92,6 +92,8 @@ def plan(
             check_example(example, argument)
     weights = find_weights(model)
     for weight in weights:
+        if weight.dense.is_meta:
+            raise ValueError(f"expected numbers in `model`, got {weight.full_name!r} on the meta device")
         if weight.reason is None and not bool(torch.isfinite(weight.dense).all()):
             raise ValueError(f"expected finite weights in `model`, got NaN or infinity in {weight.full_name!r}")
     _check_names(exclude, weights, "exclude")
@@ -260,7 +262,7 @@ def _within(
     except ValueError as error:
         least = math.ceil(fixed + sum(min(choice.cost for choice in row) for row in candidates))
         raise ValueError(
-            f"expected at least {least:,} {count} in `budget`, what is left with every layer at rank one, got "
+            f"expected at least {least:,} {count} in `budget`, the least that this model can be brought to, got "
             f"{math.floor(allowed):,} of {whole + fixed:,.0f}"
         ) from error
 
@@ -296,7 +298,8 @@ def _given(option: _Option, ranks: Rank | Mapping[str, Rank]) -> Rank | None:
     try:
         thin = option.empty(rank).weight
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{error} of {option.weight.name}") from error
+        message = str(error).replace("`rank`", "`ranks`")
+        raise type(error)(f"{message} for {option.weight.name!r}") from error
     kind = type(thin)
     usable = kind._usable_rank(thin.shape, thin.rank)
     return usable if kind._count(thin.shape, usable) < option.weight.dense.numel() else None
@@ -304,7 +307,7 @@ def _given(option: _Option, ranks: Rank | Mapping[str, Rank]) -> Rank | None:
 
 def _check_names(names: Sequence[str], weights: Sequence[Weight], argument: str) -> None:
     known = [weight.name for weight in weights]
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"expected names of layers in `{argument}`, got {names!r}")
     for name in names:
         if name not in known:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from tenzoo.factorizations import Rank
@@ -24,6 +25,9 @@ TENSORIZED: Mapping[type[nn.Module], type[TensorizedLayer[Any]]] = {
     nn.Embedding: TensorizedEmbedding,
 }
 """What takes the place of torch's layers."""
+
+_LISTED: tuple[type[nn.Module], ...] = (*TENSORIZED, _ConvNd)
+"""What a plan lists, be it to say why it stays dense."""
 
 _READ_BY_NAME: Mapping[type[nn.Module], Callable[[str], bool]] = {
     nn.MultiheadAttention: lambda name: name.endswith("proj_weight") or name == "out_proj.weight",
@@ -109,6 +113,7 @@ def find_weights(model: nn.Module) -> list[Weight]:
         >>> [(weight.name, weight.reason) for weight in find_weights(model)]
         [('0', None), ('2', 'has one input channel per group'), ('3.weight_ih_l0', None), ('3.weight_hh_l0', None)]
     """
+    check_module(model)
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -120,9 +125,25 @@ def find_weights(model: nn.Module) -> list[Weight]:
         for key in keys:
             full = f"{name}.{key}" if name else key
             found.append(Weight(full, module, key, False, _reason_of_parameter(module, key, full, owners)))
-        if not keys and any(isinstance(module, kind) for kind in TENSORIZED):
+        if not keys and isinstance(module, _LISTED):
             found.append(Weight(name, module, "weight", True, _reason_of_layer(name, module, owners)))
     return found
+
+
+def check_module(model: object) -> None:
+    """Refuse what is no module.
+
+    Raises:
+        TypeError: If it is none.
+
+    Example:
+        >>> check_module("resnet18")
+        Traceback (most recent call last):
+        ...
+        TypeError: expected an nn.Module in `model`, got a str
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected an nn.Module in `model`, got a {type(model).__name__}")
 
 
 def _read_by_name(model: nn.Module) -> set[int]:
@@ -177,6 +198,8 @@ def take_parametrization(owner: nn.Module, parameter: str) -> None:
 def _reason_of_layer(name: str, layer: nn.Module, owners: Mapping[int, list[str]]) -> str | None:
     if type(layer) not in TENSORIZED:
         own = f"is a {type(layer).__name__}, a class of its own"
+        if type(layer).__module__.startswith("torch.nn."):
+            own = f"is a {type(layer).__name__}, for which there is no tensorized layer"
         return "is parametrized" if parametrize.is_parametrized(layer) else own
     if reason := _reason_of_parameter(layer, "weight", f"{name}.weight" if name else "weight", owners):
         return reason

@@ -208,8 +208,8 @@ def test_a_plan_prints_its_layers_and_its_totals():
         ({"budget": 0.5, "count": "multiplications"}, "`example_input`"),
         ({"budget": 0.5, "exclude": ["7"]}, r"`exclude`, such as \['0', '3', '5'\], got '7'"),
         ({"ranks": {"head": 3}}, "`ranks`, such as .* got 'head'"),
-        ({"ranks": 0}, r"`rank`, got 0 of 0"),
-        ({"ranks": {"5": [1, 2, 3]}}, r"`rank` for this shape, got 3.* of 5"),
+        ({"ranks": 0}, r"`ranks`, got 0 for '0'"),
+        ({"ranks": {"5": [1, 2, 3]}}, r"`ranks` for this shape, got 3.* for '5'"),
         ({"ranks": {"5": 3}, "exclude": ["5"]}, "`ranks`, got '5', which was excluded"),
     ],
 )
@@ -486,3 +486,52 @@ def test_weights_that_do_not_fit_leave_the_model_as_it_was():
             restore_(other, made, wrong)
     torch.testing.assert_close(other.eval()(IMAGES), before.eval()(IMAGES))
     assert not any(isinstance(module, TensorizedLayer) for module in other.modules())
+
+
+def test_layers_without_a_counterpart_are_listed():
+    model = nn.Sequential(nn.Conv1d(4, 8, 3), nn.ConvTranspose2d(4, 8, 3), nn.Linear(30, 30))
+    assert reasons(model) == {
+        "0": "is a Conv1d, for which there is no tensorized layer",
+        "1": "is a ConvTranspose2d, for which there is no tensorized layer",
+        "2": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("rank", "abc"),
+        ("rank", [2.5, 2]),
+        ("rank", [-1, 2]),
+        ("factorization", "tensor"),
+        ("tensorization", [[3]]),
+        ("parameters", "x"),
+        ("shape", [0]),
+    ],
+)
+def test_an_altered_file_is_no_plan(tmp_path, change, value):
+    plan(network(), factorization="tt", ranks=2).save(path := tmp_path / "plan.json")
+    content = json.loads(path.read_text())
+    layer = next(layer for layer in content["layers"] if layer["rank"])
+    layer[change] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"expected a plan, as Plan.save writes it, in '.*plan\.json'"):
+        Plan.load(path)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plan("model", factorization="tt", budget=0.5), "an nn.Module in `model`, got a str"),
+        (lambda: fold_("model"), "an nn.Module in `model`, got a str"),
+        (
+            lambda: plan(network(), factorization="tt", budget=0.5, exclude=None),
+            "names of layers in `exclude`, got None",
+        ),
+        (lambda: plan(network(), factorization="tt", ranks=0), r"in `ranks`, got 0 for '0'"),
+        (lambda: plan(network().to("meta"), factorization="tt", budget=0.5), "'0.weight' on the meta device"),
+    ],
+)
+def test_arguments_that_are_none(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
