@@ -82,9 +82,9 @@ def export(
         >>> program(torch.randn(5, 64)).shape
         torch.Size([5, 10])
     """
-    check_module(model)
     path = Path(path)
     write, load = _target(path)
+    check_module(model)
     example = _checked(example_input)
     size = next((len(x) for x in example if x.ndim), 0) if dynamic_batch else 0
     batched = [x.ndim > 0 and len(x) == size for x in example]
