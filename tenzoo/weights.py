@@ -1,6 +1,6 @@
 """Files of trained weights: read without running code from them, and matched with a network by name and shape."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -70,15 +70,13 @@ def load_weights_(model: M, path: str | Path) -> M:
         >>> load_weights_(nn.Linear(2, 1), path).weight.tolist()
         [[1.0, 1.0]]
     """
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    own = model.state_dict()
     weights = _without_prefix(read_weights(path), own)
-    other = {name: tuple(value.shape) for name, value in weights.items()}
-    for name in dict.fromkeys([*own, *other]):
-        counts = name.endswith("num_batches_tracked") and name not in other
-        if own.get(name) != other.get(name) and not counts:
+    for name, mine, other in shape_differences(own, weights):
+        if other is not None or not name.endswith("num_batches_tracked"):
             raise ValueError(
                 f"expected the weights of this {type(model).__name__} in {str(path)!r}, got {name!r} "
-                f"of {_described(other.get(name))} where the network has {_described(own.get(name))}"
+                f"of {_described(other)} where the network has {_described(mine)}"
             )
     for name, value in model.state_dict().items():
         kind = weights.get(name, value)
@@ -86,6 +84,21 @@ def load_weights_(model: M, path: str | Path) -> M:
             raise ValueError(f"expected {name!r} as {value.dtype} in {str(path)!r}, got {kind.dtype} ({kind.layout})")
     model.load_state_dict(weights, strict=False)
     return model
+
+
+def shape_differences(
+    own: Mapping[str, Tensor], other: Mapping[str, Tensor]
+) -> Iterator[tuple[str, tuple[int, ...] | None, tuple[int, ...] | None]]:
+    """Names that two state dicts do not both have with the same shape, and both shapes; None where a name is missing.
+
+    Example:
+        >>> list(shape_differences({"a": torch.ones(2), "b": torch.ones(3)}, {"a": torch.ones(2), "b": torch.ones(4)}))
+        [('b', (3,), (4,))]
+    """
+    for name in dict.fromkeys([*own, *other]):
+        first, second = (tuple(state[name].shape) if name in state else None for state in (own, other))
+        if first != second:
+            yield name, first, second
 
 
 def _described(shape: tuple[int, ...] | None) -> str:

@@ -10,6 +10,7 @@ from tenzoo.compression.inputs import Example, input_metrics
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.weights import Weight, check_module, find_weights, put_parametrization, take_parametrization
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
+from tenzoo.weights import shape_differences
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -84,14 +85,11 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
     # A copy without memory tells whether the weights fit before anything is replaced.
     skeleton = copy.deepcopy(model).to("meta")
     _put(skeleton, [(weight, weight.empty(**_settings(layer))) for weight, layer in _matched(skeleton, plan)])
-    own = {name: tuple(value.shape) for name, value in skeleton.state_dict().items()}
-    other = {name: tuple(value.shape) for name, value in weights.items()}
-    for name in dict.fromkeys([*own, *other]):
-        if own.get(name) != other.get(name):
-            raise ValueError(
-                f"expected weights of the compressed model in `weights`, got {name!r} of shape {other.get(name)} where "
-                f"the plan has {own.get(name)}"
-            )
+    for name, own, other in shape_differences(skeleton.state_dict(), weights):
+        raise ValueError(
+            f"expected weights of the compressed model in `weights`, got {name!r} of shape {other} where the plan has "
+            f"{own}"
+        )
     made = [(weight, weight.empty(**_settings(layer)).to_empty(device=weight.dense.device)) for weight, layer in pairs]
     for weight, new in made:
         new.train(weight.owner.training).weight.requires_grad_(weight.trained)

@@ -1,0 +1,143 @@
+"""Calibration data: what they make better, and that the model does not notice them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tenzoo.compression import Plan, apply_, plan
+from tenzoo.compression.inputs import sensitivities
+from tests.compression.test_plan import IMAGES, network
+from tests.factorizations.formats import NAMES
+
+
+def conv_and_linear(**kwargs):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(4, 8, 3, **kwargs), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 6)).double()
+
+
+def varied(number=16):
+    """Images that vary much more in some channels than in others."""
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(4, 4, dtype=torch.float64, generator=generator) * torch.tensor([3.0, 1.0, 0.1, 0.01])
+    return torch.einsum("ij,njhw->nihw", mixed, torch.randn(number, 4, 8, 8, dtype=torch.float64, generator=generator))
+
+
+@pytest.mark.parametrize("factorization", NAMES)
+def test_calibration_makes_the_outputs_better_and_the_weights_worse(factorization):
+    model, images = conv_and_linear(padding=1), varied()
+    ranks = {"0": 3 if factorization != "cp" else 5}
+    made = {}
+    for calibration in (None, images):
+        chosen = plan(model, factorization=factorization, ranks=ranks, calibration=calibration)
+        made[calibration is not None] = apply_(copy.deepcopy(model), chosen, calibration=calibration)
+    fresh = varied(32)[16:]
+    with torch.no_grad():
+        outputs = {aware: (small[0](fresh) - model[0](fresh)).norm() for aware, small in made.items()}
+        weights = {aware: (small[0].dense_weight() - model[0].weight).norm() for aware, small in made.items()}
+    assert outputs[True] < 0.9 * outputs[False]
+    assert weights[False] < weights[True]
+
+
+def test_the_error_of_a_calibrated_linear_layer_is_that_of_its_outputs():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 10, bias=False)).double()
+    inputs = torch.randn(200, 12, dtype=torch.float64) @ torch.randn(12, 12, dtype=torch.float64)
+    made = plan(model, factorization="tt", ranks=4, calibration=inputs)
+    small = apply_(copy.deepcopy(model), made, calibration=inputs)
+    with torch.no_grad():
+        outputs = model(inputs)
+        actual = float((small(inputs) - outputs).norm() / outputs.norm())
+        least = float(torch.linalg.svdvals(outputs)[4:].norm() / outputs.norm())  # no rank-4 map comes closer
+    assert made.layers[0].error == pytest.approx(actual, rel=0.05)
+    assert least <= actual <= 1.05 * least
+
+
+def test_a_plan_made_with_calibration_data_needs_them(tmp_path):
+    model, images = conv_and_linear(padding=1), varied()
+    aware = plan(model, factorization="tt", ranks=2, calibration=images)
+    with pytest.raises(ValueError, match="`calibration` data as in `plan`, which was made with them, got none"):
+        apply_(model, aware)
+    plain = plan(model, factorization="tt", ranks=2)
+    with pytest.raises(ValueError, match="which was made without them, got some"):
+        apply_(model, plain, calibration=images)
+    aware.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json").data_aware
+
+
+def test_sensitivity_is_the_change_of_the_outputs():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Dropout(0.5), nn.Linear(5, 4, bias=False)).double()
+    inputs, change = torch.randn(30, 6, dtype=torch.float64), torch.randn(5, 6, dtype=torch.float64)
+    with torch.no_grad():
+        first, second = model[0].weight.clone(), model[2].weight.clone()
+        moved = inputs @ change.t() @ second.t()
+        outputs = inputs @ first.t() @ second.t()
+    found = sensitivities(model, {"0.weight": (first + change, 0.25)}, inputs)
+    assert found == {"0.weight": pytest.approx(float(moved.square().sum() / outputs.square().sum()) / 0.25)}
+    assert model.training
+    assert model[0].weight.equal(first)
+
+
+def test_a_layer_that_hardly_matters_gets_few_parameters():
+    class TwoPaths(nn.Module):
+        """The same layer on both paths, of which one hardly reaches the output."""
+
+        def __init__(self):
+            super().__init__()
+            self.loud, self.quiet = nn.Linear(16, 16), nn.Linear(16, 16)
+            self.quiet.load_state_dict(self.loud.state_dict())
+
+        def forward(self, x):
+            return self.loud(x) + 0.01 * self.quiet(x)
+
+    torch.manual_seed(0)
+    model, x = TwoPaths(), torch.randn(64, 16)
+    blind = plan(model, factorization="tt", budget=0.5)
+    aware = plan(model, factorization="tt", budget=0.5, calibration=x)
+    assert abs(blind.layers[0].parameters - blind.layers[1].parameters) <= 32  # one rank
+    assert aware.layers[0].parameters > 2 * aware.layers[1].parameters
+    assert aware.parameters <= 0.5 * aware.dense_parameters
+
+
+def test_calibration_leaves_a_layer_that_is_used_twice_as_it_is():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(16, 16)
+            self.second, self.head = self.first, nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.head(input=self.second(self.first(x).relu()).relu())  # one of them called by keyword
+
+    torch.manual_seed(0)
+    model, x = Twice(), torch.randn(32, 16)
+    weight, before, outputs = model.first.weight, model.first.weight.detach().clone(), model(x)
+    made = plan(model, factorization="tt", budget=0.7, calibration=x)
+    assert model.first.weight is model.second.weight is weight
+    assert weight.equal(before)
+    assert weight.requires_grad
+    torch.testing.assert_close(model(x), outputs)
+    assert made.layers[0].error > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([IMAGES], "a tuple of the arguments of the model, in `calibration`, got a list"),
+        (IMAGES[:0], r"with numbers in `calibration`, got an empty one of shape \(0, 3, 8, 8\)"),
+        (IMAGES * torch.nan, "finite numbers in `calibration`, got NaN"),
+    ],
+)
+def test_inputs_that_are_none(inputs, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        plan(network(), factorization="tt", budget=0.7, calibration=inputs)
+
+
+def test_outputs_of_zero_make_all_layers_alike():
+    model = conv_and_linear(padding=1)
+    nn.init.zeros_(model[3].weight)
+    nn.init.zeros_(model[3].bias)
+    made = plan(model, factorization="tt", budget=0.7, calibration=varied())
+    assert made.parameters <= 0.7 * made.dense_parameters
