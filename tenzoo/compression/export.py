@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tenzoo.compression.apply import fold_
-from tenzoo.compression.inputs import Example
+from tenzoo.compression.inputs import Example, run
 from tenzoo.compression.weights import check_module
 from tenzoo.layers import TensorizedEmbedding, TensorizedLayer
 
@@ -90,7 +90,7 @@ def export(
     batched = [x.ndim > 0 and len(x) == size for x in example]
     copied = copy.deepcopy(model).cpu().eval()
     with torch.no_grad():
-        first = copied(*example)
+        first = run(copied, example, "example_input")
         trials = [(example, first)]
         if any(batched):
             sized = [_of_size(example, batched, number) for number in (1, 2, 3)]
@@ -103,9 +103,9 @@ def export(
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
             file = Path(folder) / path.name
             write(program, file, batched, _names(first))
-            with _refusing("expected a file that runs as the model does"), _quiet():
-                run = load(file)
-                found = [run(inputs) for inputs, _ in trials]
+            with _refusing("expected a file that runs as the model does", folder), _quiet():
+                loaded = load(file)
+                found = [loaded(inputs) for inputs, _ in trials]
             for actual, (_, expected) in zip(found, trials, strict=True):
                 _compare(actual, _tensors(expected))
             _check_free(path)
@@ -234,11 +234,11 @@ def _load_onnx(file: Path) -> Callable[[Inputs], list[Tensor]]:
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     names = [x.name for x in session.get_inputs()]
 
-    def run(inputs: Inputs) -> list[Tensor]:
+    def infer(inputs: Inputs) -> list[Tensor]:
         found = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
         return [torch.as_tensor(y) for y in found]
 
-    return run
+    return infer
 
 
 # --- outputs -------------------------------------------------------------------------------------------------------
@@ -284,8 +284,8 @@ def _error(actual: Tensor, expected: Tensor) -> float:
 
 
 @contextmanager
-def _refusing(expected: str) -> Iterator[None]:
-    """Whatever goes wrong in another library becomes one line."""
+def _refusing(expected: str, folder: str = "") -> Iterator[None]:
+    """Whatever goes wrong in another library becomes one line, without the name of a temporary folder."""
     try:
         yield
     except MemoryError:
@@ -293,7 +293,7 @@ def _refusing(expected: str) -> Iterator[None]:
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reasons = [line.removeprefix("- ").split(". ")[0] for line in lines if line.startswith("- ")]  # torch.export's
-        said = ": ".join([type(error).__name__, *(reasons or lines)[:1]])
+        said = ": ".join([type(error).__name__, *(reasons or lines)[:1]]).replace(f"{folder}/", "")
         raise ValueError(f"{expected}, got {said}") from error
 
 

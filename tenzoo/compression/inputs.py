@@ -26,14 +26,17 @@ def count_positions(model: nn.Module, layers: Mapping[str, TensorizedLayer[Any]]
     Args:
         model: Stays as it is.
         layers: By the names of the model's layers, their counterparts.
-        example: An input of the model.
+        example: An input of the model, the argument ``example_input`` of the caller.
+
+    Raises:
+        ValueError: If the model does not take the input.
     """
     seen: dict[str, int] = {}
 
     def note(name: str, x: Tensor) -> None:
         seen[name] = seen.get(name, 0) + layers[name].positions(x)
 
-    _watch(model, layers, example, note)
+    _watch(model, layers, example, "example_input", note)
     return seen
 
 
@@ -49,10 +52,13 @@ def input_metrics(
     Args:
         model: Stays as it is; it is run in evaluation mode.
         layers: By the names of the model's layers, their counterparts.
-        example: An input of the model, the more of it the better.
+        example: An input of the model, the more of it the better, the argument ``calibration`` of the caller.
 
     Returns:
         For each layer that was called and multiplies its input, the matrices by the modes of its weight's tensor.
+
+    Raises:
+        ValueError: If the model does not take the input.
     """
     moments: dict[str, dict[int, Tensor]] = {}
 
@@ -69,7 +75,7 @@ def input_metrics(
                 moment = (rows @ rows.t()).double()
                 own[first + k - 1] = own[first + k - 1] + moment if first + k - 1 in own else moment
 
-    _watch(model, layers, example, note)
+    _watch(model, layers, example, "calibration", note)
     return {name: {mode: _root(moment) for mode, moment in own.items()} for name, own in moments.items()}
 
 
@@ -86,14 +92,13 @@ def sensitivities(model: nn.Module, changed: Mapping[str, tuple[Tensor, float]],
     Args:
         model: Stays as it is; it is run in evaluation mode, once for each weight.
         changed: By the names of parameters, what is put in their places, and its squared relative error.
-        example: An input of the model.
+        example: An input of the model, the argument ``calibration`` of the caller.
 
     Returns:
         ``‖y' − y‖² / (‖y‖² e²)`` by name, y being all outputs together.
     """
-    inputs = example if isinstance(example, tuple) else (example,)
     with _evaluating(model):
-        before = _outputs(model(*inputs))
+        before = _outputs(run(model, example, "calibration"))
         size = sum(float(y.square().sum()) for y in before)
         found: dict[str, float] = {}
         for name, (weight, error) in changed.items():
@@ -103,7 +108,7 @@ def sensitivities(model: nn.Module, changed: Mapping[str, tuple[Tensor, float]],
             kept = parameter.detach().clone()
             try:
                 parameter.copy_(weight)
-                after = _outputs(model(*inputs))
+                after = _outputs(run(model, example, "calibration"))
             finally:
                 parameter.copy_(kept)
             moved = sum(float((y - x).square().sum()) for x, y in zip(before, after, strict=True))
@@ -138,6 +143,43 @@ def check_example(example: object, argument: str) -> None:
             raise ValueError(f"expected finite numbers in `{argument}`, got NaN or infinity")
 
 
+def run(model: nn.Module, example: Example, argument: str) -> Any:
+    """What a model makes of an input.
+
+    Args:
+        model: In the mode it is to run in.
+        example: Its argument, or a tuple of all of them.
+        argument: Where the input came from.
+
+    Raises:
+        ValueError: If the model does not take the input.
+
+    Example:
+        >>> run(nn.Linear(3, 2), torch.ones(4, 5), "calibration")
+        Traceback (most recent call last):
+        ...
+        ValueError: expected an input of the model in `calibration`, got a tensor of shape (4, 5) and float32, with \
+which it fails: RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x5 and 3x2)
+    """
+    inputs = example if isinstance(example, tuple) else (example,)
+    try:
+        return model(*inputs)
+    except MemoryError:
+        raise
+    except Exception as error:
+        given = " and ".join(
+            f"a tensor of shape {tuple(x.shape)} and {str(x.dtype).removeprefix('torch.')}"
+            if isinstance(x, Tensor)
+            else f"a {type(x).__name__}"
+            for x in inputs
+        )
+        said = next(iter(str(error).splitlines()), "")
+        raise ValueError(
+            f"expected an input of the model in `{argument}`, got {given}, with which it fails: "
+            f"{type(error).__name__}: {said}"
+        ) from error
+
+
 def _outputs(result: Any) -> list[Tensor]:
     leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     return [leaf.double() for leaf in leaves]
@@ -156,20 +198,28 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _watch(model: nn.Module, layers: Mapping[str, Any], example: Example, note: Callable[[str, Tensor], None]) -> None:
+def _watch(
+    model: nn.Module,
+    layers: Mapping[str, Any],
+    example: Example,
+    argument: str,
+    note: Callable[[str, Tensor], None],
+) -> None:
     """Run a model in evaluation mode, and tell the names and the inputs of its layers as they are called."""
     handles = []
     for name in layers:
 
-        def tell(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], name: str = name) -> None:
+        def tell(
+            module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], outputs: Any, name: str = name
+        ) -> None:
             x = next((x for x in (*inputs, *named.values()) if isinstance(x, Tensor)), None)
             if x is not None:
                 note(name, x.detach())
 
-        handles.append(model.get_submodule(name).register_forward_pre_hook(tell, with_kwargs=True))
+        handles.append(model.get_submodule(name).register_forward_hook(tell, with_kwargs=True))
     try:
         with _evaluating(model):
-            model(*(example if isinstance(example, tuple) else (example,)))
+            run(model, example, argument)
     finally:
         for handle in handles:
             handle.remove()

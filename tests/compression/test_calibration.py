@@ -128,6 +128,11 @@ def test_calibration_leaves_a_layer_that_is_used_twice_as_it_is():
         ([IMAGES], "a tuple of the arguments of the model, in `calibration`, got a list"),
         (IMAGES[:0], r"with numbers in `calibration`, got an empty one of shape \(0, 3, 8, 8\)"),
         (IMAGES * torch.nan, "finite numbers in `calibration`, got NaN"),
+        (
+            IMAGES[:, :2],
+            r"in `calibration`, got a tensor of shape .* and float64, with which it fails: RuntimeError: .* 2 channels",
+        ),
+        ((IMAGES, 3), "in `calibration`, got a tensor of shape .* and a int, with which it fails: TypeError: "),
     ],
 )
 def test_inputs_that_are_none(inputs, message):

@@ -283,6 +283,7 @@ def test_a_file_that_comes_up_meanwhile_is_kept(tmp_path):
         ("model.pt2", (ONES, 3), TypeError, "in `example_input`, got a int"),
         ("model.pt2", (), ValueError, "in `example_input`, got an empty one"),
         ("model.pt2", ONES[:0], ValueError, "in `example_input`, got an empty one"),
+        ("model.pt2", (ONES, ONES), ValueError, "in `example_input`, got a tensor .* with which it fails: TypeError: "),
     ],
 )
 def test_bad_arguments(tmp_path, path, example, error, message):
@@ -327,9 +328,12 @@ def test_what_goes_wrong_is_one_line_and_leaves_no_file(tmp_path, suffix, model,
     assert not list(tmp_path.iterdir())
 
 
-def test_errors_of_the_model_stay_its_own(tmp_path):
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        export(nn.Linear(4, 3), tmp_path / "model.pt2", torch.randn(2, 5))
+def test_an_error_of_onnxruntime_does_not_name_the_temporary_folder(tmp_path):
+    model = nn.Conv2d(3, 4, 3).bfloat16()
+    with pytest.raises(ValueError, match=r"got InvalidGraph: .* model\.onnx failed") as caught:
+        export(model, tmp_path / "model.onnx", torch.randn(2, 3, 8, 8).bfloat16())
+    assert ".export-" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, suffix, monkeypatch):
