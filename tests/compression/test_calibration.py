@@ -130,7 +130,7 @@ def test_calibration_leaves_a_layer_that_is_used_twice_as_it_is():
         (IMAGES * torch.nan, "finite numbers in `calibration`, got NaN"),
         (
             IMAGES[:, :2],
-            r"in `calibration`, got a tensor of shape .* and float64, with which it fails: RuntimeError: .* 2 channels",
+            r"in `calibration`, got a tensor .* float64, with which it fails: RuntimeError: .* 2 channels",
         ),
         ((IMAGES, 3), "in `calibration`, got a tensor of shape .* and a int, with which it fails: TypeError: "),
     ],
