@@ -3,6 +3,7 @@
 from tenzoo.tasks.base import Task
 from tenzoo.tasks.classification import ImageClassificationTask
 from tenzoo.tasks.completion import CompletionTask
+from tenzoo.tasks.distillation import DistillationTask
 from tenzoo.tasks.sam import SAM
 
-__all__ = ["SAM", "CompletionTask", "ImageClassificationTask", "Task"]
+__all__ = ["SAM", "CompletionTask", "DistillationTask", "ImageClassificationTask", "Task"]

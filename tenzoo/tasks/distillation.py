@@ -1,0 +1,109 @@
+"""Training a network on what a trained one says of the same images."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from typing_extensions import override
+
+from tenzoo.tasks.classification import ImageClassificationTask
+from tenzoo.weights import load_weights_
+
+
+class DistillationTask(ImageClassificationTask):
+    """Fit a network to labeled images, and to a trained network's logits for them.
+
+    Such as a compressed network to the dense one it was made of. With the logits ``s`` of the network, ``t`` of the
+    teacher, the temperature ``T`` and the teacher's share ``λ`` the loss is ::
+
+        (1 − λ) CE(s, labels) + λ T² KL(softmax(t/T) ‖ softmax(s/T))
+
+    (Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2; the factor T² keeps the size of the gradients when T
+    changes). The teacher is in evaluation mode and does not change; it is no part of checkpoints, and SAM asks it once
+    per batch. All else is as in :class:`~tenzoo.tasks.classification.ImageClassificationTask`, losses of validation
+    and test included, which know no teacher.
+
+    Args:
+        network: As there.
+        teacher: The trained network: any module that maps images to logits ``(N, num_classes)``. In YAML a
+            ``class_path`` with ``init_args``.
+        teacher_weights: File of the teacher's weights, as ``tenzoo compress`` takes it; null if the teacher has them.
+        teacher_share: λ, in [0, 1].
+        temperature: T, above 0.
+        **kwargs: The other arguments of :class:`~tenzoo.tasks.classification.ImageClassificationTask`.
+
+    Raises:
+        TypeError: If ``teacher`` is not a module.
+        ValueError: For a value out of its range, or a file that does not fit the teacher.
+        FileNotFoundError: If there is no such file.
+
+    Example:
+        >>> from tenzoo.models import CIFARResNet
+        >>> dense, small = CIFARResNet(20), CIFARResNet(20, factorization="tt", rank=8)
+        >>> task = DistillationTask(small, teacher=dense, temperature=2.0)
+        >>> any("teacher" in name for name, _ in task.named_parameters())
+        False
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        teacher: nn.Module,
+        teacher_weights: str | None = None,
+        teacher_share: float = 0.9,
+        temperature: float = 4.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(network, **kwargs)
+        self.save_hyperparameters()
+        if not isinstance(teacher, nn.Module):
+            raise TypeError(f"expected an nn.Module in `teacher`, got {type(teacher).__name__}")
+        if not 0 <= teacher_share <= 1:
+            raise ValueError(f"expected a number in [0, 1] in `teacher_share`, got {teacher_share}")
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"expected a finite number > 0 in `temperature`, got {temperature}")
+        if teacher_weights is not None:
+            load_weights_(teacher, teacher_weights)
+        self.teacher_share = teacher_share
+        self.temperature = temperature
+        # In a tuple, a module is none of this one's: it is not trained, saved, synchronized or searched for cores.
+        self._teacher = (teacher.eval().requires_grad_(False),)
+        self._taught: Tensor | None = None
+
+    @override
+    def loss(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss of a batch, with label smoothing in its first part."""
+        images, labels = batch
+        logits = self(images)
+        if not self.perturbed:
+            self._update("train", logits, labels)
+            self._taught = self._logits_of_teacher(images)
+        assert self._taught is not None
+        of_labels = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        said, taught = self._softened(logits), self._softened(self._taught)
+        of_teacher = F.kl_div(said, taught, log_target=True, reduction="batchmean")
+        return (1 - self.teacher_share) * of_labels + self.teacher_share * self.temperature**2 * of_teacher
+
+    def _softened(self, logits: Tensor) -> Tensor:
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return (wide / self.temperature).log_softmax(1)
+
+    def _logits_of_teacher(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = self._teacher[0](images)
+        if logits.shape != (len(images), self.num_classes):
+            raise ValueError(
+                f"expected logits of shape (N, {self.num_classes}) from `teacher` for N = {len(images)} images, got "
+                f"{tuple(logits.shape)}; `num_classes` of the task and the teacher have to agree"
+            )
+        return logits
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As every module, the teacher along with it: to another device or precision."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._teacher[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
