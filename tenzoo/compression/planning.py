@@ -101,7 +101,7 @@ def plan(
     layers = {
         option.weight.name: layer
         for option in options
-        if has_counterpart(option.weight.owner) and isinstance(layer := option.empty(1), TensorizedLayer)
+        if has_counterpart(option.weight.owner) and isinstance(layer := option.thin, TensorizedLayer)
     }
     if example_input is not None:
         positions = count_positions(model, layers, example_input)
@@ -150,6 +150,11 @@ class _Option:
         """It with cores of these ranks, on the meta device."""
         return self.weight.empty(rank=rank, **self.settings)
 
+    @cached_property
+    def thin(self) -> TensorizedLayer[Any] | TensorizedWeight:
+        """It with cores of rank one, on the meta device."""
+        return self.empty(1)
+
     def counted(self, layer: TensorizedLayer[Any] | TensorizedWeight) -> tuple[int, int] | None:
         """Multiplications on the example input: as it would be computed, and dense."""
         if self.positions is None or isinstance(layer, TensorizedWeight):
@@ -164,15 +169,14 @@ class _Option:
         """Ways to store this weight, the dense one among them."""
         if self.positions is None if count == "multiplications" else self.reason is not None:
             return [Candidate(None, 0, 0.0)]  # costs nothing that could be saved
-        thin = self.empty(1)
-        kind = type(thin.weight)
-        dense_cost = self.weight.dense.numel() if count == "parameters" else self.counted(thin)[1]  # type: ignore[index]
+        kind, shape = type(self.thin.weight), self.thin.weight.shape
+        dense_cost = self.weight.dense.numel() if count == "parameters" else self.counted(self.thin)[1]  # type: ignore[index]
         dense = Candidate(None, dense_cost, 0.0)
         if self.reason is not None:
             return [dense]
         errors: Mapping[tuple[int, ...], float] = self.errors
         if count == "parameters":
-            sizes = {rank: kind._count(thin.weight.shape, rank) for rank in errors}
+            sizes = {rank: kind._count(shape, rank) for rank in errors}
         else:
             errors = _thinned(errors)
             sizes = {rank: self.counted(self.empty(rank))[0] for rank in errors}  # type: ignore[index]
@@ -186,8 +190,8 @@ class _Option:
     @cached_property
     def errors(self) -> dict[tuple[int, ...], float]:
         """Squared relative errors by rank."""
-        thin = self.empty(1)
-        return rank_errors(multiply_modes(thin._tensorized(self.weight.dense), self.metric), type(thin.weight))
+        tensor = self.thin._tensorized(self.weight.dense)
+        return rank_errors(multiply_modes(tensor, self.metric), type(self.thin.weight))
 
     def planned(self, rank: Rank | None, before: int) -> LayerPlan:
         """The plan for this layer of so many parameters; ``rank`` None is dense."""
@@ -198,7 +202,7 @@ class _Option:
             reason = self.reason or "is not worth its cores"
             number = None
             if self.positions is not None:
-                number = self.counted(self.empty(1))[1]  # type: ignore[index]
+                number = self.counted(self.thin)[1]  # type: ignore[index]
             return LayerPlan(
                 self.weight.name, kind, shape, None, None, None, before, before, number, number, 0.0, reason
             )
