@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tenzoo.factorizations import CP, BlockTT, Factorization, TensorRing, TensorTrain, Tucker
-from tenzoo.layers import Tensorization
 
 _FITTED = 8
 """How many ranks are tried of a format whose errors only a decomposition tells."""
@@ -23,7 +22,6 @@ class Candidate:
         rank: Ranks of the factorization; None is the dense weight.
         cost: What the budget counts, such as parameters.
         loss: What it adds to the loss of the whole model.
-        tensorization: Of the layer with these ranks.
 
     Example:
         >>> Candidate((2, 3), cost=52, loss=0.25).rank
@@ -33,7 +31,6 @@ class Candidate:
     rank: tuple[int, ...] | None
     cost: float
     loss: float
-    tensorization: Tensorization | None = None
 
 
 def rank_errors(tensor: Tensor, kind: type[Factorization]) -> dict[tuple[int, ...], float]:

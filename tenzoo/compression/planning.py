@@ -15,7 +15,7 @@ from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.weights import Weight, find_weights, has_counterpart
 from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.factorizations.decomposition import multiply_modes
-from tenzoo.layers import Tensorization, TensorizedLayer, TensorizedWeight
+from tenzoo.layers import TensorizedLayer, TensorizedWeight
 
 Budgeted: TypeAlias = Literal["parameters", "multiplications"]
 """What a budget counts."""
@@ -47,9 +47,7 @@ def plan(
     worth its cores stays dense, and the network never gets larger than the budget.
 
     Convolutions are decomposed with whole modes, as ``(O, k_h k_w, I)``, and linear layers and embeddings as matrices;
-    a block tensor train splits its modes as the layer does by default. Within a budget a tensor train may also be
-    one of ``(O k_h k_w, I)``, with a single rank: where O would have a rank of nearly O, its core of nearly O²
-    parameters adds next to nothing.
+    a block tensor train splits its modes as the layer does by default.
 
     Args:
         model: Any module; it keeps its weights and its mode.
@@ -103,7 +101,7 @@ def plan(
     layers = {
         option.weight.name: layer
         for option in options
-        if has_counterpart(option.weight.owner) and isinstance(layer := option.thin[0], TensorizedLayer)
+        if has_counterpart(option.weight.owner) and isinstance(layer := option.thin, TensorizedLayer)
     }
     if example_input is not None:
         positions = count_positions(model, layers, example_input)
@@ -115,16 +113,16 @@ def plan(
             option.metric = metrics.get(option.weight.name, {})
         if budget is not None:
             _weigh(model, options, calibration)
-    chosen: Sequence[tuple[Rank | None, Tensorization | None]]
+    chosen: Sequence[Rank | None]
     if budget is not None:
         chosen = _within(model, options, budget, count)
     else:
         assert ranks is not None
         if isinstance(ranks, Mapping):
             _check_names(list(ranks), weights, "ranks")
-        chosen = [(_given(option, ranks), option.tensorizations[0]) for option in options]
+        chosen = [_given(option, ranks) for option in options]
     owned = _own_parameters(weights)
-    planned = tuple(option.planned(*choice, own) for option, choice, own in zip(options, chosen, owned, strict=True))
+    planned = tuple(option.planned(rank, own) for option, rank, own in zip(options, chosen, owned, strict=True))
     everything = sum(parameter.numel() for parameter in model.parameters())
     other = everything - sum(layer.dense_parameters for layer in planned)
     return Plan(planned, other, data_aware=calibration is not None)
@@ -141,37 +139,21 @@ class _Option:
         self.metric: Mapping[int, Tensor] = {}
         self.importance = 1.0
 
-    @cached_property
-    def tensorizations(self) -> list[Tensorization | None]:
-        """Into which modes it could be split, the usual ones first."""
-        rows, columns, *kernel = self.weight.dense.shape
-        if self.factorization == "btt":
-            return [None]
-        merged = [((rows * math.prod(kernel),), (columns,))] if math.prod(kernel) > 1 else []
-        return [((rows,), (columns,)), *(merged if self.factorization == "tt" else [])]
-
-    def settings(self, tensorization: Tensorization | None) -> dict[str, Any]:
+    @property
+    def settings(self) -> dict[str, Any]:
         """How it would be made of cores, but for the rank."""
-        return {"factorization": self.factorization, "tensorization": tensorization}
+        rows, columns = self.weight.dense.shape[:2]
+        whole = None if self.factorization == "btt" else ((rows,), (columns,))
+        return {"factorization": self.factorization, "tensorization": whole}
 
-    def empty(self, rank: Rank, tensorization: Tensorization | None) -> TensorizedLayer[Any] | TensorizedWeight:
+    def empty(self, rank: Rank) -> TensorizedLayer[Any] | TensorizedWeight:
         """It with cores of these ranks, on the meta device."""
-        return self.weight.empty(rank=rank, **self.settings(tensorization))
+        return self.weight.empty(rank=rank, **self.settings)
 
     @cached_property
-    def thin(self) -> list[TensorizedLayer[Any] | TensorizedWeight]:
-        """It with cores of rank one, on the meta device, for each tensorization."""
-        return [self.empty(1, tensorization) for tensorization in self.tensorizations]
-
-    def metric_of(self, tensorization: Tensorization | None) -> Mapping[int, Tensor]:
-        """The metric by the modes of a tensorization; the first one's has been measured."""
-        fewer = self.tensorizations.index(tensorization)  # by so many modes, that were merged into the first
-        return {mode - fewer: matrix for mode, matrix in self.metric.items()}
-
-    def decomposed(self, rank: Rank, tensorization: Tensorization | None) -> TensorizedLayer[Any] | TensorizedWeight:
-        """It with cores that approximate the weight."""
-        metric = self.metric_of(tensorization)
-        return self.weight.decomposed(rank=rank, metric=metric, **self.settings(tensorization))
+    def thin(self) -> TensorizedLayer[Any] | TensorizedWeight:
+        """It with cores of rank one, on the meta device."""
+        return self.empty(1)
 
     def counted(self, layer: TensorizedLayer[Any] | TensorizedWeight) -> tuple[int, int] | None:
         """Multiplications on the example input: as it would be computed, and dense."""
@@ -187,35 +169,31 @@ class _Option:
         """Ways to store this weight, the dense one among them."""
         if self.positions is None if count == "multiplications" else self.reason is not None:
             return [Candidate(None, 0, 0.0)]  # costs nothing that could be saved
-        dense_cost = self.weight.dense.numel() if count == "parameters" else self.counted(self.thin[0])[1]  # type: ignore[index]
+        kind, shape = type(self.thin.weight), self.thin.weight.shape
+        dense_cost = self.weight.dense.numel() if count == "parameters" else self.counted(self.thin)[1]  # type: ignore[index]
         dense = Candidate(None, dense_cost, 0.0)
         if self.reason is not None:
             return [dense]
-        found: list[Candidate] = []
-        for tensorization, thin, errors in zip(self.tensorizations, self.thin, self.errors, strict=True):
-            kind, shape = type(thin.weight), thin.weight.shape
-            if count == "parameters":
-                sizes = {rank: kind._count(shape, rank) for rank in errors}
-            else:
-                errors = _thinned(errors)
-                sizes = {rank: self.counted(self.empty(rank, tensorization))[0] for rank in errors}  # type: ignore[index]
-            found += [
-                Candidate(rank, sizes[rank], -self.importance * math.log(max(1 - error, 1e-12)), tensorization)
-                for rank, error in errors.items()
-                if sizes[rank] < dense_cost
-            ]
+        errors: Mapping[tuple[int, ...], float] = self.errors
+        if count == "parameters":
+            sizes = {rank: kind._count(shape, rank) for rank in errors}
+        else:
+            errors = _thinned(errors)
+            sizes = {rank: self.counted(self.empty(rank))[0] for rank in errors}  # type: ignore[index]
+        found = [
+            Candidate(rank, sizes[rank], -self.importance * math.log(max(1 - error, 1e-12)))
+            for rank, error in errors.items()
+            if sizes[rank] < dense_cost
+        ]
         return [*found, dense]
 
     @cached_property
-    def errors(self) -> list[Mapping[tuple[int, ...], float]]:
-        """Squared relative errors by rank, for each tensorization."""
-        dense = self.weight.dense
-        return [
-            rank_errors(multiply_modes(thin._tensorized(dense), self.metric_of(tensorization)), type(thin.weight))
-            for tensorization, thin in zip(self.tensorizations, self.thin, strict=True)
-        ]
+    def errors(self) -> dict[tuple[int, ...], float]:
+        """Squared relative errors by rank."""
+        tensor = self.thin._tensorized(self.weight.dense)
+        return rank_errors(multiply_modes(tensor, self.metric), type(self.thin.weight))
 
-    def planned(self, rank: Rank | None, tensorization: Tensorization | None, before: int) -> LayerPlan:
+    def planned(self, rank: Rank | None, before: int) -> LayerPlan:
         """The plan for this layer of so many parameters; ``rank`` None is dense."""
         dense = self.weight.dense
         shape = tuple(dense.shape)
@@ -224,15 +202,14 @@ class _Option:
             reason = self.reason or "is not worth its cores"
             number = None
             if self.positions is not None:
-                number = self.counted(self.thin[0])[1]  # type: ignore[index]
+                number = self.counted(self.thin)[1]  # type: ignore[index]
             return LayerPlan(
                 self.weight.name, kind, shape, None, None, None, before, before, number, number, 0.0, reason
             )
-        made = self.decomposed(rank, tensorization)
-        metric = self.metric_of(tensorization)
+        made = self.weight.decomposed(rank=rank, metric=self.metric, **self.settings)
         with torch.no_grad():
             parts = (made.dense_weight() - dense, dense)
-            difference, norm = (_norm(multiply_modes(made._tensorized(part), metric)) for part in parts)
+            difference, norm = (_norm(multiply_modes(made._tensorized(part), self.metric)) for part in parts)
         number, dense_number = self.counted(made) or (None, None)
         return LayerPlan(
             self.weight.name,
@@ -258,10 +235,10 @@ def _weigh(model: nn.Module, options: Sequence[_Option], calibration: Example) -
     """
     changed: dict[str, tuple[Tensor, float]] = {}
     for option in options:
-        inexact = {} if option.reason else {rank: error for rank, error in option.errors[0].items() if error > 0}
+        inexact = {} if option.reason else {rank: error for rank, error in option.errors.items() if error > 0}
         if inexact:
             rank = min(inexact, key=lambda rank: abs(math.sqrt(inexact[rank]) - _TRIED_ERROR))
-            made = option.decomposed(rank, option.tensorizations[0])
+            made = option.weight.decomposed(rank=rank, metric=option.metric, **option.settings)
             with torch.no_grad():
                 changed[option.weight.full_name] = made.dense_weight(), inexact[rank]
     found = sensitivities(model, changed, calibration)
@@ -277,7 +254,7 @@ def _norm(tensor: Tensor) -> float:
 
 def _within(
     model: nn.Module, options: Sequence[_Option], budget: float, count: Budgeted
-) -> list[tuple[tuple[int, ...] | None, Tensorization | None]]:
+) -> list[tuple[int, ...] | None]:
     candidates = [option.candidates(count) for option in options]
     whole = sum(row[-1].cost for row in candidates)
     fixed = 0.0
@@ -285,7 +262,7 @@ def _within(
         fixed = sum(parameter.numel() for parameter in model.parameters()) - whole
     allowed = _checked_budget(budget, whole + fixed)
     try:
-        return [(choice.rank, choice.tensorization) for choice in allocate(candidates, allowed - fixed)]
+        return [choice.rank for choice in allocate(candidates, allowed - fixed)]
     except ValueError as error:
         least = math.ceil(fixed + sum(min(choice.cost for choice in row) for row in candidates))
         raise ValueError(
@@ -323,7 +300,7 @@ def _given(option: _Option, ranks: Rank | Mapping[str, Rank]) -> Rank | None:
     else:
         rank = ranks
     try:
-        thin = option.empty(rank, option.tensorizations[0]).weight
+        thin = option.empty(rank).weight
     except (TypeError, ValueError) as error:
         message = str(error).replace("`rank`", "`ranks`")
         raise type(error)(f"{message} for {option.weight.name!r}") from error

@@ -126,8 +126,7 @@ class Factorization(nn.Module, CoreProvider):
         Args:
             tensor: Floating-point tensor on any device; it is detached.
             rank: As in the constructor.
-            metric: From modes, counted from 0, to invertible matrices ``(n_k, n_k)``. A smaller one, ``(m, m)`` where m
-                divides n_k, stands for ``I ⊗ S_k``: for the faster half of a mode that was merged of two.
+            metric: From modes, counted from 0, to invertible matrices ``(n_k, n_k)``.
 
         Returns:
             An instance with the tensor's dtype and device.

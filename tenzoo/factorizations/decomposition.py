@@ -144,19 +144,14 @@ def multiply_modes(tensor: Tensor, matrices: Mapping[int, Tensor]) -> Tensor:
 
     Args:
         tensor: Shape ``(n_1, …, n_d)``.
-        matrices: From modes, counted from 0, to matrices ``(m_k, n_k)``. One of fewer columns, ``(m_k, n_k / p)``,
-            stands for ``I_p ⊗ S_k``: it multiplies the faster half of the mode.
+        matrices: From modes, counted from 0, to matrices ``(m_k, n_k)``.
 
     Example:
         >>> multiply_modes(torch.ones(2, 3), {1: torch.ones(4, 3)}).shape
         torch.Size([2, 4])
-        >>> multiply_modes(torch.ones(2, 6), {1: torch.ones(4, 3)}).shape
-        torch.Size([2, 8])
     """
     for mode, matrix in matrices.items():
-        split = tensor.reshape(*tensor.shape[:mode], -1, matrix.shape[1], *tensor.shape[mode + 1 :])
-        product = torch.tensordot(matrix.to(tensor), split, dims=([1], [mode + 1]))
-        tensor = product.movedim(0, mode + 1).flatten(mode, mode + 1)
+        tensor = torch.tensordot(matrix.to(tensor), tensor, dims=([1], [mode])).movedim(0, mode)
     return tensor
 
 
@@ -173,10 +168,7 @@ def check_metric(metric: Mapping[int, Tensor], shape: Sequence[int]) -> None:
         if not 0 <= mode < len(shape):
             raise ValueError(f"expected modes from 0 to {len(shape) - 1} in `metric`, got {mode}")
         size = shape[mode]
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix) or size % len(matrix):
-            raise ValueError(
-                f"expected a matrix of {size} rows and columns, or of a divisor of {size}, for mode {mode} in `metric`"
-                f", got shape {tuple(matrix.shape)}"
-            )
+        if tuple(matrix.shape) != (size, size):
+            raise ValueError(f"expected shape {(size, size)} for mode {mode} in `metric`, got {tuple(matrix.shape)}")
         if not bool(torch.isfinite(matrix).all()):
             raise ValueError(f"expected finite numbers for mode {mode} in `metric`, got NaN or infinity")

@@ -62,12 +62,10 @@ def contract_conv2d(
 ) -> Tensor:
     """A two-dimensional convolution as a sequence: into the ranks, over the image, out of the ranks.
 
-    Where the kernel has no mode of its own, since it is a single pixel or is within the last mode of the output, the
-    image is convolved on the way out.
+    The image is convolved by the first of them where the kernel is a single pixel, and has no mode.
 
     Args:
-        weight: Of shape ``(*out, k², *in)``, or ``(*out, *in)`` with ``k²`` in the last mode of ``out``;
-            ``(*out, k², *in, 1)`` for a block TT.
+        weight: Of shape ``(*out, k², *in)``, without ``k²`` if it is 1; ``(*out, k², *in, 1)`` for a block TT.
         x: ``(N, C_in, H, W)``, padded unless with zeros.
         convolve: The layer's own convolution.
         kernel_size: ``(k_h, k_w)``.
@@ -106,13 +104,7 @@ def contract_conv2d(
         case _:
             raise AssertionError(type(weight))
     # Contiguous, since a kernel of one pixel with other strides would change the layout of the output.
-    first = first.contiguous()[:, :, None, None]
-    if middle is None and math.prod(kernel_size) > 1:
-        x = F.conv2d(x, first)
-        last = last.reshape(-1, *kernel_size, last.shape[1]).permute(0, 3, 1, 2).contiguous()
-        y = convolve(x.reshape(batch, groups * last.shape[1], *x.shape[2:]), last, groups)
-        return y if bias is None else y + bias.to(y.dtype)[:, None, None]
-    last = last.contiguous()[:, :, None, None]
+    first, last = (matrix.contiguous()[:, :, None, None] for matrix in (first, last))
     if middle is None:
         x = convolve(x, first, 1)
     else:

@@ -26,9 +26,8 @@ class TensorizedConv2d(TensorizedLayer[nn.Conv2d]):
     """A convolution, as :class:`torch.nn.Conv2d`, with a kernel ``W (O, I/groups, k_h, k_w)`` made of cores.
 
     With its input channels last, W is reshaped to ``(*out, k_h k_w, *in)``, the factors of ``O`` and of ``I/groups``
-    with both directions of the kernel as one mode between them; a kernel of one pixel has no such mode. The kernel can
-    also be within the last factor of O: a train whose rank after O is nearly O has fewer parameters without that core.
-    A block TT pairs the factors, and the kernel with 1. At initialization W has mean 0 and variance ``2/fan_in`` with
+    with both directions of the kernel as one mode between them; a kernel of one pixel has no such mode. A block TT
+    pairs the factors, and the kernel with 1. At initialization W has mean 0 and variance ``2/fan_in`` with
     ``fan_in = k_h k_w I/groups`` (He et al. 2015, arXiv:1502.01852, eq. 10) in every format, and the bias is torch's.
 
     Args:
@@ -46,9 +45,7 @@ class TensorizedConv2d(TensorizedLayer[nn.Conv2d]):
         factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``.
         rank: As the factorization takes it: one number, a list, or a fraction of the dense parameters.
         tensorization: Factors of ``out_channels`` and of ``in_channels / groups``. By default a ring and a block TT
-            split each into up to three factors, the others take them whole. With factors of ``out_channels k_h k_w``
-            in place of the first, such as ``[[288], [16]]`` for 32 channels from 16 and 9 pixels, the kernel has no
-            mode of its own, but is within the last of them; not in a block TT.
+            split each into up to three factors, the others take them whole.
         implementation: Rebuild W and convolve once, convolve with the cores in sequence, or take the cheaper.
 
     Raises:
@@ -108,22 +105,20 @@ class TensorizedConv2d(TensorizedLayer[nn.Conv2d]):
         for name in (*torchs.__constants__, "_reversed_padding_repeated_twice"):
             setattr(self, name, getattr(torchs, name))
         split = split_size if kind in (TensorRing, BlockTT) else whole_size
-        per_group, pixels = in_channels // groups, math.prod(self.kernel_size)
-        self._merges_kernel = kind is not BlockTT and _merges_kernel(tensorization, out_channels, pixels)
-        size = (
-            {"out_channels k_h k_w": out_channels * pixels} if self._merges_kernel else {"out_channels": out_channels}
-        )
+        per_group = in_channels // groups
         out, in_ = check_tensorization(
-            tensorization, {**size, "in_channels / groups": per_group}, (split(out_channels), split(per_group))
+            tensorization,
+            {"out_channels": out_channels, "in_channels / groups": per_group},
+            (split(out_channels), split(per_group)),
         )
-        kernel = (pixels,) if pixels > 1 and not self._merges_kernel else ()
+        kernel = (math.prod(self.kernel_size),) if math.prod(self.kernel_size) > 1 else ()
         if kind is BlockTT:
             out, in_ = paired(out, in_)
             shape = (*out, *kernel, *in_, *(1 for _ in kernel))
         else:
             shape = (*out, *kernel, *in_)
         self.tensorization = out, in_
-        std = math.sqrt(2 / (per_group * pixels))
+        std = math.sqrt(2 / (per_group * math.prod(self.kernel_size)))
         self.weight = kind(shape, rank, init_std=std, device=device, dtype=dtype)
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         self._count_costs()
@@ -171,8 +166,7 @@ class TensorizedConv2d(TensorizedLayer[nn.Conv2d]):
         x = F.pad(x, self._reversed_padding_repeated_twice, mode=mode)
         columns = F.unfold(x, self.kernel_size, self.dilation, stride=self.stride).transpose(1, 2)
         rows = columns.reshape(-1, self.in_channels // self.groups, math.prod(self.kernel_size))
-        merged = rows.shape[2:] if self._merges_kernel else ()
-        return rows.transpose(1, 2).reshape(len(rows), *merged, *self.weight.shape[len(self.tensorization[0]) :])
+        return rows.transpose(1, 2).reshape(len(rows), *self.weight.shape[len(self.tensorization[0]) :])
 
     def _contract(self, weight: Factorization, x: Tensor, bias: Tensor | None = None) -> Tensor:
         padding = self.padding
@@ -216,15 +210,6 @@ class TensorizedConv2d(TensorizedLayer[nn.Conv2d]):
     def extra_repr(self) -> str:
         """Arguments, for ``print``."""
         return f"{nn.Conv2d.extra_repr(self)}, implementation={self.implementation}"  # type: ignore[arg-type, no-untyped-call]
-
-
-def _merges_kernel(tensorization: Tensorization | None, out_channels: int, pixels: int) -> bool:
-    """Whether the first factors are those of the output channels and of the pixels; what is malformed is said later."""
-    try:
-        first = tensorization[0] if tensorization is not None else (out_channels,)
-        return pixels > 1 and math.prod(first) == out_channels * pixels and first[-1] % pixels == 0
-    except (IndexError, KeyError, TypeError):
-        return False
 
 
 def _check_pair(name: str, pair: object) -> None:

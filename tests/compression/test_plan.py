@@ -400,32 +400,3 @@ def test_an_altered_file_is_no_plan(tmp_path, change, value):
 def test_arguments_that_are_none(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
-
-
-# --- convolutions of one rank ----------------------------------------------------------------------------------------
-
-
-def test_a_train_without_a_bond_between_output_and_kernel_where_that_is_cheaper(tmp_path):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(12, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3)).double()
-    low = torch.einsum("okr,ri->oik", torch.randn(16, 9, 3).double(), torch.randn(3, 12).double())
-    with torch.no_grad():
-        model[0].weight.copy_(low.reshape(16, 12, 3, 3))
-    made = plan(model, factorization="tt", budget=(16 * 9 + 12) * 3 + 4 * 16 * 9 + 20)
-    layer = made.layers[0]
-    assert (layer.rank, layer.tensorization) == ((3,), ((144,), (12,)))
-    assert layer.error == pytest.approx(0, abs=1e-7)
-    images = torch.randn(2, 12, 9, 9, dtype=torch.float64)
-    made.save(tmp_path / "plan.json")
-    loaded = Plan.load(tmp_path / "plan.json")
-    assert loaded == made
-    small = apply_(copy.deepcopy(model), loaded)
-    torch.testing.assert_close(small(images), model(images))
-    again = restore_(copy.deepcopy(model), loaded, small.state_dict())
-    torch.testing.assert_close(again(images), model(images))
-    torch.testing.assert_close(fold_(again)[0].weight, model[0].weight)
-
-
-def test_given_ranks_are_those_of_the_separate_modes():
-    (layer,) = plan(nn.Sequential(nn.Conv2d(8, 8, 3)), factorization="tt", ranks=2).layers
-    assert (layer.rank, layer.tensorization) == ((2, 2), ((8,), (8,)))

@@ -31,7 +31,6 @@ class LayerConformance(CoreProviderConformance):
 
 class ConvConformance(LayerConformance):
     arguments: ClassVar[Mapping[str, Any]]
-    tensorization: ClassVar[Any] = None
     image = (2, 6, 5, 4)
 
     def make(self) -> nn.Module:
@@ -39,7 +38,6 @@ class ConvConformance(LayerConformance):
             6,
             4,
             **self.arguments,
-            tensorization=self.tensorization,
             factorization=self.name,
             rank=2,
             implementation=self.implementation,
@@ -113,15 +111,6 @@ CONVOLUTIONS = {
     "SameReflected": {"kernel_size": (2, 3), "padding": "same", "padding_mode": "reflect"},
 }
 
-# The kernel is within the last factor of the output channels.
-MERGED = {
-    "Merged": ({"kernel_size": 3, "padding": 1}, [[2, 18], [3, 2]]),
-    "MergedGrouped": (
-        {"kernel_size": (3, 2), "stride": (2, 1), "padding": 1, "padding_mode": "reflect", "groups": 2},
-        [[24], [3]],
-    ),
-}
-
 # pytest collects classes by their names; here they are made, one for each combination.
 for name in NAMES:
     for implementation in ("reconstruct", "contract"):
@@ -130,10 +119,6 @@ for name in NAMES:
         for kind, arguments in CONVOLUTIONS.items():
             made = f"Test{kind}Conv{suffix}"
             globals()[made] = type(made, (ConvConformance,), {**settings, "arguments": arguments})
-        for kind, (arguments, tensorization) in MERGED.items() if name != "btt" else ():
-            made = f"Test{kind}Conv{suffix}"
-            further = {"arguments": arguments, "tensorization": tensorization}
-            globals()[made] = type(made, (ConvConformance,), {**settings, **further})
         for base in (LinearConformance, EmbeddingConformance):
             made = f"Test{base.__name__.removesuffix('Conformance')}{suffix}"
             globals()[made] = type(made, (base,), dict(settings))
