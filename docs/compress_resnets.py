@@ -44,7 +44,7 @@ def trainer(epochs: int) -> Trainer:
 
 
 def task(network: nn.Module) -> ImageClassificationTask:
-    """The settings of configs/tt_resnet20_compressed.yaml."""
+    """Plain SGD on the labels, for as few epochs as here."""
 
     def sgd(parameters: object) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-5, foreach=True)

@@ -46,7 +46,8 @@ def compressed(folder, root):
     files = ["--weights", str(folder / "dense.pt"), "--output", str(target)]
     assert main(["compress", "--config", str(ROOT / "compress" / "tt_resnet20.yaml"), *files, *data]) == 0
     network = "--model.init_args.network.init_args"
-    return [f"{network}.plan", str(target / "plan.json"), f"{network}.weights", str(target / "weights.pt")]
+    made = [f"{network}.plan", str(target / "plan.json"), f"{network}.weights", str(target / "weights.pt")]
+    return [*made, "--model.init_args.teacher_weights", str(folder / "dense.pt")]
 
 
 @pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning")
