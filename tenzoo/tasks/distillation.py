@@ -37,7 +37,8 @@ class DistillationTask(ImageClassificationTask):
 
     Raises:
         TypeError: If ``teacher`` is not a module.
-        ValueError: For a value out of its range, or a file that does not fit the teacher.
+        ValueError: For a value out of its range, a file that does not fit the teacher, or a teacher that shares a
+            parameter with the network; while training, for logits of another shape.
         FileNotFoundError: If there is no such file.
 
     Example:
@@ -66,6 +67,10 @@ class DistillationTask(ImageClassificationTask):
             raise ValueError(f"expected a number in [0, 1] in `teacher_share`, got {teacher_share}")
         if not (math.isfinite(temperature) and temperature > 0):
             raise ValueError(f"expected a finite number > 0 in `temperature`, got {temperature}")
+        own = set(network.parameters())
+        shared = next((name for name, parameter in teacher.named_parameters() if parameter in own), None)
+        if shared is not None:
+            raise ValueError(f"expected weights of its own in `teacher`, got one whose {shared!r} is in `network` too")
         if teacher_weights is not None:
             load_weights_(teacher, teacher_weights)
         self.teacher_share = teacher_share

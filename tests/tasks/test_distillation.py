@@ -137,6 +137,15 @@ def test_a_teacher_of_other_classes():
         fit(task(teacher=nn.Flatten()))
 
 
+def test_a_teacher_that_is_the_network_or_has_a_part_of_it():
+    network = small()
+    with pytest.raises(ValueError, match=r"of its own in `teacher`, got one whose '0\.weight' is in `network` too"):
+        task(network, teacher=network)
+    with pytest.raises(ValueError, match=r"got one whose '1\.weight' is in `network` too"):
+        task(network, teacher=nn.Sequential(nn.Flatten(), network[6]))
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
 def test_from_the_command_line_with_a_file_of_weights(tmp_path, config):  # noqa: F811
     torch.manual_seed(3)
     teacher = CIFARResNet(20, num_classes=5)
