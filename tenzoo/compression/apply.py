@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from tenzoo.compression.inputs import Example, input_metrics
+from tenzoo.compression.inputs import Example, check_example, input_metrics
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.weights import Weight, check_module, find_weights, put_parametrization, take_parametrization
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
@@ -32,8 +32,10 @@ def apply_(model: M, plan: Plan, *, calibration: Example | None = None) -> M:
         The model itself.
 
     Raises:
-        ValueError: If the plan was made with calibration data and there are none here, or the reverse; if a planned
-            layer is missing, is of another class or shape, or cannot be replaced.
+        TypeError: If ``calibration`` is neither a tensor nor a tuple.
+        ValueError: If the plan was made with calibration data and there are none here, or the reverse; if the model
+            does not take them, or they are empty or not finite; if a planned layer is missing, is of another class or
+            shape, or cannot be replaced.
         MemoryError: As :func:`~tenzoo.compression.plan`.
 
     Example:
@@ -45,6 +47,8 @@ def apply_(model: M, plan: Plan, *, calibration: Example | None = None) -> M:
     if plan.data_aware != (calibration is not None):
         made_with, given = ("with", "none") if plan.data_aware else ("without", "some")
         raise ValueError(f"expected `calibration` data as in `plan`, which was made {made_with} them, got {given}")
+    if calibration is not None:
+        check_example(calibration, "calibration")
     pairs = _matched(model, plan)
     metrics: Mapping[str, Mapping[int, Tensor]] = {}
     if calibration is not None:

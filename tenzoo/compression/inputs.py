@@ -134,6 +134,8 @@ def check_example(example: object, argument: str) -> None:
             f"expected a tensor, or a tuple of the arguments of the model, in `{argument}`, got a "
             f"{type(example).__name__}"
         )
+    if isinstance(example, tuple) and not example:
+        raise ValueError(f"expected the arguments of the model in `{argument}`, got none")
     for x in example if isinstance(example, tuple) else (example,):
         if isinstance(x, Tensor) and x.numel() == 0:
             raise ValueError(

@@ -1,7 +1,9 @@
 """Training a network on what a trained one says of the same images."""
 
+import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -28,8 +30,8 @@ class DistillationTask(ImageClassificationTask):
 
     Args:
         network: As there.
-        teacher: The trained network: any module that maps images to logits ``(N, num_classes)``. In YAML a
-            ``class_path`` with ``init_args``.
+        teacher: The trained network: any module that maps images to logits ``(N, num_classes)``; it is copied, and
+            stays as it is. In YAML a ``class_path`` with ``init_args``.
         teacher_weights: File of the teacher's weights, as ``tenzoo compress`` takes it; null if the teacher has them.
         teacher_share: λ, in [0, 1].
         temperature: T, above 0.
@@ -37,8 +39,8 @@ class DistillationTask(ImageClassificationTask):
 
     Raises:
         TypeError: If ``teacher`` is not a module.
-        ValueError: For a value out of its range, a file that does not fit the teacher, or a teacher that shares a
-            parameter with the network; while training, for logits of another shape.
+        ValueError: For a value out of its range, or a file that does not fit the teacher; while training, for logits of
+            another shape.
         FileNotFoundError: If there is no such file.
 
     Example:
@@ -67,11 +69,10 @@ class DistillationTask(ImageClassificationTask):
             raise ValueError(f"expected a number in [0, 1] in `teacher_share`, got {teacher_share}")
         if not (math.isfinite(temperature) and temperature > 0):
             raise ValueError(f"expected a finite number > 0 in `temperature`, got {temperature}")
-        own = set(network.parameters())
-        shared = next((name for name, parameter in teacher.named_parameters() if parameter in own), None)
-        if shared is not None:
-            raise ValueError(f"expected weights of its own in `teacher`, got one whose {shared!r} is in `network` too")
+        teacher = copy.deepcopy(teacher)  # the caller's may be trained, or be the network before it was compressed
         if teacher_weights is not None:
+            if not Path(teacher_weights).is_file():
+                raise FileNotFoundError(f"expected an existing file in `teacher_weights`, got {teacher_weights!r}")
             load_weights_(teacher, teacher_weights)
         self.teacher_share = teacher_share
         self.temperature = temperature

@@ -125,6 +125,7 @@ def test_calibration_leaves_a_layer_that_is_used_twice_as_it_is():
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
+        ((), "the arguments of the model in `calibration`, got none"),
         ([IMAGES], "a tuple of the arguments of the model, in `calibration`, got a list"),
         (IMAGES[:0], r"with numbers in `calibration`, got an empty one of shape \(0, 3, 8, 8\)"),
         (IMAGES * torch.nan, "finite numbers in `calibration`, got NaN"),
@@ -138,6 +139,9 @@ def test_calibration_leaves_a_layer_that_is_used_twice_as_it_is():
 def test_inputs_that_are_none(inputs, message):
     with pytest.raises((TypeError, ValueError), match=message):
         plan(network(), factorization="tt", budget=0.7, calibration=inputs)
+    made = plan(network(), factorization="tt", budget=0.7, calibration=IMAGES)
+    with pytest.raises((TypeError, ValueError), match=message):
+        apply_(network(), made, calibration=inputs)
 
 
 def test_outputs_of_zero_make_all_layers_alike():

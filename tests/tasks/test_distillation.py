@@ -43,7 +43,7 @@ def task(network=None, **kwargs):
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_the_loss_is_that_of_the_paper(share, temperature):
     """Cross-entropies written out; the divergence is the one to the softened targets less the targets' entropy."""
-    teacher = Teacher().double()
+    teacher = Teacher().double().eval()
     model = task(
         small().double(), teacher=teacher, teacher_share=share, temperature=temperature, label_smoothing=0.1
     ).eval()
@@ -81,9 +81,9 @@ def test_the_network_comes_to_say_what_the_teacher_says():
 
 @pytest.mark.parametrize("kwargs", [{}, {"sam": SAM(rho=0.1)}])
 def test_the_teacher_stays_as_it_is_and_is_asked_once_per_batch(tmp_path, kwargs):
-    teacher = Teacher()
+    model = task(**kwargs)
+    (teacher,) = model._teacher
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    model = task(teacher=teacher, **kwargs)
     run = fit(model, callbacks=[DeviationAwareScaling(0.1)] if not kwargs else [])
     assert teacher.calls == 2 * 3
     after = teacher.state_dict()
@@ -101,8 +101,8 @@ def test_the_teacher_stays_as_it_is_and_is_asked_once_per_batch(tmp_path, kwargs
 
 
 def test_the_teacher_follows_the_task():
-    teacher = Teacher()
-    model = task(teacher=teacher)
+    model = task()
+    (teacher,) = model._teacher
     assert model.double() is model
     assert {parameter.dtype for parameter in teacher.parameters()} == {torch.float64}
     assert {parameter.device.type for parameter in model.to("meta")._teacher[0].parameters()} == {"meta"}
@@ -124,7 +124,8 @@ def test_in_half_precision(precision):
         ({"teacher_share": math.nan}, ValueError, "`teacher_share`, got nan"),
         ({"temperature": 0.0}, ValueError, r"finite number > 0 in `temperature`, got 0\.0"),
         ({"temperature": math.inf}, ValueError, "`temperature`, got inf"),
-        ({"teacher_weights": "none.pt"}, FileNotFoundError, r"none\.pt"),
+        ({"teacher_weights": "none.pt"}, FileNotFoundError, r"existing file in `teacher_weights`, got 'none\.pt'"),
+        ({"teacher_weights": ""}, FileNotFoundError, "existing file in `teacher_weights`, got ''"),
     ],
 )
 def test_bad_arguments(kwargs, error, match):
@@ -137,13 +138,16 @@ def test_a_teacher_of_other_classes():
         fit(task(teacher=nn.Flatten()))
 
 
-def test_a_teacher_that_is_the_network_or_has_a_part_of_it():
+def test_the_callers_teacher_is_copied():
+    """So it can be trained, used as a teacher again, or be the network as it was."""
     network = small()
-    with pytest.raises(ValueError, match=r"of its own in `teacher`, got one whose '0\.weight' is in `network` too"):
-        task(network, teacher=network)
-    with pytest.raises(ValueError, match=r"got one whose '1\.weight' is in `network` too"):
-        task(network, teacher=nn.Sequential(nn.Flatten(), network[6]))
+    model = task(network, teacher=network)
     assert all(parameter.requires_grad for parameter in network.parameters())
+    before = [parameter.detach().clone() for parameter in model._teacher[0].parameters()]
+    fit(model)
+    after = list(model._teacher[0].parameters())
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    assert not any(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
 
 
 def test_from_the_command_line_with_a_file_of_weights(tmp_path, config):  # noqa: F811
