@@ -78,10 +78,8 @@ def load_weights_(model: M, path: str | Path) -> M:
                 f"expected the weights of this {type(model).__name__} in {str(path)!r}, got {name!r} "
                 f"of {_described(other)} where the network has {_described(mine)}"
             )
-    for name, value in model.state_dict().items():
-        kind = weights.get(name, value)
-        if kind.is_floating_point() != value.is_floating_point() or kind.layout != value.layout:
-            raise ValueError(f"expected {name!r} as {value.dtype} in {str(path)!r}, got {kind.dtype} ({kind.layout})")
+    for name, mine, other in kind_differences(own, weights):
+        raise ValueError(f"expected {name!r} as {mine} in {str(path)!r}, got {other}")
     model.load_state_dict(weights, strict=False)
     return model
 
@@ -99,6 +97,21 @@ def shape_differences(
         first, second = (tuple(state[name].shape) if name in state else None for state in (own, other))
         if first != second:
             yield name, first, second
+
+
+def kind_differences(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Iterator[tuple[str, str, str]]:
+    """Names in both of two state dicts that are not numbers of one kind, such as floats and integers, with both kinds.
+
+    Example:
+        >>> list(kind_differences({"a": torch.ones(2)}, {"a": torch.ones(2, dtype=torch.int64)}))
+        [('a', 'torch.float32', 'torch.int64')]
+    """
+    for name, value in own.items():
+        kind = other.get(name, value)
+        if kind.is_floating_point() != value.is_floating_point():
+            yield name, str(value.dtype), str(kind.dtype)
+        elif kind.layout != value.layout:
+            yield name, str(value.layout), str(kind.layout)
 
 
 def _described(shape: tuple[int, ...] | None) -> str:

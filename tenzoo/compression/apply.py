@@ -10,7 +10,7 @@ from tenzoo.compression.inputs import Example, check_example, input_metrics
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.weights import Weight, check_module, find_weights, put_parametrization, take_parametrization
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
-from tenzoo.weights import shape_differences
+from tenzoo.weights import kind_differences, shape_differences
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -89,11 +89,11 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
     # A copy without memory tells whether the weights fit before anything is replaced.
     skeleton = copy.deepcopy(model).to("meta")
     _put(skeleton, [(weight, weight.empty(**_settings(layer))) for weight, layer in _matched(skeleton, plan)])
+    expected = "expected weights of the compressed model in `weights`, got"
     for name, own, other in shape_differences(skeleton.state_dict(), weights):
-        raise ValueError(
-            f"expected weights of the compressed model in `weights`, got {name!r} of shape {other} where the plan has "
-            f"{own}"
-        )
+        raise ValueError(f"{expected} {name!r} of shape {other} where the plan has {own}")
+    for name, kind, given in kind_differences(skeleton.state_dict(), weights):
+        raise ValueError(f"{expected} {name!r} as {given} where the model has {kind}")
     made = [(weight, weight.empty(**_settings(layer)).to_empty(device=weight.dense.device)) for weight, layer in pairs]
     for weight, new in made:
         new.train(weight.owner.training).weight.requires_grad_(weight.trained)

@@ -346,7 +346,8 @@ def test_weights_that_do_not_fit_leave_the_model_as_it_was():
     weights = apply_(model, made).state_dict()
     missing = dict(list(weights.items())[:-1])
     before = copy.deepcopy(other)
-    for wrong, kind in ((missing, ValueError), ("weights.pt", TypeError)):
+    integers = {name: value.long() for name, value in weights.items()}
+    for wrong, kind in ((missing, ValueError), (integers, ValueError), ("weights.pt", TypeError)):
         with pytest.raises(kind, match="`weights`"):
             restore_(other, made, wrong)
     torch.testing.assert_close(other.eval()(IMAGES), before.eval()(IMAGES))
