@@ -78,8 +78,8 @@ def load_weights_(model: M, path: str | Path) -> M:
                 f"expected the weights of this {type(model).__name__} in {str(path)!r}, got {name!r} "
                 f"of {_described(other)} where the network has {_described(mine)}"
             )
-    for name, mine, other in kind_differences(own, weights):
-        raise ValueError(f"expected {name!r} as {mine} in {str(path)!r}, got {other}")
+    for name, kind, given in kind_differences(own, weights):
+        raise ValueError(f"expected {name!r} as {kind} in {str(path)!r}, got {given}")
     model.load_state_dict(weights, strict=False)
     return model
 
