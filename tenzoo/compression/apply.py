@@ -32,7 +32,7 @@ def apply_(model: M, plan: Plan, *, calibration: Example | None = None) -> M:
         The model itself.
 
     Raises:
-        TypeError: If ``calibration`` is neither a tensor nor a tuple.
+        TypeError: If ``plan`` is no plan, or ``calibration`` neither a tensor nor a tuple.
         ValueError: If the plan was made with calibration data and there are none here, or the reverse; if the model
             does not take them, or they are empty or not finite; if a planned layer is missing, is of another class or
             shape, or cannot be replaced.
@@ -44,6 +44,7 @@ def apply_(model: M, plan: Plan, *, calibration: Example | None = None) -> M:
         >>> apply_(model, plan(model, factorization="tt", ranks={"0": 8}))[0].weight.rank
         (8,)
     """
+    _check_plan(plan)
     if plan.data_aware != (calibration is not None):
         made_with, given = ("with", "none") if plan.data_aware else ("without", "some")
         raise ValueError(f"expected `calibration` data as in `plan`, which was made {made_with} them, got {given}")
@@ -73,6 +74,7 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
         The model itself.
 
     Raises:
+        TypeError: If ``plan`` is no plan, or ``weights`` no mapping to tensors.
         ValueError: As :func:`apply_`, or if the weights are not those of this model under this plan.
 
     Example:
@@ -83,9 +85,13 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
         >>> restore_(other, made, weights)[0].weight.cores[0].equal(model[0].weight.cores[0])
         True
     """
+    _check_plan(plan)
     pairs = _matched(model, plan)
     if not isinstance(weights, Mapping):
         raise TypeError(f"expected a state dict in `weights`, got a {type(weights).__name__}")
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"expected tensors in `weights`, got a {type(value).__name__} as {name!r}")
     # A copy without memory tells whether the weights fit before anything is replaced.
     skeleton = copy.deepcopy(model).to("meta")
     _put(skeleton, [(weight, weight.empty(**_settings(layer))) for weight, layer in _matched(skeleton, plan)])
@@ -133,6 +139,11 @@ def fold_(model: M) -> M:
     return _replaced(
         model, {module: module.to_dense() for module in model.modules() if isinstance(module, TensorizedLayer)}
     )
+
+
+def _check_plan(plan: object) -> None:
+    if not isinstance(plan, Plan):
+        raise TypeError(f"expected a Plan in `plan`, got a {type(plan).__name__}; Plan.load reads one from a file")
 
 
 def _matched(model: nn.Module, plan: Plan) -> list[tuple[Weight, LayerPlan]]:

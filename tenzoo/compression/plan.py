@@ -104,7 +104,10 @@ class Plan:
             layers = tuple(LayerPlan(**_tuples(layer)) for layer in content.pop("layers"))
             for layer in layers:
                 _check(layer)
-            return cls(layers, **content)
+            made = cls(layers, **content)
+            if type(made.other_parameters) is not int or made.other_parameters < 0 or type(made.data_aware) is not bool:
+                raise ValueError(path)
+            return made
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"expected a plan, as Plan.save writes it, in {str(path)!r}, got something else"

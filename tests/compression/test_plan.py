@@ -347,11 +347,19 @@ def test_weights_that_do_not_fit_leave_the_model_as_it_was():
     missing = dict(list(weights.items())[:-1])
     before = copy.deepcopy(other)
     integers = {name: value.long() for name, value in weights.items()}
-    for wrong, kind in ((missing, ValueError), (integers, ValueError), ("weights.pt", TypeError)):
+    lists = {name: value.tolist() for name, value in weights.items()}
+    for wrong, kind in ((missing, ValueError), (integers, ValueError), (lists, TypeError), ("weights.pt", TypeError)):
         with pytest.raises(kind, match="`weights`"):
             restore_(other, made, wrong)
     torch.testing.assert_close(other.eval()(IMAGES), before.eval()(IMAGES))
     assert not any(isinstance(module, TensorizedLayer) for module in other.modules())
+
+
+def test_another_thing_than_a_plan_is_named():
+    for wrong, kind in (("plan.json", "str"), (None, "NoneType"), ({}, "dict")):
+        for function in (lambda plan: apply_(network(), plan), lambda plan: restore_(network(), plan, {})):
+            with pytest.raises(TypeError, match=f"expected a Plan in `plan`, got a {kind}; Plan.load reads one"):
+                function(wrong)
 
 
 def test_layers_without_a_counterpart_are_listed():
@@ -373,13 +381,15 @@ def test_layers_without_a_counterpart_are_listed():
         ("tensorization", [[3]]),
         ("parameters", "x"),
         ("shape", [0]),
+        ("other_parameters", "many"),
+        ("data_aware", "no"),
     ],
 )
 def test_an_altered_file_is_no_plan(tmp_path, change, value):
     plan(network(), factorization="tt", ranks=2).save(path := tmp_path / "plan.json")
     content = json.loads(path.read_text())
     layer = next(layer for layer in content["layers"] if layer["rank"])
-    layer[change] = value
+    (layer if change in layer else content)[change] = value
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"expected a plan, as Plan.save writes it, in '.*plan\.json'"):
         Plan.load(path)
