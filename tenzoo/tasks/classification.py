@@ -94,11 +94,15 @@ class ImageClassificationTask(Task):
         Raises:
             ValueError: If the network gives another shape.
         """
-        logits: Tensor = self.network(images)
+        return self._logits_from(self.network, "network", images)
+
+    def _logits_from(self, network: nn.Module, argument: str, images: Tensor) -> Tensor:
+        """Logits ``(N, num_classes)`` of a network that was given as this argument."""
+        logits: Tensor = network(images)
         if logits.shape != (len(images), self.num_classes):
             raise ValueError(
-                f"expected logits of shape (N, {self.num_classes}) from `network` for N = {len(images)} images, "
-                f"got {tuple(logits.shape)}; `num_classes` of the task and the network have to agree"
+                f"expected logits of shape (N, {self.num_classes}) from `{argument}` for N = {len(images)} images, "
+                f"got {tuple(logits.shape)}; `num_classes` of the task and the {argument} have to agree"
             )
         return logits
 

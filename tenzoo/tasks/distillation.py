@@ -87,7 +87,8 @@ class DistillationTask(ImageClassificationTask):
         logits = self(images)
         if not self.perturbed:
             self._update("train", logits, labels)
-            self._taught = self._logits_of_teacher(images)
+            with torch.no_grad():
+                self._taught = self._logits_from(self._teacher[0], "teacher", images)
         assert self._taught is not None
         of_labels = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         said, taught = self._softened(logits), self._softened(self._taught)
@@ -97,16 +98,6 @@ class DistillationTask(ImageClassificationTask):
     def _softened(self, logits: Tensor) -> Tensor:
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return (wide / self.temperature).log_softmax(1)
-
-    def _logits_of_teacher(self, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits: Tensor = self._teacher[0](images)
-        if logits.shape != (len(images), self.num_classes):
-            raise ValueError(
-                f"expected logits of shape (N, {self.num_classes}) from `teacher` for N = {len(images)} images, got "
-                f"{tuple(logits.shape)}; `num_classes` of the task and the teacher have to agree"
-            )
-        return logits
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As every module, the teacher along with it: to another device or precision."""
