@@ -1,0 +1,61 @@
+"""Files that appear whole or not at all."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+TEMPORARY = ".tmp-"
+"""What the names of unfinished files begin with; a killed process may leave one."""
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Write a file under another name, and give it its own name when it is complete and on the disk.
+
+    The unfinished file lies beside the target, so that the last step is a rename within one file system, which happens
+    wholly or not at all. It keeps the target's ending, which some writers look at. If anything fails, it is removed,
+    and what was under the target's name before stays.
+
+    Args:
+        path: The target; a file that is there is replaced.
+
+    Yields:
+        An empty file to write to.
+
+    Raises:
+        OSError: If the folder cannot be written to, or the disk is full.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "plan.json"
+        >>> with atomic_write(target) as unfinished:
+        ...     _ = unfinished.write_text("{}")
+        ...     target.exists()
+        False
+        >>> [file.name for file in target.parent.iterdir()]
+        ['plan.json']
+    """
+    path = Path(path)
+    unfinished = path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+    # Not tempfile's: its files can be read by their owner alone, also after they were renamed.
+    os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        yield unfinished
+        _sync(unfinished)
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    with suppress(OSError):  # some file systems cannot; the file itself is safe by now
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until what was written is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
