@@ -18,6 +18,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tenzoo.cores import CoreGroup, CoreProvider, find_core_groups
+from tenzoo.distributed import share_buffers_
 from tenzoo.dynamics import SharpnessState, sharpness_perturbation
 from tenzoo.tasks.sam import SAM, RandomReplay, frozen_statistics, without_sync
 from tenzoo.tasks.schedulers import Schedule, check_schedule, schedule_over_run, step_schedulers
@@ -279,6 +280,7 @@ class Task(LightningModule, CoreProvider):
         optimizers = self.trainer.optimizers
         if self.sam is not None:
             self._check_sam(optimizers)
+            share_buffers_(self.trainer)
             # A checkpoint holds the weights after the step, in manual as in automatic mode: no reason to warn.
             warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
         if self.gradient_clip_val is not None and scales_loss(self.trainer):

@@ -1,0 +1,33 @@
+"""What keeps several processes at one and the same model."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def share_buffers_(trainer: Trainer) -> None:
+    """Let DDP hand out the buffers of rank 0 under manual optimization as it does under automatic optimization.
+
+    Before the first batch of each accumulation window, and before validation, all ranks take over the buffers of
+    rank 0, such as the running statistics of normalization layers. DDP does so in the forward pass after one whose
+    gradients it was going to average. Lightning switches that averaging off during any forward pass of manual
+    optimization, and DDP would never hand out buffers again.
+    """
+    model = trainer.strategy.model
+    if isinstance(model, DistributedDataParallel):
+        model.register_forward_hook(_BuffersAreDue(trainer))
+
+
+class _BuffersAreDue:
+    """Tells DDP after a training step that the next forward pass begins with the buffers of rank 0."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
+        if torch.is_grad_enabled():
+            accumulates = self._trainer.fit_loop.epoch_loop._should_accumulate()
+            model.require_forward_param_sync = not accumulates  # type: ignore[assignment]
