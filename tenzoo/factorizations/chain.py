@@ -192,8 +192,10 @@ def chain_entries(slices: Sequence[Tensor]) -> Tensor:
 def multiply_batch(left: Tensor, right: Tensor) -> Tensor:
     """Products of small matrices, ``(n, a, r)`` times ``(n, r, b)``.
 
-    For a single row and few ranks, multiplying and summing elementwise takes a half to a third of the time of a batched
-    matrix product on a CPU, backward pass included.
+    On a CPU, multiplying and summing elementwise takes a half to a third of the time of a batched matrix product where
+    a is 1 and r and b are small, backward pass included. Elsewhere it is done wherever one of the sizes is 1: the
+    batched product, or that of a gradient, is then one of columns with rows, for which torch on CUDA would compile a
+    Triton kernel; that takes a C compiler, and seconds at the first call.
 
     Example:
         >>> import torch
@@ -201,9 +203,15 @@ def multiply_batch(left: Tensor, right: Tensor) -> Tensor:
         >>> torch.allclose(multiply_batch(left, right), left @ right, atol=1e-5)
         True
     """
-    if left.shape[1] == 1 and right.shape[1] * right.shape[2] <= _ELEMENTWISE_SIZE:
+    (rows, inner), columns = left.shape[1:], right.shape[2]
+    host = left.is_cpu or left.is_meta  # costs are counted on the meta device, and calibrated on a CPU
+    if host and (rows > 1 or inner * columns > _ELEMENTWISE_SIZE):
+        return left.bmm(right)
+    if rows == 1:
         return (left.transpose(1, 2) * right).sum(1, keepdim=True)
-    return left.bmm(right)
+    if columns == 1:
+        return (left * right.transpose(1, 2)).sum(2, keepdim=True)
+    return left * right if inner == 1 else left.bmm(right)
 
 
 def merge_chain(cores: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:

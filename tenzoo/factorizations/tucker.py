@@ -167,7 +167,7 @@ def _mode_product(tensor: Tensor, factor: Tensor, before: int, after: int) -> Te
     if before == 1:
         return factor @ tensor.reshape(rank, after)
     if before * factor.numel() <= _SMALL_BATCH:
-        return factor.expand(before, size, rank).bmm(tensor.reshape(before, rank, after))
+        return multiply_batch(factor.expand(before, size, rank), tensor.reshape(before, rank, after))
     # One product of matrices between two transpositions: the batched product's gradient for the factor has a copy for
     # each of the ``before`` blocks, and blocks of few columns multiply slowly.
     rows = tensor.reshape(before, rank, after).transpose(1, 2).reshape(before * after, rank)

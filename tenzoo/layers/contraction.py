@@ -136,9 +136,8 @@ def contract_rows(weight: Factorization, columns: Sequence[Tensor]) -> Tensor:
             core, *factors, last = weight.merged(*counts[0], counts[1])
             values = (factors[0].index_select(0, columns[0]) @ core.flatten(1)).unsqueeze(1)
             for factor, column in zip(factors[1:], columns[1:], strict=True):
-                values = factor.index_select(0, column).unsqueeze(1) @ values.reshape(
-                    column.shape[0], factor.shape[1], -1
-                )
+                row = factor.index_select(0, column).unsqueeze(1)
+                values = multiply_batch(row, values.reshape(column.shape[0], factor.shape[1], -1))
             return F.linear(values.squeeze(1), last)
         case Chain():
             *cores, last = weight.merged(*counts[0], counts[1])
@@ -147,11 +146,15 @@ def contract_rows(weight: Factorization, columns: Sequence[Tensor]) -> Tensor:
                 product = multiply_batch(product, gather_slices(core, [column], sparse_grad=False))
             return F.linear(product.flatten(1), last.permute(1, 2, 0).flatten(1))
         case BlockTT():
-            rows = torch.ones_like(weight.cores[0][:1, :1, 0, 0]).expand(columns[0].shape[0], 1, 1)
-            for core, column in zip(weight.cores, columns, strict=True):
-                slices = gather_slices(core.flatten(2), [column], sparse_grad=False)
-                rows = (rows @ slices).reshape(column.shape[0], rows.shape[1] * core.shape[2], core.shape[3])
-            return rows.squeeze(2)
+            rows, *slices = (  # with the column mode and the next rank in one
+                gather_slices(core.flatten(2), [column], sparse_grad=False)
+                for core, column in zip(weight.cores, columns, strict=True)
+            )
+            done = 1
+            for core, matrices in zip(weight.cores, slices, strict=False):
+                done *= core.shape[2]
+                rows = multiply_batch(rows.reshape(matrices.shape[0], done, core.shape[3]), matrices)
+            return rows.flatten(1)
     raise AssertionError(type(weight))
 
 

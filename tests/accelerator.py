@@ -1,0 +1,33 @@
+"""What stands in for an accelerator where there is none."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@contextmanager
+def fake_cuda() -> Iterator[torch.device]:
+    """CUDA tensors without a card and without values: forward passes only, since autograd asks for the card."""
+    with FakeTensorMode():
+        yield torch.device("cuda")
+
+
+class Calls(TorchDispatchMode):
+    """The operations that are dispatched, with the arguments of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append((func._overloadpacket, args))
+        return func(*args, **(kwargs or {}))
+
+    def outer_products(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Shapes of the batched matrix products that are outer products, or whose gradients are."""
+        batched = [args for name, args in self.seen if name is torch.ops.aten.bmm and args[0].is_cuda]
+        return [(tuple(a.shape), tuple(b.shape)) for a, b in batched if 1 in (*a.shape[1:], b.shape[2])]
