@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor
@@ -68,6 +68,15 @@ def log_to_loggers(trainer: Trainer, metrics: dict[str, float]) -> None:
     step = steps_so_far(trainer)
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step)
+
+
+def batch_weight(module: LightningModule) -> float:
+    """What a mean over this process's share of the training batch is multiplied by: 1, unless shares are uneven.
+
+    The average over processes, which DDP makes of gradients, is then that of the mean over the whole batch. It comes
+    from the data module, which shares out the batches.
+    """
+    return float(getattr(getattr(module._trainer, "datamodule", None), "batch_weight", 1.0))
 
 
 class NoProfiler(PassThroughProfiler):

@@ -201,11 +201,8 @@ class CIFAR10DataModule(ResumableDataModule[PreparedImages, ImageLoader]):
             )
 
     @override
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Moves a batch, without the search through nested collections that Lightning makes for any other type."""
-        if isinstance(batch, ImageBatch):
-            return batch.to(device)
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+    def _move(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch.to(device) if isinstance(batch, ImageBatch) else super()._move(batch, device, dataloader_idx)
 
     @override
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -134,10 +134,7 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
         return self._load()
 
     @override
-    def transfer_batch_to_device(
-        self, batch: CompletionBatch, device: torch.device, dataloader_idx: int
-    ) -> CompletionBatch:
-        """Moves a batch, without the search through nested collections that Lightning makes for any other type."""
+    def _move(self, batch: CompletionBatch, device: torch.device, dataloader_idx: int) -> CompletionBatch:
         return CompletionBatch(*(part.to(device, non_blocking=True) for part in batch))
 
     @override

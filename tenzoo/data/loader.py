@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,16 @@ _SHUFFLE_STREAM = 0x54FF1E
 Batch = TypeVar("Batch")
 
 
+class Share(NamedTuple, Generic[Batch]):
+    """What one of several processes gets of a batch."""
+
+    batch: Batch
+    """Its items."""
+    weight: float
+    """The number of its items over the average number per process. A mean over the share, times this, averages over
+    the processes to the mean over the batch. It is 0 for an item that another process has too."""
+
+
 class ShuffledLoader(ABC, Generic[Batch]):
     """An endless, resumable stream of training batches, handed out in epochs of ``len(loader)`` batches.
 
@@ -28,9 +38,9 @@ class ShuffledLoader(ABC, Generic[Batch]):
     number. An epoch takes the next ``len(loader)`` batches, wherever the last one stopped, so ``steps_per_epoch`` may
     stop within a permutation or run through several of them. The state is two integers.
 
-    With several processes each batch of the stream is shared out: rank r takes items r, r + w, r + 2w, … of it. The
-    last ones wrap around to the start of the batch if need be, so that all ranks have equally many items and
-    batches; with one process nothing is repeated.
+    With several processes each batch of the stream is shared out, each item to one of them: rank r takes items r,
+    r + w, r + 2w, … of it. Some ranks then have one item more than others, so each gets a :class:`Share` with its
+    weight. A rank for which nothing is left gets an item of another one, with weight 0: no batch is ever empty.
 
     Subclasses say in ``_batch`` what a batch is. Here items are numbers from 0 to ``count - 1``.
 
@@ -79,11 +89,12 @@ class ShuffledLoader(ABC, Generic[Batch]):
         """Batches per epoch."""
         return self._length
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | Share[Batch]]:
         for _ in range(self._length):
             step = self._step
             self._step += 1  # before the yield: a checkpoint is written while this batch is the last one handed out
-            yield self._batch(step)
+            batch = self._batch(step)
+            yield batch if self._world_size == 1 else Share(batch, self._weight(step))
 
     def state_dict(self) -> dict[str, int]:
         """The place in the stream: the permutation, and the batch of it that comes next."""
@@ -127,8 +138,12 @@ class ShuffledLoader(ABC, Generic[Batch]):
     def _shard(self, rows: Tensor) -> Tensor:
         if self._world_size == 1:
             return rows
-        per_rank = -(-len(rows) // self._world_size)
-        return rows[(torch.arange(per_rank) * self._world_size + self._rank) % len(rows)]
+        return rows[self._rank :: self._world_size] if self._rank < len(rows) else rows[:1]
+
+    def _weight(self, step: int) -> float:
+        size = min(self._batch_size, self._count - step % self._num_batches * self._batch_size)
+        own = len(range(self._rank, size, self._world_size))
+        return own * self._world_size / size
 
 
 class EntryLoader(ShuffledLoader[CompletionBatch]):

@@ -4,9 +4,10 @@ from abc import abstractmethod
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import lightning.pytorch as pl
+import torch
 from typing_extensions import override
 
-from tenzoo.data.loader import ShuffledLoader
+from tenzoo.data.loader import Share, ShuffledLoader
 
 
 class Prepared(Protocol):
@@ -35,6 +36,9 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
         super().__init__()
         self._prepared: P | None = None
         self._train_loader: L | None = None
+        self.batch_weight = 1.0
+        """What a mean over the current batch is multiplied by, so that all items of a batch that is shared out among
+        several processes count alike (see :class:`~tenzoo.data.loader.Share`)."""
 
     @abstractmethod
     def _prepare(self) -> P:
@@ -61,6 +65,17 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
                 in_flight=self._in_flight,
             )
         return self._train_loader
+
+    @override
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves a batch, without the search through nested collections that Lightning makes, and notes its weight."""
+        self.batch_weight = 1.0
+        if isinstance(batch, Share):
+            batch, self.batch_weight = batch
+        return self._move(batch, device, dataloader_idx)
+
+    def _move(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     @override
     def state_dict(self) -> dict[str, Any]:

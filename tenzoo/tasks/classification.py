@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from tenzoo.cores import find_core_groups
 from tenzoo.tasks.base import Task
-from tenzoo.training import logs_this_step
+from tenzoo.training import batch_weight, logs_this_step
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -170,9 +170,11 @@ class ImageClassificationTask(Task):
         """Cross-entropy of a batch, with label smoothing."""
         images, labels = batch
         logits = self(images)
-        if not self.perturbed:
+        weight = batch_weight(self)
+        if not self.perturbed and weight:
             self._update("train", logits, labels)
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        return loss if weight == 1 else loss * weight
 
     def _update(self, split: str, logits: Tensor, labels: Tensor) -> None:
         self._accuracy_of(split).update(logits.detach().argmax(1), labels)

@@ -11,6 +11,7 @@ from tenzoo.data import CompletionBatch, CompletionDataModule
 from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.models import TensorCompletion
 from tenzoo.tasks.base import Task
+from tenzoo.training import batch_weight
 
 
 class CompletionTask(Task):
@@ -131,9 +132,11 @@ class CompletionTask(Task):
     def loss(self, batch: CompletionBatch, batch_idx: int) -> Tensor:
         """Squared residuals of a batch, in standardized units, summed or averaged."""
         residual: Tensor = (self.model(batch.index) - batch.value) / self.model.scale
+        weight = batch_weight(self)
         if self.reduction == "mean":
-            return residual.square().mean()
-        return residual.square().sum() * self.trainer.world_size  # DDP averages over ranks; the loss is the sum
+            return residual.square().mean() if weight == 1 else residual.square().mean() * weight
+        # DDP averages over ranks, and the loss is the sum. A share of weight 0 repeats an entry of another rank.
+        return residual.square().sum() * (self.trainer.world_size if weight else 0)
 
     def _metrics_of(self, split: str) -> dict[str, Metric]:
         return {key: metric for key, metric in self.metrics.items() if key.startswith(f"{split}/")}  # type: ignore[misc]

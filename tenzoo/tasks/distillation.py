@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
 from tenzoo.tasks.classification import ImageClassificationTask
+from tenzoo.training import batch_weight
 from tenzoo.weights import load_weights_
 
 
@@ -85,15 +86,18 @@ class DistillationTask(ImageClassificationTask):
         """The loss of a batch, with label smoothing in its first part."""
         images, labels = batch
         logits = self(images)
+        weight = batch_weight(self)
         if not self.perturbed:
-            self._update("train", logits, labels)
+            if weight:
+                self._update("train", logits, labels)
             with torch.no_grad():
                 self._taught = self._logits_from(self._teacher[0], "teacher", images)
         assert self._taught is not None
         of_labels = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         said, taught = self._softened(logits), self._softened(self._taught)
         of_teacher = F.kl_div(said, taught, log_target=True, reduction="batchmean")
-        return (1 - self.teacher_share) * of_labels + self.teacher_share * self.temperature**2 * of_teacher
+        loss = (1 - self.teacher_share) * of_labels + self.teacher_share * self.temperature**2 * of_teacher
+        return loss if weight == 1 else loss * weight
 
     def _softened(self, logits: Tensor) -> Tensor:
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -129,7 +129,7 @@ def test_ranks_come_from_the_trainer(root):
     whole, data = ready(root), ready(root)
     data.trainer = OneOfTwo()
     for batch, share in zip(whole.train_dataloader(), data.train_dataloader(), strict=True):
-        assert all(torch.equal(mine, part[1::2]) for mine, part in zip(share, batch, strict=True))
+        assert all(torch.equal(mine, part[1::2]) for mine, part in zip(share.batch, batch, strict=True))
     assert len(next(iter(data.val_dataloader()[0])).label) == 10
 
 

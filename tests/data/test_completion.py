@@ -326,7 +326,7 @@ def test_ranks_come_from_the_trainer():
 
     data = ready()
     data.trainer = OneOfTwo()
-    (batch,) = data.train_dataloader()
-    assert torch.equal(batch.value, data.splits["train"].value[1::2])
+    (share,) = data.train_dataloader()
+    assert torch.equal(share.batch.value, data.splits["train"].value[1::2])
     assert isinstance(data.splits["train"], Entries)
     assert len(next(iter(data.val_dataloader()[0])).value) == 90

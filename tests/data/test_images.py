@@ -144,9 +144,11 @@ def test_ranks_share_each_batch_and_its_augmentation(world_size):
     ]
     for batch, *parts in zip(whole, *ranks, strict=True):
         size = len(batch.label)
-        for rank, part in enumerate(parts):
-            rows = [(rank + world_size * i) % size for i in range(-(-size // world_size))]
+        for rank, (part, weight) in enumerate(parts):
+            rows = list(range(size))[rank::world_size]
+            assert weight == pytest.approx(len(rows) * world_size / size)
             for mine, all_of_it in zip(part, batch, strict=True):
+                rows = rows or [0]
                 assert torch.equal(mine, all_of_it[rows])
 
 

@@ -116,25 +116,29 @@ def test_bad_states(state, error):
         EntryLoader(entries(3)).load_state_dict(state)
 
 
-@pytest.mark.parametrize(("count", "size"), [(10, None), (10, 4), (11, 4), (9, 4), (3, 3)])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize(("count", "size"), [(10, None), (10, 4), (11, 4), (9, 4), (3, 3), (1, None)])
+@pytest.mark.parametrize("world_size", [2, 3, 5])
 def test_ranks_share_each_batch(count, size, world_size):
     whole = values(EntryLoader(entries(count), batch_size=size), epochs=2)
-    ranks = [
-        values(EntryLoader(entries(count), batch_size=size, rank=rank, world_size=world_size), epochs=2)
-        for rank in range(world_size)
+    loaders = [
+        EntryLoader(entries(count), batch_size=size, rank=rank, world_size=world_size) for rank in range(world_size)
     ]
-    for batch, *parts in zip(whole, *ranks, strict=True):
-        assert {len(part) for part in parts} == {-(-len(batch) // world_size)}
-        for rank, part in enumerate(parts):
-            assert part == [batch[(rank + world_size * i) % len(batch)] for i in range(len(part))]
-        assert set(itertools.chain(*parts)) == set(batch)
+    ranks = [[share for _ in range(2) for share in loader] for loader in loaders]
+    for batch, *shares in zip(whole, *ranks, strict=True):
+        own = [share.batch.value.tolist() if share.weight else [] for share in shares]
+        assert own == [batch[rank::world_size] for rank in range(world_size)]
+        assert sorted(itertools.chain(*own)) == sorted(batch)  # each entry once
+        assert [share.weight for share in shares] == pytest.approx(
+            [len(part) * world_size / len(batch) for part in own], abs=0
+        )
+        assert all(share.batch.value.tolist() == batch[:1] for share in shares if not share.weight)
 
 
 def test_full_batch_of_a_rank_is_the_same_tensors_every_step():
     first, second = EntryLoader(entries(7), steps_per_epoch=2, rank=1, world_size=2)
-    assert first.value is second.value
-    assert first.value.tolist() == [1, 3, 5, 0]
+    assert first.batch.value is second.batch.value
+    assert first.batch.value.tolist() == [1, 3, 5]
+    assert first.weight == pytest.approx(6 / 7)
 
 
 @pytest.mark.parametrize(
