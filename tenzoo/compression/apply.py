@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from tenzoo.compression.inputs import Example, check_example, input_metrics
+from tenzoo.compression.calls import Example, fingerprint, read_calls
+from tenzoo.compression.inputs import input_metrics
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.weights import Weight, check_module, find_weights, put_parametrization, take_parametrization
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
@@ -26,16 +27,17 @@ def apply_(model: M, plan: Plan, *, calibration: Example | None = None) -> M:
     Args:
         model: The one that was planned, or another with layers of the same names and shapes.
         plan: From :func:`~tenzoo.compression.plan`.
-        calibration: The inputs that the plan was made with, if it was.
+        calibration: The inputs that the plan was made with, if it was, in any of the forms of
+            :mod:`~tenzoo.compression.calls`.
 
     Returns:
         The model itself.
 
     Raises:
-        TypeError: If ``plan`` is no plan, or ``calibration`` neither a tensor nor a tuple.
-        ValueError: If the plan was made with calibration data and there are none here, or the reverse; if the model
-            does not take them, or they are empty or not finite; if a planned layer is missing, is of another class or
-            shape, or cannot be replaced.
+        TypeError: If ``plan`` is no plan, or ``calibration`` no input.
+        ValueError: If the plan was made with calibration data and there are none here, or others, or the reverse; if
+            the model does not take them, or they are empty or not finite; if a planned layer is missing, is of another
+            class or shape, or cannot be replaced.
         MemoryError: As :func:`~tenzoo.compression.plan`.
 
     Example:
@@ -48,14 +50,18 @@ def apply_(model: M, plan: Plan, *, calibration: Example | None = None) -> M:
     if plan.data_aware != (calibration is not None):
         made_with, given = ("with", "none") if plan.data_aware else ("without", "some")
         raise ValueError(f"expected `calibration` data as in `plan`, which was made {made_with} them, got {given}")
-    if calibration is not None:
-        check_example(calibration, "calibration")
+    calls = [] if calibration is None else read_calls(calibration, "calibration", model)
+    if calls and plan.calibration not in (None, fingerprint(calls)):
+        raise ValueError(
+            "expected the `calibration` data that `plan` was made with, got others; give both the same, which a "
+            "DataLoader that shuffles or augments does not"
+        )
     pairs = _matched(model, plan)
     metrics: Mapping[str, Mapping[int, Tensor]] = {}
-    if calibration is not None:
+    if calls:
         empty = {weight.name: weight.empty(**_settings(layer)) for weight, layer in pairs}
         layers = {name: made for name, made in empty.items() if isinstance(made, TensorizedLayer)}
-        metrics = input_metrics(model, layers, calibration)
+        metrics = input_metrics(model, layers, calls)
     return _put(
         model,
         [(weight, weight.decomposed(**_settings(layer), metric=metrics.get(weight.name))) for weight, layer in pairs],

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tenzoo.compression.apply import fold_
-from tenzoo.compression.inputs import Example, run
+from tenzoo.compression.calls import Call, Example, read_call, tensors_in
 from tenzoo.compression.weights import check_module
 from tenzoo.layers import TensorizedEmbedding, TensorizedLayer
 
-Inputs: TypeAlias = tuple[Tensor, ...]
+Runner: TypeAlias = Callable[[Call], list[Tensor]]
+"""A loaded file."""
 
 _TOLERANCE = 1e-4
 """How far outputs may be off, relative to the largest of them."""
@@ -57,7 +58,9 @@ def export(
         model: Stays as it is.
         path: What to write: a program of :mod:`torch.export` if it ends in ``.pt2``, an ONNX graph if in ``.onnx``,
             which holds at most 2 GB of weights.
-        example_input: An input of the model, or a tuple of all of them. Its numbers are not in the file.
+        example_input: What the model is called with, in any of the forms of :mod:`~tenzoo.compression.calls`, and the
+            program of a ``.pt2`` after it; the inputs of an ONNX graph are the tensors in it, in the order of the
+            model's arguments. Its numbers are not in the file.
         factors: Keep the cores in the file, which is as small as they are. Layers with the implementation ``"auto"``
             do what is cheaper for large batches, embeddings compute the wanted rows alone; what is rebuilt in an ONNX
             file is so once, when onnxruntime loads it. By default the file has the dense weights that the cores stand
@@ -66,7 +69,7 @@ def export(
             any, and of all inputs where it is the same. Otherwise the file takes inputs of the example's sizes only.
 
     Raises:
-        TypeError: If the example holds something other than tensors.
+        TypeError: If the example holds something other than tensors and None.
         ValueError: If the path ends in something else, torch cannot follow the model, the model's batch size is fixed,
             its weights do not fit into an ONNX file, or the outputs of the file are not the model's.
         FileExistsError: If there is a file already.
@@ -85,29 +88,27 @@ def export(
     path = Path(path)
     write, load = _target(path)
     check_module(model)
-    example = _checked(example_input)
-    size = next((len(x) for x in example if x.ndim), 0) if dynamic_batch else 0
-    batched = [x.ndim > 0 and len(x) == size for x in example]
-    copied = copy.deepcopy(model).cpu().eval()
+    example = _checked(read_call(example_input, "example_input", model), model)
+    size = example.size if dynamic_batch else 0
+    copied = _copied(model)
     with torch.no_grad():
-        first = run(copied, example, "example_input")
+        first = example.run(copied, "example_input")
         trials = [(example, first)]
-        if any(batched):
-            sized = [_of_size(example, batched, number) for number in (1, 2, 3)]
+        if size:
+            sized = [_of_size(example, size, number) for number in (1, 2, 3)]
             with _refusing("expected a model that takes any batch size in `model`, unless dynamic_batch=False"):
-                trials += [(inputs, copied(*inputs)) for inputs in sized]
+                trials += [(inputs, copied(*inputs.args, **inputs.kwargs)) for inputs in sized]
         made = _settled(copied) if factors else _folded(copied)
-        # A size of 1 would be taken for a constant.
-        program = _program(made, _of_size(example, batched, max(2, size)), batched)
+        program = _program(made, example, size)
         _check_free(path)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
             file = Path(folder) / path.name
-            write(program, file, batched, _names(first))
+            write(program, file, [_varies(x, size) for x in example.tensors], _names(first))
             with _refusing("expected a file that runs as the model does", folder), _quiet():
                 loaded = load(file)
                 found = [loaded(inputs) for inputs, _ in trials]
             for actual, (_, expected) in zip(found, trials, strict=True):
-                _compare(actual, _tensors(expected))
+                _compare(actual, tensors_in(expected))
             _check_free(path)
             file.rename(path)
 
@@ -115,7 +116,7 @@ def export(
 # --- arguments -----------------------------------------------------------------------------------------------------
 
 
-def _target(path: Path) -> tuple[Callable[..., None], Callable[[Path], Callable[[Inputs], list[Tensor]]]]:
+def _target(path: Path) -> tuple[Callable[..., None], Callable[[Path], Runner]]:
     targets = {".onnx": (_write_onnx, _load_onnx), ".pt2": (_write_program, _load_program)}
     if path.suffix not in targets:
         raise ValueError(f"expected a file that ends in one of {sorted(targets)} in `path`, got {str(path)!r}")
@@ -138,18 +139,34 @@ def _check_free(path: Path) -> None:
         raise FileExistsError(f"expected a new file in `path`, got {str(path)!r}, which exists")
 
 
-def _checked(example: Example) -> Inputs:
-    inputs = example if isinstance(example, tuple) else (example,)
-    for x in inputs:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"expected a tensor, or a tuple of tensors, in `example_input`, got a {type(x).__name__}")
-    if not inputs or any(x.numel() == 0 for x in inputs):
-        raise ValueError("expected tensors with numbers in them in `example_input`, got an empty one")
-    return tuple(x.detach().cpu() for x in inputs)
+def _checked(call: Call, model: nn.Module) -> Call:
+    """The call on the CPU, its named arguments in the order of the model's."""
+    for leaf in pytree.tree_leaves((call.args, dict(call.kwargs))):
+        if leaf is not None and not isinstance(leaf, Tensor):
+            raise TypeError(f"expected tensors and None alone in `example_input`, got a {type(leaf).__name__}")
+    order = list(inspect.signature(model.forward).parameters)
+    names = sorted(call.kwargs, key=lambda name: order.index(name) if name in order else len(order))
+    return Call(call.args, {name: call.kwargs[name] for name in names}).map(lambda x: x.detach().cpu())
 
 
-def _of_size(example: Inputs, batched: Sequence[bool], size: int) -> Inputs:
-    return tuple(x[torch.arange(size) % len(x)] if varies else x for x, varies in zip(example, batched, strict=True))
+def _varies(x: Tensor, size: int) -> bool:
+    """Whether the first size of an input is the batch size; 0 is none."""
+    return size > 0 and x.ndim > 0 and len(x) == size
+
+
+def _of_size(example: Call, size: int, wanted: int) -> Call:
+    """The samples of an example of one size, repeated or cut to another."""
+    return example.map(lambda x: x[torch.arange(wanted) % len(x)] if _varies(x, size) else x)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """In evaluation mode, on the CPU, and without what was compiled for another place."""
+    model = getattr(model, "_orig_mod", model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(f"expected numbers in `model`, got {name!r} on the meta device")
+    with _refusing("expected a model that can be copied in `model`"):
+        return copy.deepcopy(model).cpu().eval()
 
 
 # --- programs ------------------------------------------------------------------------------------------------------
@@ -167,12 +184,13 @@ def _settled(model: nn.Module) -> nn.Module:
     return model
 
 
-def _program(model: nn.Module, inputs: Inputs, batched: Sequence[bool]) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch")
-    shapes = tuple({0: batch} if varies else None for varies in batched)
-    any_size = ", for any batch size unless dynamic_batch=False," if any(batched) else ""
+def _program(model: nn.Module, example: Call, size: int) -> torch.export.ExportedProgram:
+    traced = _of_size(example, size, max(2, size))  # a size of 1 would be taken for a constant
+    any_size = ", for any batch size unless dynamic_batch=False," if size else ""
     with _refusing(f"expected a model that torch.export can follow{any_size} in `model`"), _quiet():
-        program = torch.export.export(model, inputs, dynamic_shapes=_by_argument(model, shapes))
+        program = torch.export.export(
+            model, traced.args, dict(traced.kwargs), dynamic_shapes=_shapes(model, example, size)
+        )
     program.example_inputs = None
     for module in program.graph_module.modules():
         for node in module.graph.nodes:
@@ -180,11 +198,14 @@ def _program(model: nn.Module, inputs: Inputs, batched: Sequence[bool]) -> torch
     return program
 
 
-def _by_argument(model: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What is taken as ``*args`` is one argument."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    named = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
-    return shapes if len(shapes) <= named else (*shapes[:named], shapes[named:])
+def _shapes(model: nn.Module, example: Call, size: int) -> dict[str, Any]:
+    """Which sizes are the batch's, by argument; what is taken as ``*args`` is one argument."""
+    batch = torch.export.Dim("batch")
+    given = inspect.signature(model.forward).bind(*example.args, **example.kwargs).arguments
+    shapes: dict[str, Any] = pytree.tree_map(
+        lambda x: {0: batch} if isinstance(x, Tensor) and _varies(x, size) else None, dict(given)
+    )
+    return shapes
 
 
 def _write_program(program: torch.export.ExportedProgram, file: Path, batched: Sequence[bool], names: Any) -> None:
@@ -192,9 +213,9 @@ def _write_program(program: torch.export.ExportedProgram, file: Path, batched: S
         torch.export.save(program, file)
 
 
-def _load_program(file: Path) -> Callable[[Inputs], list[Tensor]]:
+def _load_program(file: Path) -> Runner:
     module = torch.export.load(file).module()
-    return lambda inputs: _tensors(module(*inputs))
+    return lambda call: tensors_in(module(*call.args, **call.kwargs))
 
 
 def _write_onnx(
@@ -226,7 +247,7 @@ def _write_onnx(
         made.save(file, external_data=False)
 
 
-def _load_onnx(file: Path) -> Callable[[Inputs], list[Tensor]]:
+def _load_onnx(file: Path) -> Runner:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -234,18 +255,14 @@ def _load_onnx(file: Path) -> Callable[[Inputs], list[Tensor]]:
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     names = [x.name for x in session.get_inputs()]
 
-    def infer(inputs: Inputs) -> list[Tensor]:
-        found = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+    def infer(call: Call) -> list[Tensor]:
+        found = session.run(None, {name: x.numpy() for name, x in zip(names, call.tensors, strict=True)})
         return [torch.as_tensor(y) for y in found]
 
     return infer
 
 
 # --- outputs -------------------------------------------------------------------------------------------------------
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 def _names(outputs: Any) -> list[str]:
@@ -293,8 +310,8 @@ def _refusing(expected: str, folder: str = "") -> Iterator[None]:
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reasons = [line.removeprefix("- ").split(". ")[0] for line in lines if line.startswith("- ")]  # torch.export's
-        said = ": ".join([type(error).__name__, *(reasons or lines)[:1]]).replace(f"{folder}/", "")
-        raise ValueError(f"{expected}, got {said}") from error
+        text = ": ".join([type(error).__name__, *(reasons or lines)[:1]]).replace(f"{folder}/", "")
+        raise ValueError(f"{expected}, got {text}") from error
 
 
 @contextmanager

@@ -1,17 +1,14 @@
 """What the layers of a model see: how much of it, how it varies, and what comes of it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from tenzoo.compression.calls import Call, tensors_in
 from tenzoo.layers import TensorizedLayer
-
-Example: TypeAlias = Tensor | tuple[Any, ...]
-"""The argument of a model's forward pass, or all of them."""
 
 _RIDGE = 1e-2
 """What is added to the second moments of each mode, whose mean is 1: an input that never varied may still come to."""
@@ -20,13 +17,13 @@ _IMAGES = 8
 """Images whose patches are held at a time."""
 
 
-def count_positions(model: nn.Module, layers: Mapping[str, TensorizedLayer[Any]], example: Example) -> dict[str, int]:
+def count_positions(model: nn.Module, layers: Mapping[str, TensorizedLayer[Any]], call: Call) -> dict[str, int]:
     """Rows, pixels or indices that each layer sees in a forward pass in evaluation mode, all of its calls together.
 
     Args:
         model: Stays as it is.
         layers: By the names of the model's layers, their counterparts.
-        example: An input of the model, the argument ``example_input`` of the caller.
+        call: With the argument ``example_input`` of the caller.
 
     Raises:
         ValueError: If the model does not take the input.
@@ -36,12 +33,12 @@ def count_positions(model: nn.Module, layers: Mapping[str, TensorizedLayer[Any]]
     def note(name: str, x: Tensor) -> None:
         seen[name] = seen.get(name, 0) + layers[name].positions(x)
 
-    _watch(model, layers, example, "example_input", note)
+    _watch(model, layers, [call], "example_input", note)
     return seen
 
 
 def input_metrics(
-    model: nn.Module, layers: Mapping[str, TensorizedLayer[Any]], example: Example
+    model: nn.Module, layers: Mapping[str, TensorizedLayer[Any]], calls: Sequence[Call]
 ) -> dict[str, dict[int, Tensor]]:
     """In which metric a change of a layer's weight is the change of its outputs, as far as single modes tell.
 
@@ -52,7 +49,7 @@ def input_metrics(
     Args:
         model: Stays as it is; it is run in evaluation mode.
         layers: By the names of the model's layers, their counterparts.
-        example: An input of the model, the more of it the better, the argument ``calibration`` of the caller.
+        calls: With the argument ``calibration`` of the caller, the more samples the better.
 
     Returns:
         For each layer that was called and multiplies its input, the matrices by the modes of its weight's tensor.
@@ -72,10 +69,11 @@ def input_metrics(
             first = len(layer.weight.shape) - (patches.ndim - 1)
             for k in range(1, patches.ndim):
                 rows = patches.movedim(k, 0).flatten(1)
+                rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows  # half would overflow
                 moment = (rows @ rows.t()).double()
                 own[first + k - 1] = own[first + k - 1] + moment if first + k - 1 in own else moment
 
-    _watch(model, layers, example, "calibration", note)
+    _watch(model, layers, calls, "calibration", note)
     return {name: {mode: _root(moment) for mode, moment in own.items()} for name, own in moments.items()}
 
 
@@ -86,20 +84,25 @@ def _root(moment: Tensor) -> Tensor:
     return root
 
 
-def sensitivities(model: nn.Module, changed: Mapping[str, tuple[Tensor, float]], example: Example) -> dict[str, float]:
+def sensitivities(
+    model: nn.Module, changed: Mapping[str, tuple[Tensor, float]], calls: Sequence[Call]
+) -> dict[str, float]:
     """How far the outputs of a model move, relative to their size, per squared relative error of single weights.
 
     Args:
         model: Stays as it is; it is run in evaluation mode, once for each weight.
         changed: By the names of parameters, what is put in their places, and its squared relative error.
-        example: An input of the model, the argument ``calibration`` of the caller.
+        calls: With the argument ``calibration`` of the caller.
 
     Returns:
         ``‖y' − y‖² / (‖y‖² e²)`` by name, y being all outputs together.
+
+    Raises:
+        ValueError: If the outputs hold no floating-point tensor, or NaN.
     """
-    with _evaluating(model):
-        before = _outputs(run(model, example, "calibration"))
-        size = sum(float(y.square().sum()) for y in before)
+    with evaluating(model):
+        before = outputs(model, calls)
+        size = _squares(before)
         found: dict[str, float] = {}
         for name, (weight, error) in changed.items():
             path, _, key = name.rpartition(".")
@@ -108,102 +111,76 @@ def sensitivities(model: nn.Module, changed: Mapping[str, tuple[Tensor, float]],
             kept = parameter.detach().clone()
             try:
                 parameter.copy_(weight)
-                after = _outputs(run(model, example, "calibration"))
+                after = outputs(model, calls)
             finally:
                 parameter.copy_(kept)
-            moved = sum(float((y - x).square().sum()) for x, y in zip(before, after, strict=True))
+            moved = _squares([y.double() - x for x, y in zip(before, after, strict=True)])
             found[name] = moved / (size * error) if size else 1.0
     return found
 
 
-def check_example(example: object, argument: str) -> None:
-    """Refuse what is no input: something without tensors, without numbers, or with NaN or infinity in it.
+def outputs(model: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
+    """The floating-point outputs of all calls, those in nested values too, within :func:`evaluating`.
 
     Raises:
-        TypeError: If it is neither a tensor nor a tuple.
-        ValueError: If a tensor is empty, or not finite.
-
-    Example:
-        >>> check_example([1, 2], "calibration")
-        Traceback (most recent call last):
-        ...
-        TypeError: expected a tensor, or a tuple of the arguments of the model, in `calibration`, got a list
+        ValueError: If there is none, or one holds NaN.
     """
-    if not isinstance(example, Tensor | tuple):
-        raise TypeError(
-            f"expected a tensor, or a tuple of the arguments of the model, in `{argument}`, got a "
-            f"{type(example).__name__}"
-        )
-    if isinstance(example, tuple) and not example:
-        raise ValueError(f"expected the arguments of the model in `{argument}`, got none")
-    for x in example if isinstance(example, tuple) else (example,):
-        if isinstance(x, Tensor) and x.numel() == 0:
+    found = []
+    for call in calls:
+        result = repeatably(model, call, "calibration")
+        own = [y for y in tensors_in(result) if y.is_floating_point()]
+        if not own:
             raise ValueError(
-                f"expected inputs with numbers in `{argument}`, got an empty one of shape {tuple(x.shape)}"
+                f"expected a model that returns floating-point tensors on `calibration`, got a {type(result).__name__}"
             )
-        if isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x).all()):
-            raise ValueError(f"expected finite numbers in `{argument}`, got NaN or infinity")
+        if any(bool(y.isnan().any()) for y in own):
+            raise ValueError("expected a model whose outputs on `calibration` are numbers, got NaN")
+        found += own
+    return found
 
 
-def run(model: nn.Module, example: Example, argument: str) -> Any:
-    """What a model makes of an input.
-
-    Args:
-        model: In the mode it is to run in.
-        example: Its argument, or a tuple of all of them.
-        argument: Where the input came from.
-
-    Raises:
-        ValueError: If the model does not take the input.
-
-    Example:
-        >>> run(nn.Linear(3, 2), torch.ones(4, 5), "calibration")
-        Traceback (most recent call last):
-        ...
-        ValueError: expected an input of the model in `calibration`, got a tensor of shape (4, 5) and float32, with \
-which it fails: RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x5 and 3x2)
-    """
-    inputs = example if isinstance(example, tuple) else (example,)
-    try:
-        return model(*inputs)
-    except MemoryError:
-        raise
-    except Exception as error:
-        given = " and ".join(
-            f"a tensor of shape {tuple(x.shape)} and {str(x.dtype).removeprefix('torch.')}"
-            if isinstance(x, Tensor)
-            else f"a {type(x).__name__}"
-            for x in inputs
-        )
-        said = next(iter(str(error).splitlines()), "")
-        raise ValueError(
-            f"expected an input of the model in `{argument}`, got {given}, with which it fails: "
-            f"{type(error).__name__}: {said}"
-        ) from error
+def _squares(parts: Sequence[Tensor]) -> float:
+    """Sum of all squares; an output of −inf, which a mask left, does not move."""
+    return sum(float(part.double().nan_to_num(0, 0, 0).square().sum()) for part in parts)
 
 
-def _outputs(result: Any) -> list[Tensor]:
-    leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    return [leaf.double() for leaf in leaves]
+# --- runs ----------------------------------------------------------------------------------------------------------
+
+
+def repeatably(model: nn.Module, call: Call, argument: str) -> Any:
+    """What a model makes of an input; random numbers that it draws are the same in the next run."""
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=[device.index or 0 for device in devices]):
+        return call.run(model, argument)
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradients."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradients and without compiled graphs, in which no hook would run.
+
+    Modes and buffers are what they were afterwards.
+    """
     modes = {module: module.training for module in model.modules()}
+    buffers = {module: dict(module._buffers) for module in model.modules()}
+    numbers = {x: x.clone() for own in buffers.values() for x in own.values() if x is not None and not x.is_meta}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             model.eval()
             yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+            module._buffers.update(buffers[module])
+        with torch.no_grad():
+            for x, number in numbers.items():
+                if not x.equal(number):
+                    x.copy_(number)
 
 
 def _watch(
     model: nn.Module,
     layers: Mapping[str, Any],
-    example: Example,
+    calls: Sequence[Call],
     argument: str,
     note: Callable[[str, Tensor], None],
 ) -> None:
@@ -220,8 +197,9 @@ def _watch(
 
         handles.append(model.get_submodule(name).register_forward_hook(tell, with_kwargs=True))
     try:
-        with _evaluating(model):
-            run(model, example, argument)
+        with evaluating(model):
+            for call in calls:
+                repeatably(model, call, argument)
     finally:
         for handle in handles:
             handle.remove()

@@ -55,11 +55,13 @@ class Plan:
         layers: Convolutions, linear layers and embeddings.
         other_parameters: Number of parameters outside of them.
         data_aware: Whether it was made with calibration data, which then are needed to carry it out.
+        calibration: Hash of these data; None if there were none, or the plan is from before it was kept.
     """
 
     layers: tuple[LayerPlan, ...]
     other_parameters: int
     data_aware: bool = False
+    calibration: str | None = None
 
     @property
     def parameters(self) -> int:
@@ -105,8 +107,7 @@ class Plan:
             for layer in layers:
                 _check(layer)
             made = cls(layers, **content)
-            if type(made.other_parameters) is not int or made.other_parameters < 0 or type(made.data_aware) is not bool:
-                raise ValueError(path)
+            _check_plan(made)
             return made
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
@@ -149,6 +150,14 @@ class Plan:
 def _sum(numbers: Sequence[int | None]) -> int | None:
     known = [number for number in numbers if number is not None]
     return sum(known) if known else None
+
+
+def _check_plan(plan: Plan) -> None:
+    """Refuse what is no number of parameters, and no account of calibration data."""
+    if type(plan.other_parameters) is not int or plan.other_parameters < 0 or type(plan.data_aware) is not bool:
+        raise ValueError(plan.other_parameters)
+    if plan.calibration is not None and not (plan.data_aware and isinstance(plan.calibration, str)):
+        raise ValueError(plan.calibration)
 
 
 def _check(layer: LayerPlan) -> None:

@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from tenzoo.compression.calls import Call, Example, fingerprint, read_call, read_calls
 from tenzoo.compression.candidates import Candidate, allocate, rank_errors
-from tenzoo.compression.inputs import Example, check_example, count_positions, input_metrics, sensitivities
+from tenzoo.compression.inputs import count_positions, input_metrics, sensitivities
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.weights import Weight, find_weights, has_counterpart
 from tenzoo.factorizations import Rank, factorization_class
@@ -56,12 +57,15 @@ def plan(
         ranks: Instead of a budget: one rank for all layers, or a mapping from names of layers to ranks, where the
             layers it leaves out stay dense. A layer stays dense if it would not get smaller.
         count: What the budget counts; ``"multiplications"`` are those of the planned layers on ``example_input``.
-        example_input: The argument of the model's forward pass, or a tuple of them; needed to count multiplications.
-        calibration: Inputs of the kind the model will see, without labels, as ``example_input`` is given; some 100
-            images will do. The errors are then those of each layer's outputs on them and not those of its weight, as
-            far as :func:`~tenzoo.compression.inputs.input_metrics` goes, in the choice of ranks and in the
-            decompositions. Embeddings, which multiply nothing, and the weights of attention and recurrent layers, whose
-            inputs are not seen, keep the error of the weight; their sensitivity counts all the same.
+        example_input: What the model is called with, in any of the forms of :mod:`~tenzoo.compression.calls`: a tensor,
+            a tuple or list of arguments, a mapping of them by name, or a ``DataLoader``, whose first batch is taken;
+            needed to count multiplications.
+        calibration: Inputs of the kind the model will see, without labels, in the same forms; some 100 images will do,
+            and of a ``DataLoader`` the first 128 samples are taken. The errors are then those of each layer's outputs
+            on them and not those of its weight, as far as :func:`~tenzoo.compression.inputs.input_metrics` goes, in the
+            choice of ranks and in the decompositions. Embeddings, which multiply nothing, and the weights of attention
+            and recurrent layers, whose inputs are not seen, keep the error of the weight; their sensitivity counts all
+            the same.
         exclude: Names of layers that stay dense.
 
     Returns:
@@ -87,10 +91,9 @@ def plan(
         raise ValueError(f"expected one of `budget` and `ranks`, got budget={budget!r} and ranks={ranks!r}")
     if count == "multiplications" and example_input is None:
         raise ValueError("expected an `example_input` to count multiplications for, got None")
-    for argument, example in {"example_input": example_input, "calibration": calibration}.items():
-        if example is not None:
-            check_example(example, argument)
     weights = find_weights(model)
+    example = None if example_input is None else read_call(example_input, "example_input", model)
+    calls = [] if calibration is None else read_calls(calibration, "calibration", model)
     for weight in weights:
         if weight.dense.is_meta:
             raise ValueError(f"expected numbers in `model`, got {weight.full_name!r} on the meta device")
@@ -103,16 +106,16 @@ def plan(
         for option in options
         if has_counterpart(option.weight.owner) and isinstance(layer := option.thin, TensorizedLayer)
     }
-    if example_input is not None:
-        positions = count_positions(model, layers, example_input)
+    if example is not None:
+        positions = count_positions(model, layers, example)
         for option in options:
             option.positions = positions.get(option.weight.name)
-    if calibration is not None:
-        metrics = input_metrics(model, layers, calibration)
+    if calls:
+        metrics = input_metrics(model, layers, calls)
         for option in options:
             option.metric = metrics.get(option.weight.name, {})
         if budget is not None:
-            _weigh(model, options, calibration)
+            _weigh(model, options, calls)
     chosen: Sequence[Rank | None]
     if budget is not None:
         chosen = _within(model, options, budget, count)
@@ -125,7 +128,7 @@ def plan(
     planned = tuple(option.planned(rank, own) for option, rank, own in zip(options, chosen, owned, strict=True))
     everything = sum(parameter.numel() for parameter in model.parameters())
     other = everything - sum(layer.dense_parameters for layer in planned)
-    return Plan(planned, other, data_aware=calibration is not None)
+    return Plan(planned, other, data_aware=bool(calls), calibration=fingerprint(calls) if calls else None)
 
 
 class _Option:
@@ -227,7 +230,7 @@ class _Option:
         )
 
 
-def _weigh(model: nn.Module, options: Sequence[_Option], calibration: Example) -> None:
+def _weigh(model: nn.Module, options: Sequence[_Option], calls: Sequence[Call]) -> None:
     """Let each layer's error count by how far it moves the outputs of the model.
 
     That is measured at one rank per layer, and depends on the rank; so the square root of it is taken, halfway, on a
@@ -241,7 +244,7 @@ def _weigh(model: nn.Module, options: Sequence[_Option], calibration: Example) -
             made = option.weight.decomposed(rank=rank, metric=option.metric, **option.settings)
             with torch.no_grad():
                 changed[option.weight.full_name] = made.dense_weight(), inexact[rank]
-    found = sensitivities(model, changed, calibration)
+    found = sensitivities(model, changed, calls)
     least = 1e-6 * max(found.values(), default=0.0)
     for option in options:
         if option.weight.full_name in found:
