@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from tenzoo.callbacks.groups import groups_for
 from tenzoo.cores import CoreGroup
-from tenzoo.dynamics import bound_factors, deviation_aware_factors, sam_deviation_rate, squared_norms
+from tenzoo.dynamics import bound_factors, deviation_aware_factors, own_part, sam_deviation_rate, squared_norms
 from tenzoo.training import gradient_scale, log_to_loggers, logs_this_step, settings_of, steps_so_far
 
 
@@ -254,7 +254,7 @@ class DeviationAwareScaling(Callback):
         )
         bounded = bound_factors(factors, self.max_scale)
         scales = bounded.exp() if self.gauge_fixed else bounded + 1
-        torch._foreach_mul_(bucket.cores, list(scales.flatten().unbind()))
+        torch._foreach_mul_([own_part(core) for core in bucket.cores], list(scales.flatten().unbind()))
         return factors
 
     def _corrected(self, alpha: float, setting: Mapping[str, Any]) -> float:

@@ -9,6 +9,7 @@ from tenzoo.dynamics.norms import (
     squared_norms,
 )
 from tenzoo.dynamics.scaling import bound_factors, deviation_aware_factors, rebalance_
+from tenzoo.dynamics.shards import own_part
 from tenzoo.dynamics.sharpness import SharpnessState, sharpness_perturbation
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "exact_sam_deviation_rate",
     "norm_deviation",
     "norm_gradient_covariance",
+    "own_part",
     "rebalance_",
     "sam_deviation_rate",
     "sharpness_perturbation",

@@ -13,12 +13,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tenzoo.dynamics.shards import is_distributed, own_part, reduced, sum_over_parts
+
 
 def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
     """The squared Frobenius norm of each tensor, in one batched call.
 
     Computed in at least float32: half-precision tensors are accumulated in float32, float64 stays float64. Sparse
-    tensors are coalesced first, so that repeated indices add up before they are squared.
+    tensors are coalesced first, so that repeated indices add up before they are squared. Of a DTensor the norm is that
+    of the whole, summed over the processes that share it.
 
     Args:
         tensors: K tensors of any shapes.
@@ -35,6 +38,9 @@ def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         raise ValueError("expected at least one tensor in `tensors`, got none")
+    if any(map(is_distributed, tensors)):
+        parts = [reduced(tensor) for tensor in tensors]
+        return sum_over_parts(squared_norms([own_part(part) for part in parts]), parts)
     dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
     dtype, device = dense[0].dtype, dense[0].device
     uniform = all(tensor.dtype == dtype and tensor.device == device for tensor in dense)
@@ -141,9 +147,14 @@ def exact_sam_deviation_rate(
             f"got {len(grads)}, {len(perturbed_grads)} and {len(cores)}"
         )
     s = squared_norms(cores)
-    products = torch.stack([(g * p).sum().to(s) for g, p in zip(grads, perturbed_grads, strict=True)])
+    products = torch.stack([_inner(g, p).to(s) for g, p in zip(grads, perturbed_grads, strict=True)])
     u = inverse_grad_norm(squared_norms(grads), grad_norm)
     return 4 * rho * u * ((s - s.mean()) * products).sum()
+
+
+def _inner(first: Tensor, second: Tensor) -> Tensor:
+    product = (first * second).sum()
+    return own_part(reduced(product))
 
 
 def effective_rho(squared_grad_norms: Tensor, lr: float | Tensor, *, grad_norm: Tensor | float | None = None) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tenzoo.dynamics.norms import squared_norms as _squared_norms
+from tenzoo.dynamics.shards import own_part
 
 
 def deviation_aware_factors(
@@ -108,4 +109,5 @@ def rebalance_(cores: Sequence[Tensor]) -> None:
         norms = [float(norm) for norm in log_norms.exp()]
         raise ValueError(f"expected finite, non-zero cores in `cores`, got norms {norms}; train without rebalancing")
     for core, factor in zip(cores, (log_norms.mean() - log_norms).exp(), strict=True):
-        core.mul_(factor.to(core))
+        part = own_part(core)
+        part.mul_(factor.to(part))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tenzoo.dynamics.norms import squared_norms
+from tenzoo.dynamics.shards import own_part, sharded_like
 
 Rows = tuple[Tensor, ...] | None
 """The index of what a sparse gradient touches; None for all of the parameter."""
@@ -62,7 +63,8 @@ def _perturb_(
     parameters: Sequence[Tensor], grads: Sequence[Tensor], scale: Tensor, adaptive: bool
 ) -> Iterator[tuple[Tensor, Rows, Tensor]]:
     """Add ``scale·g`` (ASAM: ``scale·w²·g``) to each parameter; yield beforehand what undoes it."""
-    for parameter, grad in zip(parameters, grads, strict=True):
+    for whole, gradient in zip(parameters, grads, strict=True):
+        parameter, grad = own_part(whole), own_part(gradient)
         rows = _rows(grad)
         old = parameter.detach().clone() if rows is None else parameter.detach()[rows]
         step = _values(grad) * scale.to(grad)
@@ -103,8 +105,8 @@ def sharpness_perturbation(
     SAM (Foret et al., 2021, arXiv:2010.01412, eq. 2) moves to ``w + ρ g/‖g‖``, ‖g‖ over all perturbed parameters. ASAM
     (Kwon et al., 2021, arXiv:2102.11600) measures the neighborhood relative to |w|: ``w + ρ w²g/‖ |w|·g ‖``. The
     gradients are read from ``.grad`` and left alone; parameters without one stay where they are. Sparse gradients
-    move, and save, their rows only. A zero gradient moves nothing. The weights come back bit for bit, also when the
-    body raises, and nothing waits for the device.
+    move, and save, their rows only; of sharded parameters each process moves its part. A zero gradient moves nothing.
+    The weights come back bit for bit, also when the body raises, and nothing waits for the device.
 
     Args:
         parameters: Those whose gradients the state reports.
@@ -134,7 +136,7 @@ def sharpness_perturbation(
     if not wanted:
         raise ValueError("expected gradients in `parameters`, got none; call backward() before the perturbation")
     everything = {**everything, **wanted}
-    grads = {key: _coalesced(p.grad) for key, p in everything.items()}
+    grads = {key: _gradient(p) for key, p in everything.items()}
     moved, moved_grads = list(wanted.values()), [grads[key] for key in wanted]
     with torch.no_grad():
         gamma = squared_norms(list(grads.values()))
@@ -150,6 +152,7 @@ def sharpness_perturbation(
         _restore_(undo)
 
 
-def _coalesced(grad: Tensor | None) -> Tensor:
+def _gradient(parameter: Tensor) -> Tensor:
+    grad = parameter.grad
     assert grad is not None
-    return grad.coalesce() if grad.is_sparse else grad.detach()
+    return grad.coalesce() if grad.is_sparse else sharded_like(grad.detach(), parameter)

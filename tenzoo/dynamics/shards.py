@@ -1,0 +1,81 @@
+"""Tensors of which each process holds a part: torch's DTensor, as FSDP2 and tensor parallelism make them."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeGuard
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+
+
+def is_distributed(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether a tensor is a DTensor.
+
+    Example:
+        >>> is_distributed(torch.zeros(2))
+        False
+    """
+    module = sys.modules.get("torch.distributed.tensor")  # to import it takes 2 s, and without it there is none
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, sharing its memory: all of it, unless it is sharded.
+
+    Example:
+        >>> x = torch.zeros(2)
+        >>> own_part(x) is x
+        True
+    """
+    return tensor.to_local() if is_distributed(tensor) else tensor
+
+
+def reduced(tensor: Tensor) -> Tensor:
+    """The tensor, with sums over processes that are still to be made made; a collective where there are any."""
+    if not is_distributed(tensor) or not any(placement.is_partial() for placement in tensor.placements):
+        return tensor
+    from torch.distributed.tensor import Replicate
+
+    return tensor.redistribute(placements=[Replicate() if p.is_partial() else p for p in tensor.placements])
+
+
+def sharded_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """The tensor, shared among the processes as another one of its shape is; a collective if it was not."""
+    if is_distributed(tensor) and is_distributed(other) and tensor.placements != other.placements:
+        return tensor.redistribute(placements=other.placements)
+    return tensor
+
+
+def sum_over_parts(values: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """Sums, over the processes that share a tensor, of a number that each computed of its own part.
+
+    One all-reduce for all tensors that are sharded alike.
+
+    Args:
+        values: The number of each tensor, shape ``(n,)``.
+        tensors: The n tensors.
+
+    Returns:
+        Shape ``(n,)``, the same on all processes.
+
+    Example:
+        >>> sum_over_parts(torch.tensor([1.0, 2.0]), [torch.zeros(3), torch.zeros(4)])
+        tensor([1., 2.])
+    """
+    kinds: dict[tuple[DeviceMesh, tuple[int, ...]], list[int]] = {}
+    for position, tensor in enumerate(tensors):
+        if is_distributed(tensor):
+            sharded = tuple(dim for dim, placement in enumerate(tensor.placements) if not placement.is_replicate())
+            kinds.setdefault((tensor.device_mesh, sharded), []).append(position)
+    for (mesh, dims), positions in kinds.items():
+        part = torch.stack([values[position] for position in positions])
+        for dim in dims:
+            torch.distributed.all_reduce(part, group=mesh.get_group(dim))
+        values = values.clone()
+        for position, value in zip(positions, part, strict=True):
+            values[position] = value
+    return values

@@ -1,0 +1,101 @@
+"""Parameters sharded over two processes by FSDP2 train as whole ones in one process."""
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+
+from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor, Rebalance
+from tenzoo.layers import TensorizedLinear
+from tenzoo.tasks import SAM, Task
+from tests.processes import in_processes
+from tests.tasks.toy import Batches, sgd, trainer
+
+
+class Sharded(Task):
+    """Two layers of cores and a dense one; shards them where there are several processes."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.network = nn.Sequential(
+            TensorizedLinear(6, 8, factorization="tt", rank=3),
+            nn.Tanh(),
+            TensorizedLinear(8, 5, factorization="tucker", rank=2),
+            nn.Tanh(),
+            nn.Linear(5, 3),
+        ).double()
+
+    def configure_model(self) -> None:
+        if self.trainer.world_size > 1:
+            for layer in self.network:
+                fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+            fully_shard(self.network, mesh=self.device_mesh["data_parallel"])
+
+    def loss(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        return nn.functional.mse_loss(self.network(x), y)
+
+
+class Shares:
+    """Each rank's half of the batches."""
+
+    def __init__(self, rank: int, count: int) -> None:
+        self._batches = [tuple(part[rank::count].double() for part in batch) for batch in Batches(count=3)]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Any:
+        return iter(self._batches)
+
+
+METHODS: dict[str, tuple[dict[str, Any], list[Callback]]] = {
+    "plain": ({}, []),
+    "das": ({}, [DeviationAwareScaling(0.3)]),
+    "das_global": ({}, [DeviationAwareScaling(0.3, normalizer="global", gauge_fixed=True)]),
+    "rebalanced": ({}, [Rebalance()]),
+    "sam": ({"sam": SAM(rho=0.3)}, []),
+    "sam_cores": ({"sam": SAM(rho=0.3, scope="cores")}, []),
+    "asam": ({"sam": SAM(rho=0.3, adaptive=True)}, []),
+    "sam_accumulated": ({"sam": SAM(rho=0.3), "accumulate_grad_batches": 2}, []),
+    "clipped": ({"gradient_clip_val": 0.01}, []),
+}
+
+
+def trained(method: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    torch.manual_seed(1)
+    arguments, callbacks = METHODS[method]
+    monitor = NormDynamicsMonitor()
+    sharded = torch.distributed.is_torchelastic_launched()
+    where: dict[str, Any] = {}
+    if sharded:
+        where = {"strategy": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1), "devices": 2}
+    task = Sharded(optimizer=sgd(), **arguments)
+    fit = trainer(max_epochs=2, callbacks=[*callbacks, monitor], **where)
+    fit.fit(task, Shares(fit.global_rank, fit.world_size))
+    weights = {name: p.full_tensor() if sharded else p.detach() for name, p in task.named_parameters()}
+    return {name: value.clone() for name, value in weights.items()}, monitor.state_dict()
+
+
+def trained_all(methods: list[str]) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
+    return [trained(method) for method in methods]
+
+
+def test_norms_are_those_of_the_whole_parameters():
+    methods = list(METHODS)
+    first, second = in_processes(trained_all, methods)
+    for method, (weights, history), other in zip(methods, first, second, strict=True):
+        expected, expected_history = trained(method)
+        for name, value in expected.items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-10, atol=1e-12, msg=f"{method}: {name}")
+            assert other[0][name].equal(weights[name])
+        assert history["history"] == other[1]["history"]
+        assert history["steps"] == expected_history["steps"]
+        for name, rows in expected_history["history"].items():
+            assert [value for row in history["history"][name] for value in row] == pytest.approx(
+                [value for row in rows for value in row], rel=1e-8
+            )
