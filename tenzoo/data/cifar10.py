@@ -62,10 +62,11 @@ class PreparedImages:
 class CIFAR10DataModule(ResumableDataModule[PreparedImages, ImageLoader]):
     """CIFAR-10 (Krizhevsky, 2009): 50,000 training and 10,000 test images, 32 × 32, of 10 classes.
 
-    The images stay bytes in memory, 184 MB. A batch is augmented and normalized as a whole, on the device (see
-    :func:`~tenzoo.data.images.augment_and_normalize`); steps get ``(images, labels)``, float32 ``(B, 3, 32, 32)`` laid
-    out in ``channels_last``, and int64 ``(B,)``. In training each image is padded by 4 zeros, cropped at random to its
-    size and mirrored with probability 1/2; elsewhere it is only normalized.
+    The images stay bytes in memory, 184 MB; those for training on the GPU, if there is one. A batch is augmented and
+    normalized as a whole, on the device (see :func:`~tenzoo.data.images.augment_and_normalize`); steps get
+    ``(images, labels)``, float32 ``(B, 3, 32, 32)`` laid out in ``channels_last``, and int64 ``(B,)``. In training each
+    image is padded by 4 zeros, cropped at random to its size and mirrored with probability 1/2; elsewhere it is only
+    normalized.
 
     Training draws from ``train`` (see :class:`~tenzoo.data.images.ImageLoader`) and resumes exactly, in mid-epoch too.
     Validation goes through ``val``, test and prediction through ``test``; under several processes each of them sees
@@ -219,8 +220,14 @@ class CIFAR10DataModule(ResumableDataModule[PreparedImages, ImageLoader]):
 
     @override
     def _make_train_loader(self, **process: Any) -> ImageLoader:
+        images = self.splits["train"]
         return ImageLoader(
-            self.splits["train"], batch_size=self._batch_size, seed=self._seed, augment=self._augment, **process
+            images,
+            batch_size=self._batch_size,
+            seed=self._seed,
+            augment=self._augment,
+            device=self._home_of(images.image, images.label),
+            **process,
         )
 
     @override

@@ -15,6 +15,7 @@ from tenzoo.data.preparation import PreparedData, check_predict_index, prepare
 from tenzoo.data.resumable import ResumableDataModule
 from tenzoo.data.sources import check_source
 from tenzoo.data.splits import SPLIT_NAMES
+from tenzoo.data.transfer import upload
 
 MAX_PREDICTED_CELLS = 10_000_000
 """The largest tensor that is completed cell by cell without an explicit list of indices."""
@@ -135,15 +136,17 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
 
     @override
     def _move(self, batch: CompletionBatch, device: torch.device, dataloader_idx: int) -> CompletionBatch:
-        return CompletionBatch(*(part.to(device, non_blocking=True) for part in batch))
+        return CompletionBatch(*(upload(part, device) for part in batch))
 
     @override
     def _make_train_loader(self, **process: Any) -> EntryLoader:
+        entries = self.splits["train"]
         return EntryLoader(
-            self.splits["train"],
+            entries,
             batch_size=self._batch_size,
             steps_per_epoch=self._steps_per_epoch,
             seed=self._seed,
+            device=self._home_of(entries.index, entries.value),
             **process,
         )
 

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from typing_extensions import override
 
 from tenzoo.data.loader import OrderedLoader, ShuffledLoader
+from tenzoo.data.transfer import upload
 
 PADDING = 4
 """Zeros on each side of an image, from which a crop of the image's own size is taken."""
@@ -39,9 +40,8 @@ class ImageBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "ImageBatch":
         """The batch on a device."""
-        image, label = self.image.to(device, non_blocking=True), self.label.to(device, non_blocking=True)
-        crop, flip = (None if part is None else part.to(device, non_blocking=True) for part in self[2:])
-        return ImageBatch(image, label, crop, flip)
+        crop, flip = (None if part is None else upload(part, device) for part in self[2:])
+        return ImageBatch(upload(self.image, device), upload(self.label, device), crop, flip)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +80,7 @@ class ImageLoader(ShuffledLoader[ImageBatch]):
         rank: Number of this process.
         world_size: Number of processes.
         in_flight: Says how many batches were handed out and not trained on yet, at the moment a state is asked for.
+        device: Where the images are kept and batches are made; ``None`` is the CPU.
 
     Raises:
         TypeError: If a count is not an integer.
@@ -104,26 +105,34 @@ class ImageLoader(ShuffledLoader[ImageBatch]):
         rank: int = 0,
         world_size: int = 1,
         in_flight: Callable[[], int] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         if len(images) == 0:
             raise ValueError("expected at least one image in `images`, got none; give a non-empty split")
         super().__init__(
-            len(images), batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, in_flight=in_flight
+            len(images),
+            batch_size=batch_size,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            in_flight=in_flight,
+            device=device,
         )
-        self._images = images
+        self._images = Images(upload(images.image, self._device), upload(images.label, self._device))
         self._augment = augment
 
     @override
     def _batch(self, step: int) -> ImageBatch:
         rows = self._rows(step)
-        share = self._shard(torch.arange(len(rows)))  # ranks share the draws for the batch, as they share its images
-        image, label = self._images.image[rows[share]], self._images.label[rows[share]]
+        own = self._shard(rows)
+        image, label = self._images.image[own], self._images.label[own]
         if not self._augment:
             return ImageBatch(image, label)
         generator = np.random.default_rng([self._seed, _AUGMENTATION_STREAM, *divmod(step, self._num_batches)])
         crop = torch.from_numpy(generator.integers(2 * PADDING + 1, size=(len(rows), 2)))
         flip = torch.from_numpy(generator.integers(2, size=len(rows)).astype(np.bool_))
-        return ImageBatch(image, label, crop[share], flip[share])
+        # Ranks share the draws for the batch, as they share its images.
+        return ImageBatch(image, label, *(upload(self._shard(drawn), self._device) for drawn in (crop, flip)))
 
 
 class SequentialImageLoader(OrderedLoader[ImageBatch]):

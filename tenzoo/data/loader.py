@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from tenzoo.data.checks import check_int
 from tenzoo.data.entries import CompletionBatch, Entries
+from tenzoo.data.transfer import upload
 
 EVALUATION_BATCH_SIZE = 65536
 """Entries per batch where nothing is learned, unless training batches are larger."""
@@ -53,6 +54,7 @@ class ShuffledLoader(ABC, Generic[Batch]):
         world_size: Number of processes.
         in_flight: Says how many batches were handed out and not trained on yet, at the moment a state is asked for.
             They are handed out again on resume.
+        device: Where batches are made; ``None`` is the CPU.
 
     Raises:
         TypeError: If a count is not an integer.
@@ -69,6 +71,7 @@ class ShuffledLoader(ABC, Generic[Batch]):
         rank: int = 0,
         world_size: int = 1,
         in_flight: Callable[[], int] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self._count = check_int(count, arg="count", least=1)
         size = None if batch_size is None else check_int(batch_size, arg="batch_size", least=1)
@@ -82,6 +85,7 @@ class ShuffledLoader(ABC, Generic[Batch]):
         if rank >= world_size:
             raise ValueError(f"expected less than `world_size` ({world_size}) in `rank`, got {rank}; count from 0")
         self._in_flight = in_flight
+        self._device = torch.device("cpu") if device is None else device
         self._step = 0
         self._permutation: tuple[int, Tensor] | None = None
 
@@ -132,7 +136,8 @@ class ShuffledLoader(ABC, Generic[Batch]):
     def _permuted(self, number: int) -> Tensor:
         if self._permutation is None or self._permutation[0] != number:
             generator = np.random.default_rng([self._seed, _SHUFFLE_STREAM, number])
-            self._permutation = number, torch.from_numpy(generator.permutation(self._count))
+            permutation = torch.from_numpy(generator.permutation(self._count))
+            self._permutation = number, upload(permutation, self._device)
         return self._permutation[1]
 
     def _shard(self, rows: Tensor) -> Tensor:
@@ -163,6 +168,7 @@ class EntryLoader(ShuffledLoader[CompletionBatch]):
         rank: Number of this process.
         world_size: Number of processes.
         in_flight: Says how many batches were handed out and not trained on yet, at the moment a state is asked for.
+        device: Where the entries are kept and batches are made; ``None`` is the CPU.
 
     Raises:
         TypeError: If a count is not an integer.
@@ -189,6 +195,7 @@ class EntryLoader(ShuffledLoader[CompletionBatch]):
         rank: int = 0,
         world_size: int = 1,
         in_flight: Callable[[], int] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         if len(entries) == 0:
             raise ValueError("expected at least one entry in `entries`, got none; give a non-empty split")
@@ -200,9 +207,10 @@ class EntryLoader(ShuffledLoader[CompletionBatch]):
             rank=rank,
             world_size=world_size,
             in_flight=in_flight,
+            device=device,
         )
-        self._entries = entries
-        everything = entries if world_size == 1 else entries.take(self._shard(torch.arange(len(entries))))
+        self._entries = entries = Entries(*(upload(part, self._device) for part in (entries.index, entries.value)))
+        everything = entries if world_size == 1 else Entries(self._shard(entries.index), self._shard(entries.value))
         self._everything = CompletionBatch(everything.index, everything.value)
 
     @override

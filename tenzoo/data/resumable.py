@@ -5,9 +5,11 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 from typing_extensions import override
 
 from tenzoo.data.loader import Share, ShuffledLoader
+from tenzoo.data.transfer import home_of
 
 
 class Prepared(Protocol):
@@ -110,6 +112,10 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
         if self._prepared is None:
             raise RuntimeError("expected data that is set up, got none yet; call setup() first")
         return self._prepared
+
+    def _home_of(self, *data: Tensor) -> torch.device:
+        """Where to keep the training data."""
+        return torch.device("cpu") if self.trainer is None else home_of(data, self.trainer.strategy.root_device)
 
     def _in_flight(self) -> int:
         # 1 where a checkpoint is written because a training step raised: that batch has to come again.

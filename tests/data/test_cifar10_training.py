@@ -1,4 +1,5 @@
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,7 @@ def test_ranks_come_from_the_trainer(root):
     class OneOfTwo:
         global_rank = 1
         world_size = 2
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
 
     whole, data = ready(root), ready(root)
     data.trainer = OneOfTwo()

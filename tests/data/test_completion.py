@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -323,6 +324,7 @@ def test_ranks_come_from_the_trainer():
     class OneOfTwo:
         global_rank = 1
         world_size = 2
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
 
     data = ready()
     data.trainer = OneOfTwo()

@@ -20,7 +20,12 @@ def trainer_of(data, rank, world_size):
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=progress)))
     precision = SimpleNamespace(convert_input=lambda images: images.double())
     return SimpleNamespace(
-        global_rank=rank, world_size=world_size, datamodule=data, fit_loop=loop, precision_plugin=precision
+        global_rank=rank,
+        world_size=world_size,
+        datamodule=data,
+        fit_loop=loop,
+        precision_plugin=precision,
+        strategy=SimpleNamespace(root_device=CPU),
     )
 
 
