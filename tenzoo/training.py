@@ -1,12 +1,15 @@
 """What tasks and callbacks ask of a running Trainer."""
 
+import math
+import sys
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.profilers import PassThroughProfiler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -57,6 +60,120 @@ def logs_this_step(trainer: Trainer) -> bool:
     # What Lightning's own check comes to in training, without its search for the active loop.
     every, fast_dev_run = trainer.log_every_n_steps, trainer.fast_dev_run  # type: ignore[attr-defined]
     return bool(fast_dev_run) or (every > 0 and (steps_so_far(trainer) + 1) % every == 0)
+
+
+def batches_in_window(trainer: Trainer) -> int:
+    """Batches since the last step of the optimizer, the current one included."""
+    ready = int(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+    return (ready - 1) % trainer.accumulate_grad_batches + 1
+
+
+def steps_after_this_batch(trainer: Trainer) -> bool:
+    """Whether the current batch is the last one of its accumulation window, or of the epoch."""
+    return not trainer.fit_loop._should_accumulate()
+
+
+def is_last_batch(trainer: Trainer) -> bool:
+    """Whether the current training batch is the last one of its epoch."""
+    return bool(trainer.fit_loop.epoch_loop._num_ready_batches_reached())
+
+
+def mean_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
+    """The mean of what each process has; a collective where there are several."""
+    if trainer.world_size == 1:
+        return value
+    reduced: Tensor = trainer.strategy.reduce(value, reduce_op="mean")
+    return reduced
+
+
+class EpochMean:
+    """The mean over the batches of an epoch and over the processes, kept on the device.
+
+    Its state holds the sum and the count of every process, so that an epoch that was stopped in its middle goes on
+    exactly.
+    """
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def add(self, value: Tensor) -> None:
+        """Add the value of a batch, a scalar without history."""
+        value = value if value.device.type == "mps" else value.double()  # which has no float64
+        self._sum = value.clone() if self._sum is None else self._sum.to(value) + value
+        self._count += 1
+
+    def reset(self) -> None:
+        """Begin an epoch."""
+        self._sum, self._count = None, 0
+
+    def compute(self, trainer: Trainer) -> Tensor | None:
+        """The mean, in float32; None without a batch. A collective where there are several processes."""
+        total = self._over_ranks(trainer)
+        return None if total is None else (total[:, 0].sum() / total[:, 1].sum()).float()
+
+    def state(self, trainer: Trainer) -> Tensor | None:
+        """Sum and count of every process, shape ``(world_size, 2)``; None without a batch.
+
+        A collective where there are several processes, but for a checkpoint of a process that failed: others may not
+        be about to write one.
+        """
+        total = self._over_ranks(trainer, alone=sys.exc_info()[0] is not None)
+        return None if total is None else total.cpu()
+
+    def load(self, state: Tensor | None, trainer: Trainer) -> None:
+        """Go on from a state. With another number of processes the first one takes over all of it."""
+        self.reset()
+        if state is None:
+            return
+        if len(state) != trainer.world_size:
+            state = torch.cat([state.sum(0, keepdim=True), state.new_zeros(trainer.world_size - 1, 2)])
+        own = state[trainer.global_rank]
+        self._sum, self._count = own[0].clone(), int(own[1])
+
+    def _over_ranks(self, trainer: Trainer, *, alone: bool = False) -> Tensor | None:
+        if self._sum is None:
+            return None  # on all ranks alike: each has as many batches
+        own = torch.stack([self._sum, torch.full_like(self._sum, self._count)])
+        if alone or trainer.world_size == 1:
+            return own[None]
+        own = own.to(trainer.strategy.root_device)
+        gathered: Tensor = trainer.strategy.all_gather(own)
+        return gathered.view(-1, 2)
+
+
+class DivergenceError(ArithmeticError):
+    """Training diverged: a weight is not finite."""
+
+
+def check_finite(module: nn.Module, *, when: str) -> None:
+    """Refuse weights that are not finite. It waits for the device.
+
+    Args:
+        module: Its parameters are checked.
+        when: Said in the message.
+
+    Raises:
+        DivergenceError: Naming a parameter.
+
+    Example:
+        >>> check_finite(nn.Linear(2, 2), when="at step 3")
+    """
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for parameter in module.parameters():
+        values = torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter.detach()
+        if values.is_floating_point() and values.numel() and not values.is_meta:
+            groups.setdefault((values.device, values.dtype), []).append(values)
+    with torch.no_grad():
+        # The largest entry, unlike a norm, does not overflow.
+        finite = [torch.stack(torch._foreach_norm(group, ord=math.inf)).isfinite().all() for group in groups.values()]
+    if all(map(bool, finite)):
+        return
+    name = next(name for name, parameter in module.named_parameters() if not bool(parameter.isfinite().all()))
+    raise DivergenceError(
+        f"training diverged: {name!r} is not finite {when}; lower the learning rate, or bound the gradient with "
+        "`gradient_clip_val` (in YAML model.init_args.gradient_clip_val)"
+    )
 
 
 def log_to_loggers(trainer: Trainer, metrics: dict[str, float]) -> None:

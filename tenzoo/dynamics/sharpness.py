@@ -40,11 +40,16 @@ class SharpnessState:
         """γ of these parameters at the unperturbed point, shape ``(K,)``; None if one of them had no gradient."""
         positions = [self._position.get(id(p)) for p in parameters]
         known = [position for position in positions if position is not None]
-        return self.squared_grad_norms[known] if len(known) == len(positions) else None
+        if len(known) != len(positions):
+            return None
+        # Views stacked on the device: a list of positions would be uploaded to it as an index.
+        return torch.stack([self.squared_grad_norms[position] for position in known])
 
     @property
     def grad_norm(self) -> Tensor:
         """‖g‖ over all perturbed parameters, a scalar: ``1/u``."""
+        if len(self.perturbed) == len(self.parameters):
+            return self.squared_grad_norms.sum().sqrt()
         gamma = self.squared_grad_norms_of(self.perturbed)
         assert gamma is not None
         return gamma.sum().sqrt()

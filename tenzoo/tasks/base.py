@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,9 +21,20 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tenzoo.cores import CoreGroup, CoreProvider, find_core_groups
 from tenzoo.distributed import share_buffers_
 from tenzoo.dynamics import SharpnessState, sharpness_perturbation
-from tenzoo.tasks.sam import SAM, RandomReplay, frozen_statistics, without_sync
+from tenzoo.tasks.sam import SAM, ForwardState, without_sync
 from tenzoo.tasks.schedulers import Schedule, check_schedule, schedule_over_run, step_schedulers
-from tenzoo.training import logs_this_step, loss_scale, scales_loss, unscales_its_gradients
+from tenzoo.training import (
+    EpochMean,
+    batches_in_window,
+    check_finite,
+    is_last_batch,
+    logs_this_step,
+    loss_scale,
+    mean_over_ranks,
+    scales_loss,
+    steps_after_this_batch,
+    unscales_its_gradients,
+)
 
 
 class Task(LightningModule, CoreProvider):
@@ -92,6 +104,8 @@ class Task(LightningModule, CoreProvider):
         """What the last ascent of SAM knew; None without SAM."""
         self.perturbed = False
         """Whether :meth:`loss` is being called at SAM's perturbed weights."""
+        self._epoch_loss = EpochMean()
+        self._loss_is_watched = False
 
     def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
         """Save the arguments of ``__init__`` as every LightningModule does, those that are builtins.
@@ -125,66 +139,101 @@ class Task(LightningModule, CoreProvider):
             children.add_module(name, child)
         return find_core_groups(children)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One batch: the loss in automatic mode, all of SAM's step in manual mode."""
-        if self.sam is None:
+        if self.sam is None or self.trainer.fit_loop._skip_backward:  # a callback wants the forward pass alone
             loss = self.loss(batch, batch_idx)
-            self._log_loss(loss)
+            self._note_loss(loss)
             return loss
-        self._sam_step(self.sam, batch, batch_idx)
-        return None
+        # Lightning calls this inside of its context of the precision. A backward pass does not belong there: autocast
+        # would run it in half precision where the weights are rebuilt from their cores.
+        with torch.autocast(self.device.type, enabled=False):
+            return self._sam_step(self.sam, batch, batch_idx)
 
-    def _log_loss(self, loss: Tensor) -> None:
-        if logs_this_step(self.trainer):
-            self.log("train/loss", loss.detach(), prog_bar=True)
+    def _note_loss(self, loss: Tensor) -> None:
+        """Log the loss of a batch, and add it to the mean over the epoch."""
+        loss = loss.detach()
+        self._epoch_loss.add(loss)
+        if self._loss_is_watched or logs_this_step(self.trainer):
+            # On the host: Lightning's progress bar reads it again after every batch.
+            value = mean_over_ranks(self.trainer, loss).cpu()
+            self.log("train/loss", value, prog_bar=True)
+            if not value.isfinite():  # an overflow in float16 is none of the weights'
+                check_finite(self, when=f"after {self.trainer.global_step} steps")
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Backpropagate; the last batch of a short accumulation window makes its gradient a mean over the window."""
+        super().backward(loss, *args, **kwargs)
+        if self.automatic_optimization:
+            self._complete_window()
+
+    def _complete_window(self) -> None:
+        """Divide the gradient by the batches that it was accumulated over, where an epoch ends within a window.
+
+        Each batch was divided by those of a whole window, before it was known that there would be fewer.
+        """
+        window, batches = self.trainer.accumulate_grad_batches, batches_in_window(self.trainer)
+        if batches < window and steps_after_this_batch(self.trainer):
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(window / batches)
 
     # --- SAM ---------------------------------------------------------------------------------------------------
 
-    def _sam_step(self, sam: SAM, batch: Any, batch_idx: int) -> None:
-        trainer = self.trainer
-        last_batch = batch_idx + 1 >= trainer.num_training_batches or trainer.is_last_batch
+    def _sam_step(self, sam: SAM, batch: Any, batch_idx: int) -> Tensor:
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
-        if batch_idx % self.accumulate_grad_batches == 0:
+        if batches_in_window(self.trainer) == 1:
             optimizer.zero_grad()
-        steps = last_batch or (batch_idx + 1) % self.accumulate_grad_batches == 0
-        self._sam_backward(sam, batch, batch_idx, sync=steps)
+        steps = steps_after_this_batch(self.trainer)
+        loss = self._sam_backward(sam, batch, batch_idx, sync=steps)
         if steps:
+            self._complete_window()
             optimizer.step()
             self._step_schedulers("step", plateau=False)
-        if last_batch:
+        if is_last_batch(self.trainer):
             self._step_schedulers("epoch", plateau=False)
+        return loss
 
     def _step_schedulers(self, interval: str, *, plateau: bool) -> None:
-        if self.sam is not None and interval == self._scheduler_interval:
-            step_schedulers(self, monitor=self._scheduler_monitor, plateau=plateau)
+        if not self.automatic_optimization:
+            step_schedulers(self, interval=interval, plateau=plateau)
 
-    def _sam_backward(self, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -> None:
+    def _pass(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of a batch, in the precision of the trainer."""
+        with self.trainer.precision_plugin.forward_context():
+            loss = self.loss(batch, batch_idx)
+        torch.clear_autocast_cache()  # the context around the step keeps casts of weights that are about to move
+        return loss
+
+    def _sam_backward(self, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -> Tensor:
         """Add the gradient at the perturbed weights to ``.grad``; see :func:`sharpness_perturbation`."""
         strategy = self.trainer.strategy
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        accumulated = [parameter.grad for parameter in parameters]
+        # Copies: under DDP a gradient can be a view of the memory that the ascent is about to reduce in.
+        accumulated = [parameter.grad if parameter.grad is None else parameter.grad.clone() for parameter in parameters]
         for parameter in parameters:
             parameter.grad = None
-        replay = RandomReplay(self.device)
-        loss = self.loss(batch, batch_idx)
-        self._log_loss(loss)
+        state = ForwardState(self, self.device)
+        first = self._pass(batch, batch_idx)
+        self._note_loss(first)
         with without_sync(strategy, not sam.sync_ascent):
-            self.manual_backward(loss)
+            self.manual_backward(first)
         scope = None if sam.scope == "all" else [core for group in find_core_groups(self) for core in group.cores]
-        with sharpness_perturbation(parameters, rho=sam.rho, adaptive=sam.adaptive, perturbed=scope) as state:
-            self.sharpness_state = self._unscaled(state)
+        with sharpness_perturbation(parameters, rho=sam.rho, adaptive=sam.adaptive, perturbed=scope) as known:
+            self.sharpness_state = self._unscaled(known)
             for parameter, grad in zip(parameters, accumulated, strict=True):
                 parameter.grad = grad
-            replay.rewind()
+            state.rewind()
             self.perturbed = True
             try:
-                with frozen_statistics(self):
-                    loss = self.loss(batch, batch_idx) / self.accumulate_grad_batches
+                second = self._pass(batch, batch_idx) / self.trainer.accumulate_grad_batches
                 with without_sync(strategy, not sync):
-                    self.manual_backward(loss)
+                    self.manual_backward(second)
             finally:
                 self.perturbed = False
+                state.finish()
+        return first.detach()
 
     def _unscaled(self, state: SharpnessState) -> SharpnessState:
         scale = loss_scale(self.trainer)
@@ -273,6 +322,17 @@ class Task(LightningModule, CoreProvider):
                     f"expected a checkpoint of this model in `ckpt_path`, got one with {name!r} of shape "
                     f"{other.get(name)} where the model has {own.get(name)}"
                 )
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._epoch_loss.load(checkpoint.get("epoch_means", {}).get("train/loss"), self._trainer)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to save weights that are not finite over good ones, and add the mean of the epoch so far.
+
+        Raises:
+            DivergenceError: Naming a parameter.
+        """
+        check_finite(self, when=f"after {self.trainer.global_step} steps, and was not saved")
+        checkpoint["epoch_means"] = {"train/loss": self._epoch_loss.state(self.trainer)}
 
     def on_fit_start(self) -> None:
         """Refuse what SAM, or clipping, cannot do, and metrics that nobody logs, before the first step."""
@@ -281,6 +341,8 @@ class Task(LightningModule, CoreProvider):
         if self.sam is not None:
             self._check_sam(optimizers)
             share_buffers_(self.trainer)
+            for config in self.trainer.lr_scheduler_configs:  # Lightning knows neither in manual mode
+                config.interval, config.monitor = self._scheduler_interval, self._scheduler_monitor
             # A checkpoint holds the weights after the step, in manual as in automatic mode: no reason to warn.
             warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
         if self.gradient_clip_val is not None and scales_loss(self.trainer):
@@ -292,13 +354,13 @@ class Task(LightningModule, CoreProvider):
                     )
 
     def _check_monitored(self) -> None:
-        known = self.metric_names
-        if known is None:
-            return
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         watched = {f"`monitor` of {type(each).__name__}": getattr(each, "monitor", None) for each in callbacks}
-        for where, name in {**watched, "`lr_scheduler_monitor`": self._scheduler_monitor}.items():
-            if isinstance(name, str) and name not in known:
+        watched["`lr_scheduler_monitor`"] = self._scheduler_monitor
+        self._loss_is_watched = "train/loss" in watched.values()
+        known = self.metric_names
+        for where, name in watched.items():
+            if known is not None and isinstance(name, str) and name not in known:
                 raise ValueError(f"expected one of {sorted(known)} in {where}, got {name!r}, which nobody logs here")
 
     def _check_sam(self, optimizers: list[Optimizer]) -> None:
@@ -328,8 +390,22 @@ class Task(LightningModule, CoreProvider):
         if batch_idx > 0 and batch_idx % self.accumulate_grad_batches == 0:
             self._step_schedulers("step", plateau=True)
 
+    def on_train_epoch_start(self) -> None:
+        """Begin the mean over the epoch."""
+        self._epoch_loss.reset()
+
     def on_train_epoch_end(self) -> None:
-        """In manual mode, step plateau schedulers."""
+        """Log the mean over the epoch; in manual mode, step plateau schedulers.
+
+        Raises:
+            DivergenceError: If a weight is not finite.
+        """
+        check_finite(self, when=f"after {self.trainer.global_step} steps")
+        mean = self._epoch_loss.compute(self.trainer)
+        if mean is not None:
+            self.log("train/loss_epoch", mean, sync_dist=True)
+            self.log("train/loss", mean, sync_dist=True, logger=False)  # to be monitored; loggers have it by steps
+        self._epoch_loss.reset()
         self._step_schedulers("step", plateau=True)
         self._step_schedulers("epoch", plateau=True)
 

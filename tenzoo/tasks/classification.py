@@ -161,7 +161,7 @@ class ImageClassificationTask(Task):
     @override
     def metric_names(self) -> set[str]:
         """Loss and accuracy in training and validation."""
-        return {f"{split}/{name}" for split in ("train", "val") for name in ("loss", "accuracy")}
+        return {"train/loss_epoch", *(f"{split}/{name}" for split in ("train", "val") for name in ("loss", "accuracy"))}
 
     # --- steps -------------------------------------------------------------------------------------------------
 

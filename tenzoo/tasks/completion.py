@@ -125,7 +125,7 @@ class CompletionTask(Task):
     @property
     def metric_names(self) -> set[str]:
         """Of the loss, and of the splits that there are."""
-        return {"train/loss", *self.metrics}
+        return {"train/loss", "train/loss_epoch", *self.metrics}
 
     # --- steps -------------------------------------------------------------------------------------------------
 

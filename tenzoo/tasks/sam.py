@@ -1,15 +1,16 @@
 """What a step of Sharpness-Aware Minimization needs around its two passes."""
 
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import random
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -43,36 +44,82 @@ class SAM:
             raise ValueError(f"expected 'all' or 'cores' in `sam.scope`, got {self.scope!r}")
 
 
-@contextmanager
-def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Let normalization layers normalize by the batch, but leave running statistics and batch counts alone."""
-    layers = [
-        layer
-        for layer in module.modules()
-        if isinstance(layer, _NormBase) and layer.training and layer.track_running_stats
-    ]
-    for layer in layers:
-        layer.track_running_stats = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.track_running_stats = True
+class ForwardState:
+    """What a forward pass changes besides its result: buffers, and the random numbers of torch, NumPy and Python.
 
+    SAM runs the network twice for a batch, and the two passes are to be one: the second begins where the first began,
+    with the same vectors of a spectral norm, the same dropout masks and the same shares of a mixup, and leaves no
+    trace. Generators that somebody made for themselves are out of reach.
 
-class RandomReplay:
-    """Remembers the random state of the CPU and of one device, to draw the same dropout masks once more."""
+    Args:
+        module: Its buffers are remembered, those of all submodules included.
+        device: Whose random numbers are replayed beside those of the CPU.
 
-    def __init__(self, device: torch.device) -> None:
+    Example:
+        >>> norm = nn.BatchNorm1d(1)
+        >>> state = ForwardState(norm, torch.device("cpu"))
+        >>> first = norm(torch.rand(3, 1))
+        >>> state.rewind()
+        >>> second = norm(torch.rand(3, 1))
+        >>> state.finish()
+        >>> first.equal(second), norm.num_batches_tracked
+        (True, tensor(1))
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self._module = module
+        self._before = _buffers_with_copies(module)
+        self._after: list[_Buffer] = []
         self._device = device
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self._python, self._numpy, self._cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        self._own = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
 
     def rewind(self) -> None:
-        """Go back to the remembered state."""
+        """Go back to where the first pass began."""
+        self._after = _buffers_with_copies(self._module)
+        _put_back(self._before)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
         torch.set_rng_state(self._cpu)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda, self._device)
+        if self._own is not None:
+            torch.get_device_module(self._device).set_rng_state(self._own, self._device)
+
+    def finish(self) -> None:
+        """Leave the buffers as the first pass left them."""
+        _put_back(self._after)
+
+
+class _Buffer(NamedTuple):
+    owner: nn.Module
+    name: str
+    tensor: Tensor
+    copy: Tensor
+
+
+def _buffers_with_copies(module: nn.Module) -> list[_Buffer]:
+    found = [(owner, *named) for owner in module.modules() for named in owner.named_buffers(recurse=False)]
+    rows = [_Buffer(owner, name, tensor, torch.empty_like(tensor)) for owner, name, tensor in found]
+    _copy((row.copy, row.tensor) for row in rows)
+    return rows
+
+
+def _put_back(rows: list[_Buffer]) -> None:
+    for owner, name, tensor, _ in rows:
+        if getattr(owner, name) is not tensor:
+            setattr(owner, name, tensor)
+    _copy((row.tensor, row.copy) for row in rows)
+
+
+@torch.no_grad()
+def _copy(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Copy each second tensor into the first, in few kernels."""
+    kinds: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
+    for to, source in pairs:
+        targets, sources = kinds.setdefault((to.device, to.dtype), ([], []))
+        targets.append(to)
+        sources.append(source)
+    for targets, sources in kinds.values():
+        torch._foreach_copy_(targets, sources)
 
 
 def without_sync(strategy: Strategy, condition: bool) -> AbstractContextManager[None]:

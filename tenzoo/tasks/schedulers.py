@@ -115,27 +115,27 @@ class _OneCycle(_OverRun, OneCycleLR):
             self.last_epoch += 1
 
 
-def step_schedulers(module: LightningModule, *, monitor: str | None, plateau: bool) -> None:
+def step_schedulers(module: LightningModule, *, interval: str, plateau: bool) -> None:
     """Step the module's schedulers as Lightning does in automatic mode.
 
     Args:
         module: Attached to a trainer.
-        monitor: The metric of ``ReduceLROnPlateau`` schedulers.
+        interval: Those that step after an ``"epoch"``, or after a ``"step"`` of the optimizer.
         plateau: Step the ``ReduceLROnPlateau`` schedulers, or all others.
 
     Raises:
-        ValueError: If the metric was not logged.
+        ValueError: If the metric that one of them monitors was not logged.
     """
     for config in module.trainer.lr_scheduler_configs:
-        if isinstance(config.scheduler, ReduceLROnPlateau) != plateau:
+        if isinstance(config.scheduler, ReduceLROnPlateau) != plateau or config.interval != interval:
             continue
         metric = None
         if plateau:
             metrics = module.trainer.callback_metrics
-            if monitor not in metrics:
+            if config.monitor not in metrics:
                 raise ValueError(
-                    f"expected the name of a logged metric in `lr_scheduler_monitor`, got {monitor!r}; "
+                    f"expected the name of a logged metric in `lr_scheduler_monitor`, got {config.monitor!r}; "
                     f"logged are {sorted(metrics)}"
                 )
-            metric = metrics[monitor]
+            metric = metrics[config.monitor]
         module.lr_scheduler_step(config.scheduler, metric)
