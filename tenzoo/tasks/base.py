@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -373,6 +374,19 @@ class Task(LightningModule, CoreProvider):
             raise ValueError(
                 "expected static_graph=False in the DDP strategy beside `sam`, got True: SAM runs two graphs"
             )
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+                raise ValueError(
+                    f"expected float32 or float64 weights beside `sam`, got {parameter.dtype} in {name!r}, where most "
+                    "perturbations round to none; train with precision 'bf16-mixed' or '16-mixed' in place of a true "
+                    "half one"
+                )
+        for hook in ("optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping"):
+            if is_overridden(hook, self, parent=LightningModule):
+                raise ValueError(
+                    f"expected no {hook}() in {type(self).__name__} beside `sam`, which steps by itself and would not "
+                    "call it; write on_before_optimizer_step() in its place"
+                )
         if self.sam is not None and self.sam.scope == "cores" and not find_core_groups(self):
             raise ValueError(f"expected core groups in {type(self).__name__} for `sam.scope` 'cores', found none")
 

@@ -71,7 +71,8 @@ class ForwardState:
         self._before = _buffers_with_copies(module)
         self._after: list[_Buffer] = []
         self._device = device
-        self._python, self._numpy, self._cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        self._python, self._cpu = random.getstate(), torch.get_rng_state()
+        self._numpy = np.random.get_state()  # noqa: NPY002  (what most code draws from)
         self._own = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
 
     def rewind(self) -> None:
@@ -79,7 +80,7 @@ class ForwardState:
         self._after = _buffers_with_copies(self._module)
         _put_back(self._before)
         random.setstate(self._python)
-        np.random.set_state(self._numpy)
+        np.random.set_state(self._numpy)  # noqa: NPY002
         torch.set_rng_state(self._cpu)
         if self._own is not None:
             torch.get_device_module(self._device).set_rng_state(self._own, self._device)
