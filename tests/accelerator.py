@@ -28,6 +28,10 @@ class Calls(TorchDispatchMode):
         self.seen.append((func._overloadpacket, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
+    def operations(self) -> list[Any]:
+        """What was computed: views are free."""
+        return [name for name, *_ in self.seen if not _is_view(name)]
+
     def uploads(self) -> list[tuple[Any, tuple[int, ...], bool]]:
         """Operations that take tensors from the host to another device, their shapes, and whether the host goes on."""
         found = []
@@ -42,3 +46,8 @@ class Calls(TorchDispatchMode):
         """Shapes of the batched matrix products that are outer products, or whose gradients are."""
         batched = [args for name, args, _ in self.seen if name is torch.ops.aten.bmm and args[0].is_cuda]
         return [(tuple(a.shape), tuple(b.shape)) for a, b in batched if 1 in (*a.shape[1:], b.shape[2])]
+
+
+def _is_view(name: Any) -> bool:
+    schemas = [getattr(name, overload)._schema for overload in name.overloads()]
+    return all(any(r.alias_info is not None and not r.alias_info.is_write for r in s.returns) for s in schemas)

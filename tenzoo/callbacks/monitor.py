@@ -1,14 +1,13 @@
 """Watching the norms of the cores during training."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from typing_extensions import override
@@ -26,15 +25,34 @@ from tenzoo.dynamics import (
 )
 from tenzoo.training import gradient_scale, log_to_loggers, logs_this_step, settings_of
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_QUANTITIES = (
+    "deviation",
+    "normalized_deviation",
+    "covariance",
+    "predicted_rate",
+    "measured_rate",
+    "effective_rho",
+)
+"""What is logged of each group, in the order of the rows that :func:`_rows` gives first."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """What is known of a group just before the optimizer's step."""
+    """What is known just before the optimizer's step of G groups of K cores each.
 
+    They are computed with together, since each operation has a price of its own on an accelerator. They lie on one
+    device and share the settings of one optimizer.
+    """
+
+    groups: Sequence[CoreGroup]
     s: Tensor
+    """Shape ``(G, K)``, as γ."""
     gamma: Tensor
     grad_norm: Tensor
-    """Of what the optimizer is given, before it is clipped."""
+    """Of what the optimizer is given, before it is clipped; shape ``(G,)``, as the rates."""
     sam_rate: Tensor
     das_rate: Tensor
     optimizer: Optimizer
@@ -73,7 +91,7 @@ class NormDynamicsMonitor(Callback):
     def __init__(self) -> None:
         self._groups: list[CoreGroup] = []
         self._before: dict[str, Tensor] = {}
-        self._stepping: dict[str, _Step] = {}
+        self._stepping: list[_Step] = []
         self._steps: list[int] = []
         self._history: dict[str, list[tuple[float, float]]] = {}
 
@@ -90,31 +108,61 @@ class NormDynamicsMonitor(Callback):
             return
         # Taken here, since a callback that scales the cores may run before the next hook of this one.
         with torch.no_grad():
-            self._before = {group.name: _exact_norms(_trainable(group)) for group in self._groups if _trainable(group)}
+            self._before = {}
+            for groups in _by(self._groups, _device).values():
+                norms = _exact_norms([core for group in groups for core in _trainable(group)])
+                parts = torch.split(norms, [len(_trainable(group)) for group in groups])
+                self._before.update(zip((group.name for group in groups), parts, strict=True))
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if not self._before:
             return
         settings = settings_of(optimizer)
+        known = _known_to(_sharpness(pl_module))
+        ready = [
+            group
+            for group in self._groups
+            if (cores := _trainable(group))
+            and all(core.grad is not None and id(core) in settings and known(core) for core in cores)
+        ]
+
+        def kind(group: CoreGroup) -> object:
+            cores = _trainable(group)
+            return len(cores), cores[0].device, id(settings[id(cores[0])])
+
         with torch.no_grad():
-            for group in self._groups:
-                cores = _trainable(group)
-                if not cores or any(core.grad is None or id(core) not in settings for core in cores):
-                    continue
-                gamma = _squared_grad_norms(trainer, pl_module, optimizer, cores)
-                if gamma is None:
-                    continue
-                s, setting = self._before[group.name], settings[id(cores[0])]
-                self._stepping[group.name] = _Step(
-                    s,
-                    gamma,
-                    _grad_norm(cores),
-                    _sam_rate(pl_module, s, gamma),
-                    _das_rate(trainer, optimizer, s, gamma, setting),
-                    optimizer,
-                    setting,
-                )
+            for groups in _by(ready, kind).values():
+                setting = settings[id(_trainable(groups[0])[0])]
+                self._stepping.append(self._step(trainer, pl_module, optimizer, groups, setting))
+
+    def _step(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        optimizer: Optimizer,
+        groups: Sequence[CoreGroup],
+        setting: dict[str, Any],
+    ) -> _Step:
+        s = torch.stack([self._before[group.name] for group in groups])
+        given = _squared_grad_norms(groups)
+        gamma, state = given, _sharpness(module)
+        if state is not None:  # then the gradients are those at the perturbed weights
+            found = state.squared_grad_norms_of([core for group in groups for core in _trainable(group)])
+            assert found is not None
+            gamma = found.view_as(s)
+        elif (scale := gradient_scale(trainer, optimizer)) is not None:
+            gamma = given / scale.to(given).square()
+        return _Step(
+            groups,
+            s,
+            gamma,
+            given.sum(-1).sqrt(),
+            _sam_rate(state, s, gamma),
+            _das_rate(trainer, optimizer, s, gamma, setting),
+            optimizer,
+            setting,
+        )
 
     @override
     def on_train_batch_end(
@@ -125,22 +173,26 @@ class NormDynamicsMonitor(Callback):
         if self._stepping:
             with torch.no_grad():
                 self._log(trainer)
-        self._before, self._stepping = {}, {}
+        self._before, self._stepping = {}, []
 
     def _log(self, trainer: Trainer) -> None:
-        cores = {group.name: _trainable(group) for group in self._groups}
-        steps = {name: _as_clipped(step, cores[name]) for name, step in self._stepping.items()}
-        rows = {name: _row(step, _exact_norms(cores[name])) for name, step in steps.items()}
-        only = next(iter(rows.values())) if len(rows) == 1 else None
-        rows["total"] = _total(rows, list(steps.values())) if only is None else only
-        values = torch.stack([value.double() for row in rows.values() for value in row.values()]).tolist()
-        numbers = iter(values)
-        floats = {name: {quantity: next(numbers) for quantity in row} for name, row in rows.items()}
+        tables = [_rows(_as_clipped(step)) for step in self._stepping]
+        table = torch.cat([table.to(tables[0].device) for table in tables], dim=1).cpu()
+        names = [group.name for step in self._stepping for group in step.groups]
+        columns = dict(zip(names, table.t(), strict=True))
+        lr = float(self._stepping[0].setting["lr"])
+        if len(names) > 1:
+            columns = {group.name: columns[group.name] for group in self._groups if group.name in columns}
+            columns["total"] = _total(table, lr)
+        else:
+            columns["total"] = table[:, 0]
+        rows = {name: dict(zip(_QUANTITIES, column.tolist(), strict=False)) for name, column in columns.items()}
         self._steps.append(trainer.global_step)
-        for name, row in floats.items():
+        for name, row in rows.items():
             self._history.setdefault(name, []).append((row["deviation"], row["covariance"]))
-        logged = {f"norms/{name}/{key}": value for name, row in floats.items() for key, value in row.items()}
-        log_to_loggers(trainer, logged)
+        log_to_loggers(
+            trainer, {f"norms/{name}/{key}": value for name, row in rows.items() for key, value in row.items()}
+        )
 
     # --- after training ----------------------------------------------------------------------------------------
 
@@ -160,8 +212,10 @@ class NormDynamicsMonitor(Callback):
             Path(directory).mkdir(parents=True, exist_ok=True)
             self.figure().savefig(Path(directory) / "norm_dynamics.png", dpi=120)
 
-    def figure(self) -> Figure:
+    def figure(self) -> "Figure":
         """Q and Cov against optimizer steps, a line for each group."""
+        from matplotlib.figure import Figure  # only here: training itself does without
+
         figure = Figure(figsize=(10, 4), layout="constrained")
         deviation, covariance = figure.subplots(1, 2)
         names = [name for name in self._history if name != "total" or len(self._history) > 2]
@@ -188,16 +242,23 @@ def _trainable(group: CoreGroup) -> list[Tensor]:
     return [core for core in group.cores if core.requires_grad]
 
 
-def _squared_grad_norms(
-    trainer: Trainer, module: LightningModule, optimizer: Optimizer, cores: Sequence[Tensor]
-) -> Tensor | None:
-    """γ of the cores: under SAM that of the unperturbed weights, else that in ``.grad``, without any loss scale."""
-    state = _sharpness(module)
-    if state is not None:
-        return state.squared_grad_norms_of(cores)
-    gamma = squared_norms([core.grad for core in cores if core.grad is not None])
-    scale = gradient_scale(trainer, optimizer)
-    return gamma if scale is None else gamma / scale.to(gamma).square()
+def _device(group: CoreGroup) -> torch.device:
+    return group.cores[0].device
+
+
+def _by(groups: Iterable[CoreGroup], key: Callable[[CoreGroup], object]) -> dict[object, list[CoreGroup]]:
+    """The groups that have a trainable core, by what they have in common, in their order."""
+    buckets: dict[object, list[CoreGroup]] = {}
+    for group in groups:
+        if _trainable(group):
+            buckets.setdefault(key(group), []).append(group)
+    return buckets
+
+
+def _squared_grad_norms(groups: Sequence[CoreGroup]) -> Tensor:
+    """Of what is in ``.grad`` of G groups of K cores, shape ``(G, K)``."""
+    grads = [core.grad for group in groups for core in _trainable(group) if core.grad is not None]
+    return squared_norms(grads).view(len(groups), -1)
 
 
 def _sharpness(module: LightningModule) -> SharpnessState | None:
@@ -205,32 +266,34 @@ def _sharpness(module: LightningModule) -> SharpnessState | None:
     return state if isinstance(state, SharpnessState) else None
 
 
+def _known_to(state: SharpnessState | None) -> Callable[[Tensor], bool]:
+    """Whether SAM, if it is at work, has found a gradient of a core."""
+    known = None if state is None else {id(parameter) for parameter in state.parameters}
+    return lambda core: known is None or id(core) in known
+
+
 def _exact_norms(cores: Sequence[Tensor]) -> Tensor:
     """Squared norms in float64, where there is one: a step moves Q by less than float32 can tell."""
-    return squared_norms([core if core.device.type == "mps" else core.double() for core in cores])
+    return squared_norms(cores, dtype=None if cores[0].device.type == "mps" else torch.float64)
 
 
-def _grad_norm(cores: Sequence[Tensor]) -> Tensor:
-    return squared_norms([core.grad for core in cores if core.grad is not None]).sum().sqrt()
-
-
-def _as_clipped(step: _Step, cores: Sequence[Tensor]) -> _Step:
-    """The step with the gradient as the optimizer saw it: it is clipped after the callbacks have run."""
-    if any(core.grad is None for core in cores):
+def _as_clipped(step: _Step) -> _Step:
+    """The step with the gradients as the optimizer saw them: they are clipped after the callbacks have run."""
+    if any(core.grad is None for group in step.groups for core in _trainable(group)):
         return step
-    kept = (_grad_norm(cores) / step.grad_norm).nan_to_num(1.0, posinf=1.0)
-    return dataclasses.replace(step, gamma=step.gamma * kept.square(), sam_rate=step.sam_rate * kept)
+    kept = (_squared_grad_norms(step.groups).sum(-1).sqrt() / step.grad_norm).nan_to_num(1.0, posinf=1.0)
+    gamma = step.gamma * kept.square().unsqueeze(-1)
+    return dataclasses.replace(step, gamma=gamma, sam_rate=step.sam_rate * kept)
 
 
-def _sam_rate(module: LightningModule, s: Tensor, gamma: Tensor) -> Tensor:
-    state = _sharpness(module)
+def _sam_rate(state: SharpnessState | None, s: Tensor, gamma: Tensor) -> Tensor:
     if state is None or state.adaptive:
-        return torch.zeros_like(s[0])
+        return torch.zeros_like(s[:, 0])
     return sam_deviation_rate(s, gamma, state.rho, grad_norm=state.grad_norm)
 
 
-def _das_rate(trainer: Trainer, optimizer: Optimizer, s: Tensor, gamma: Tensor, setting: dict[str, Any]) -> Tensor:
-    rate = torch.zeros_like(s[0])
+def _das_rate(trainer: Trainer, optimizer: Optimizer, s: Tensor, gamma: Tensor, setting: Mapping[str, Any]) -> Tensor:
+    rate = torch.zeros_like(s[:, 0])
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, DeviationAwareScaling):
             rate = rate + callback.deviation_rate(trainer, optimizer, s, gamma, setting)
@@ -246,25 +309,28 @@ def _predicted_rate(step: _Step) -> Tensor:
     return rate
 
 
-def _row(step: _Step, after: Tensor) -> dict[str, Tensor]:
-    deviation = norm_deviation(step.s)
-    return {
-        "deviation": deviation,
-        "normalized_deviation": deviation / step.s.mean().square(),
-        "covariance": norm_gradient_covariance(step.s, step.gamma),
-        "predicted_rate": _predicted_rate(step),
-        "measured_rate": (norm_deviation(after) - deviation) / step.setting["lr"],
-        "effective_rho": effective_rho(step.gamma, step.setting["lr"]),
-    }
+def _rows(step: _Step) -> Tensor:
+    """A column for each group: the quantities that are logged, then ``s̄²`` and ``Σ γ``, which the total needs."""
+    cores = [core for group in step.groups for core in _trainable(group)]
+    after = _exact_norms(cores).view_as(step.s)
+    deviation, mean_square = norm_deviation(step.s), step.s.mean(-1).square()
+    rows = (
+        deviation,
+        deviation / mean_square,
+        norm_gradient_covariance(step.s, step.gamma),
+        _predicted_rate(step),
+        (norm_deviation(after) - deviation) / step.setting["lr"],
+        effective_rho(step.gamma, step.setting["lr"]),
+        mean_square,
+        step.gamma.sum(-1),
+    )
+    return torch.stack([row.to(deviation) for row in rows])
 
 
-def _total(rows: dict[str, dict[str, Tensor]], steps: Sequence[_Step]) -> dict[str, Tensor]:
-    device = steps[0].s.device
-    total = {
-        quantity: torch.stack([row[quantity].to(device) for row in rows.values()]).sum()
-        for quantity in ("deviation", "normalized_deviation", "covariance", "predicted_rate", "measured_rate")
-    }
-    total["normalized_deviation"] = total["deviation"] / sum(step.s.mean().to(device).square() for step in steps)
-    gamma = torch.cat([step.gamma.to(device) for step in steps])
-    total["effective_rho"] = effective_rho(gamma, steps[0].setting["lr"])
+def _total(table: Tensor, lr: float) -> Tensor:
+    """The column of all groups together."""
+    *_, mean_square, gamma = table.sum(1)
+    total = table.sum(1)
+    total[_QUANTITIES.index("normalized_deviation")] = total[0] / mean_square
+    total[_QUANTITIES.index("effective_rho")] = gamma.sqrt() * (lr / 2)
     return total

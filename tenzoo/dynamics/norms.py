@@ -16,7 +16,7 @@ from torch import Tensor
 from tenzoo.dynamics.shards import is_distributed, own_part, reduced, sum_over_parts
 
 
-def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
+def squared_norms(tensors: Sequence[Tensor], *, dtype: torch.dtype | None = None) -> Tensor:
     """The squared Frobenius norm of each tensor, in one batched call.
 
     Computed in at least float32: half-precision tensors are accumulated in float32, float64 stays float64. Sparse
@@ -25,6 +25,7 @@ def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
 
     Args:
         tensors: K tensors of any shapes.
+        dtype: Compute in this type, where it is wider than theirs.
 
     Returns:
         Shape ``(K,)``, on the device of the first tensor.
@@ -40,14 +41,14 @@ def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
         raise ValueError("expected at least one tensor in `tensors`, got none")
     if any(map(is_distributed, tensors)):
         parts = [reduced(tensor) for tensor in tensors]
-        return sum_over_parts(squared_norms([own_part(part) for part in parts]), parts)
+        return sum_over_parts(squared_norms([own_part(part) for part in parts], dtype=dtype), parts)
     dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
-    dtype, device = dense[0].dtype, dense[0].device
-    uniform = all(tensor.dtype == dtype and tensor.device == device for tensor in dense)
+    first, device = dense[0].dtype, dense[0].device
+    uniform = all(tensor.dtype == first and tensor.device == device for tensor in dense)
+    dtype = torch.promote_types(first, torch.float32 if dtype is None else dtype)
     if not uniform:
         for tensor in dense:
             dtype = torch.promote_types(dtype, tensor.dtype)
-    dtype = torch.promote_types(dtype, torch.float32)
     if uniform:
         return torch.stack(torch._foreach_norm(dense, 2, dtype=dtype)).square()
     return torch.stack([torch.linalg.vector_norm(tensor, dtype=dtype).to(device) for tensor in dense]).square()

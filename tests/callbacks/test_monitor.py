@@ -8,7 +8,9 @@ from torch import nn
 
 from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor, Rebalance
 from tenzoo.dynamics import effective_rho, norm_deviation, norm_gradient_covariance, squared_norms
+from tenzoo.factorizations import CP, TensorTrain
 from tenzoo.tasks import SAM
+from tests.accelerator import Calls
 from tests.tasks.toy import Batches, Regression, adam, fitted, sgd, trainer
 
 QUANTITIES = {
@@ -88,6 +90,136 @@ def test_values_are_those_of_the_formulas(tmp_path):
         }
         for name, value in expected.items():
             assert float(row[f"norms/weight/{name}"]) == pytest.approx(value.item(), rel=1e-6)
+
+
+class Many(Regression):
+    """Groups of two, three and four cores, some alike; of one of them a core is frozen, and one takes no part."""
+
+    def __init__(self, alike=1, **kwargs):
+        super().__init__(**kwargs)
+        self.more = nn.ModuleList(
+            [
+                CP((5, 3), 2),
+                TensorTrain((5, 3), 2),
+                TensorTrain((5, 3, 1, 1), 2),
+                *(CP((5, 3), 2) for _ in range(alike)),
+            ]
+        )
+        self.frozen, self.idle = TensorTrain((5, 3), 1), CP((4, 4), 2)
+        self.frozen.cores[0].requires_grad_(False)
+
+    def error(self, batch):
+        hidden = self.inner(batch[0]).tanh()
+        matrices = [weight.reconstruct().reshape(5, 3) for weight in (self.weight, *self.more, self.frozen)]
+        return (hidden @ sum(matrices) - batch[1]).square().mean()
+
+    def trainable_parameters(self):
+        slow = list(self.more[0].parameters())
+        rest = [p for p in self.parameters() if p.requires_grad and all(p is not other for other in slow)]
+        return [{"params": slow, "lr": 0.001, "weight_decay": 0.1}, {"params": rest}]
+
+
+def norms_by_hand(tensors):
+    return [sum(float(x) ** 2 for x in tensor.detach().double().flatten()) for tensor in tensors]
+
+
+def row_by_hand(before, after, gamma, lr, decay, rho, norm):
+    """The formulas of one group, on lists of floats."""
+
+    def mean(values):
+        return sum(values) / len(values)
+
+    def deviation(values):
+        return sum((value - mean(values)) ** 2 for value in values)
+
+    covariance = mean([(s - mean(before)) * (g - mean(gamma)) for s, g in zip(before, gamma, strict=True)])
+    own = sum(gamma) ** 0.5
+    # Of plain SGD's finite step the radius is η‖g‖/2, so that its ρu is η/2.
+    strength = lr / 2 + (0.0 if rho is None else rho / norm)
+    return {
+        "deviation": deviation(before),
+        "normalized_deviation": deviation(before) / mean(before) ** 2,
+        "covariance": covariance,
+        "predicted_rate": 4 * len(before) * strength * covariance - 4 * decay * deviation(before),
+        "measured_rate": (deviation(after) - deviation(before)) / lr,
+        "effective_rho": lr * own / 2,
+    }
+
+
+@pytest.mark.parametrize("rho", [None, 0.02])
+def test_of_several_groups_each_is_judged_by_itself(tmp_path, rho):
+    """Groups of one kind are computed with together; values are those of each alone, in plain floats."""
+    kept = {}
+
+    class Recorder(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            kept["before"] = {name: norms_by_hand(cores) for name, cores in groups(pl_module).items()}
+            pl_module.error(batch).backward()
+            every = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            kept["norm"] = sum(norms_by_hand(every)) ** 0.5
+            kept["gamma"] = {
+                name: norms_by_hand([core.grad for core in cores])
+                for name, cores in groups(pl_module).items()
+                if name != "idle"
+            }
+            pl_module.zero_grad()
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            kept["after"] = {name: norms_by_hand(cores) for name, cores in groups(pl_module).items()}
+
+    def groups(model):
+        found = {group.name: [core for core in group.cores if core.requires_grad] for group in model.core_groups()}
+        return {name: cores for name, cores in found.items() if cores}
+
+    torch.manual_seed(1)
+    model = Many(optimizer=sgd(), sam=None if rho is None else SAM(rho=rho))
+    arguments = {"precision": "64-true", "max_steps": 1, "logger": CSVLogger(tmp_path, name="", version="")}
+    trainer(callbacks=[Recorder(), NormDynamicsMonitor()], **arguments).fit(model, Batches(), Batches())
+    (logged,) = rows(tmp_path)
+    names = {key.split("/")[1] for key in logged if key.startswith("norms/")}
+    assert names == {"total", *kept["gamma"]}
+    assert {len(gamma) for gamma in kept["gamma"].values()} == {1, 2, 3, 4}
+    expected = {}
+    for name, gamma in kept["gamma"].items():
+        lr, decay = (0.001, 0.1) if name == "more.0" else (0.1, 0.0)
+        expected[name] = row_by_hand(kept["before"][name], kept["after"][name], gamma, lr, decay, rho, kept["norm"])
+        for key, value in expected[name].items():
+            assert float(logged[f"norms/{name}/{key}"]) == pytest.approx(value, rel=1e-6, abs=1e-9), (name, key)
+    for key in ("deviation", "covariance", "predicted_rate", "measured_rate"):
+        total = sum(row[key] for row in expected.values())
+        assert float(logged[f"norms/total/{key}"]) == pytest.approx(total, rel=1e-6, abs=1e-9)
+    means = [sum(kept["before"][name]) / len(kept["before"][name]) for name in expected]
+    normalized = sum(row["deviation"] for row in expected.values()) / sum(mean**2 for mean in means)
+    assert float(logged["norms/total/normalized_deviation"]) == pytest.approx(normalized)
+    first_lr = 0.1  # of the first group that there is
+    own = sum(sum(gamma) for gamma in kept["gamma"].values()) ** 0.5
+    assert float(logged["norms/total/effective_rho"]) == pytest.approx(first_lr * own / 2)
+
+
+def test_the_number_of_operations_does_not_follow_that_of_groups(tmp_path):
+    counts = []
+    for alike in (1, 12):
+        calls = Calls()
+
+        class Counted(NormDynamicsMonitor):
+            def on_train_batch_start(self, *args, calls=calls):
+                with calls:
+                    super().on_train_batch_start(*args)
+
+            def on_before_optimizer_step(self, *args, calls=calls):
+                with calls:
+                    super().on_before_optimizer_step(*args)
+
+            def on_train_batch_end(self, *args, calls=calls):
+                with calls:
+                    super().on_train_batch_end(*args)
+
+        logger = CSVLogger(tmp_path / str(alike), name="", version="")
+        fit = trainer(callbacks=[Counted()], max_steps=1, logger=logger)
+        fit.fit(Many(alike=alike, optimizer=sgd()), Batches(), Batches())
+        counts.append(len(calls.operations()))
+    assert counts[0] == counts[1]
+    assert counts[0] < 400
 
 
 @pytest.mark.parametrize("method", ["sgd", "sam", "das", "das global", "weight decay"])
