@@ -1,103 +1,150 @@
 """Writing what was predicted."""
 
+import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
 
-import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
+from tenzoo.callbacks.growing import Array, GrowingArrays
 
-class _Writer(BasePredictionWriter):
-    """Writes all predictions to one file in the log directory, at the end.
+
+class _Writer(Callback):
+    """Writes each batch of predictions as it comes, to one file in the log directory, which appears when all are there.
 
     An existing file is never overwritten: a number is appended to the name. Under DDP every rank predicts everything
     and the first one writes.
     """
 
-    _what: ClassVar[str]
-    """What a prediction is called, in the plural."""
-
     def __init__(self, name: str) -> None:
-        super().__init__(write_interval="epoch")
+        if not isinstance(name, str):
+            raise TypeError(f"expected a file name as str in `name`, got {name!r}; give a string")
         if Path(name).suffix not in (".npz", ".csv"):
-            raise ValueError(f"expected a file name ending in .npz or .csv in `name`, got {name!r}")
+            raise ValueError(f"expected a file name ending in .npz or .csv in `name`, got {name!r}; change it")
+        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            raise ValueError(
+                f"expected a file name inside the log directory in `name`, got {name!r}; give a name alone, and set "
+                "trainer.default_root_dir to choose the folder"
+            )
         self.name = name
+        self._growing: GrowingArrays | None = None
+        self._columns: dict[str, list[str]] = {}
 
     @abstractmethod
-    def _arrays(self, predictions: Sequence[Any]) -> Mapping[str, Tensor]:
-        """The batches of predictions as arrays ``(n,)`` or ``(n, m)`` by name."""
+    def _arrays(self, prediction: Any) -> Mapping[str, Tensor]:
+        """A batch of predictions as arrays ``(n,)`` or ``(n, m)`` by name."""
 
     @abstractmethod
-    def _columns(self, name: str, count: int) -> list[str]:
+    def _column_names(self, name: str, count: int) -> list[str]:
         """What the m columns of an array are called."""
 
+    @abstractmethod
+    def _summary(self, trainer: Trainer, count: int) -> str:
+        """What so many predictions are."""
+
+    def _note(self, batch: Any) -> None:
+        """Look at a batch that was predicted."""
+
     @override
-    def write_on_epoch_end(
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the folder, and see whether it can be written to."""
+        folder = trainer.log_dir or trainer.default_root_dir  # every rank has to ask: the first one tells the others
+        self._growing = GrowingArrays(Path(folder) / self.name) if trainer.is_global_zero else None
+
+    @override
+    def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        predictions: Sequence[Any],
-        batch_indices: Sequence[Any],
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        if not trainer.is_global_zero:
+        """Write a batch."""
+        if self._growing is None:
             return
-        path = _unused(Path(trainer.log_dir or trainer.default_root_dir) / self.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {name: array.cpu().numpy() for name, array in self._arrays(predictions).items()}
-        if path.suffix == ".npz":
-            np.savez(path, **arrays)  # type: ignore[arg-type]
-        else:
-            columns, forms = [], []
-            for name, array in arrays.items():
-                names = self._columns(name, array.shape[1] if array.ndim > 1 else 1)
-                columns += names
-                forms += ["%d" if np.issubdtype(array.dtype, np.integer) else "%.9g"] * len(names)
-            table = np.column_stack(list(arrays.values()))
-            np.savetxt(path, table, forms, ",", header=",".join(columns), comments="")
-        rank_zero_info(f"wrote {len(next(iter(arrays.values())))} {self._what} to {path}")
+        arrays = {name: _to_numpy(array) for name, array in self._arrays(outputs).items()}
+        for name, array in arrays.items():
+            self._columns[name] = self._column_names(name, array.shape[1] if array.ndim > 1 else 1)
+        self._growing.add(arrays)
+        self._note(batch)
+
+    @override
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the complete file its name."""
+        if self._growing is not None and self._growing.count:
+            count = self._growing.count
+            path = self._growing.finish(self._columns)
+            rank_zero_info(f"wrote {self._summary(trainer, count)} to {path}")
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave nothing behind."""
+        if self._growing is not None:
+            self._growing.discard()
 
 
 class CompletedEntriesWriter(_Writer):
     """Write the completed entries to ``completed.npz`` in the log directory: ``indices`` (n, order), ``values`` (n,).
 
-    An existing file is never overwritten: a number is appended to the name. Under DDP every rank predicts all entries
-    and the first one writes.
+    It says how many of them stand in cells of which the data know nothing, of how many such cells there are. An
+    existing file is never overwritten: a number is appended to the name. Under DDP every rank predicts all entries and
+    the first one writes.
 
     Args:
-        name: File name, or a path of your own. ``.csv`` writes a text file of indices and values.
+        name: File name. ``.csv`` writes a text file of indices and values.
 
     Raises:
-        ValueError: For a name that ends in neither ``.npz`` nor ``.csv``.
+        TypeError: If ``name`` is not a string.
+        ValueError: For a name that ends in neither ``.npz`` nor ``.csv``, or leads out of the log directory; while
+            predicting, for predictions that are not finite.
+        OSError: While predicting, if the folder cannot be written to, or its disk is full.
 
     Example:
         >>> CompletedEntriesWriter("completed.txt")
         Traceback (most recent call last):
         ...
-        ValueError: expected a file name ending in .npz or .csv in `name`, got 'completed.txt'
+        ValueError: expected a file name ending in .npz or .csv in `name`, got 'completed.txt'; change it
     """
-
-    _what: ClassVar[str] = "completed entries"
 
     def __init__(self, name: str = "completed.npz") -> None:
         super().__init__(name)
+        self._missing = 0
 
     @override
-    def _arrays(self, predictions: Sequence[Any]) -> Mapping[str, Tensor]:
-        return {
-            "indices": torch.cat([batch.index for batch in predictions]),
-            "values": torch.cat([batch.value for batch in predictions]),
-        }
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count, then as every writer."""
+        self._missing = 0
+        super().on_predict_start(trainer, pl_module)
 
     @override
-    def _columns(self, name: str, count: int) -> list[str]:
+    def _arrays(self, prediction: Any) -> Mapping[str, Tensor]:
+        return {"indices": prediction.index, "values": prediction.value}
+
+    @override
+    def _column_names(self, name: str, count: int) -> list[str]:
         return ["value"] if name == "values" else [f"i{mode}" for mode in range(count)]
+
+    @override
+    def _note(self, batch: Any) -> None:
+        self._missing += int(batch.value.isnan().sum())
+
+    @override
+    def _summary(self, trainer: Trainer, count: int) -> str:
+        shape = getattr(trainer.datamodule, "shape", None)  # type: ignore[attr-defined]
+        known = getattr(trainer.datamodule, "num_known", None)  # type: ignore[attr-defined]
+        of_all = "" if shape is None or known is None else f" (of {math.prod(shape) - known} in all)"
+        return (
+            f"{count} completed entries, {self._missing} of them in cells without a known value{of_all} and "
+            f"{count - self._missing} in cells with one,"
+        )
 
 
 class PredictedClassesWriter(_Writer):
@@ -107,34 +154,36 @@ class PredictedClassesWriter(_Writer):
     Under DDP every rank predicts all images and the first one writes.
 
     Args:
-        name: File name, or a path of your own. ``.csv`` writes a text file of classes and probabilities.
+        name: File name. ``.csv`` writes a text file of classes and probabilities.
 
     Raises:
-        ValueError: For a name that ends in neither ``.npz`` nor ``.csv``.
+        TypeError: If ``name`` is not a string.
+        ValueError: For a name that ends in neither ``.npz`` nor ``.csv``, or leads out of the log directory; while
+            predicting, for predictions that are not finite.
+        OSError: While predicting, if the folder cannot be written to, or its disk is full.
 
     Example:
         >>> PredictedClassesWriter().name
         'classes.npz'
     """
 
-    _what: ClassVar[str] = "predicted classes"
-
     def __init__(self, name: str = "classes.npz") -> None:
         super().__init__(name)
 
     @override
-    def _arrays(self, predictions: Sequence[Any]) -> Mapping[str, Tensor]:
-        probabilities = torch.cat(list(predictions))
-        return {"classes": probabilities.argmax(1), "probabilities": probabilities}
+    def _arrays(self, prediction: Any) -> Mapping[str, Tensor]:
+        return {"classes": prediction.argmax(1), "probabilities": prediction}
 
     @override
-    def _columns(self, name: str, count: int) -> list[str]:
+    def _column_names(self, name: str, count: int) -> list[str]:
         return ["class"] if name == "classes" else [f"p{k}" for k in range(count)]
 
+    @override
+    def _summary(self, trainer: Trainer, count: int) -> str:
+        return f"{count} predicted classes"
 
-def _unused(path: Path) -> Path:
-    candidate, number = path, 0
-    while candidate.exists():
-        number += 1
-        candidate = path.with_stem(f"{path.stem}-{number}")
-    return candidate
+
+def _to_numpy(array: Tensor) -> Array:
+    wide = array if not array.is_floating_point() else array.to(torch.promote_types(array.dtype, torch.float32))
+    values: Array = wide.detach().cpu().numpy()  # numpy has no bfloat16
+    return values

@@ -83,6 +83,8 @@ class TenzooCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if "verbose" in self._subcommand_method_arguments[subcommand]:
             parser.set_defaults(verbose=False)  # the report below says it once, and shorter
+        if "return_predictions" in self._subcommand_method_arguments[subcommand]:
+            parser.set_defaults(return_predictions=False)  # they are written as they come, not held in memory
         return parser
 
     @override

@@ -16,9 +16,10 @@ from tenzoo.data.resumable import ResumableDataModule
 from tenzoo.data.sources import check_source
 from tenzoo.data.splits import SPLIT_NAMES
 from tenzoo.data.transfer import upload
+from tenzoo.data.unseen import UnseenLoader
 
-MAX_PREDICTED_CELLS = 10_000_000
-"""The largest tensor that is completed cell by cell without an explicit list of indices."""
+MAX_PREDICTED_CELLS = 1_000_000_000
+"""Cells that are completed without an explicit list of indices: a file of some 30 GB."""
 
 
 class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
@@ -44,8 +45,8 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
         standardize: Whether ``location`` and ``scale`` are mean and standard deviation of the ``train`` values.
         shape: Mode sizes, for ``"synthetic"`` (required) and for lists of entries.
         num_entries: Number of known entries of ``"synthetic"``.
-        predict_index: Path of a ``.csv`` or ``.npz`` file with the indices to predict. ``None`` means all cells that
-            are not in ``train`` if the tensor has at most 10 million, else the held-out entries.
+        predict_index: What to predict: ``None`` means all cells that are not in ``train``, up to a billion;
+            ``"held_out"`` that split alone; else the path of a ``.csv`` or ``.npz`` file with indices.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -111,6 +112,11 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
         return self._data.shape
 
     @property
+    def num_known(self) -> int:
+        """Number of the tensor's known entries, in all splits; known after ``setup``."""
+        return len(self._data.known)
+
+    @property
     def splits(self) -> dict[str, Entries]:
         """The entries of ``train``, ``val`` and ``held_out``, without those that are empty; known after ``setup``."""
         return self._data.splits
@@ -161,32 +167,29 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
         return self.val_dataloader()
 
     @override
-    def predict_dataloader(self) -> SequentialLoader:
+    def predict_dataloader(self) -> SequentialLoader | UnseenLoader:
         """The indices to predict, with the values that are known and NaN for the others.
 
         Raises:
-            ValueError: If the tensor is too large to predict all of it, and nothing is held out.
+            ValueError: If there are too many cells to predict all of them.
         """
         data = self._data
         if data.wanted is not None:
             return self._sequential(Entries(data.wanted, look_up(data.known, data.wanted)))
-        if math.prod(data.shape) <= MAX_PREDICTED_CELLS:
-            return self._sequential(_unseen(data))
-        if "held_out" in data.splits:
-            return self._sequential(data.splits["held_out"])
-        raise ValueError(
-            f"expected a file of indices in `predict_index` for a tensor of {math.prod(data.shape)} cells of which "
-            "none is held out, got None; give the path of a .csv or .npz file"
-        )
+        train = data.splits["train"]
+        cells = math.prod(data.shape) - len(train)
+        if cells > MAX_PREDICTED_CELLS:
+            held_out = ", or 'held_out'" if "held_out" in data.splits else ""
+            raise ValueError(
+                f"expected a choice of cells in `predict_index` for a tensor with {cells} that are not trained on, got "
+                f"None, which means all, up to {MAX_PREDICTED_CELLS}; give the path of a .csv or .npz file of "
+                f"indices{held_out}"
+            )
+        return UnseenLoader(data.shape, train, data.known, batch_size=self._evaluation_size)
 
     def _sequential(self, entries: Entries) -> SequentialLoader:
-        return SequentialLoader(entries, batch_size=max(self._batch_size or 0, EVALUATION_BATCH_SIZE))
+        return SequentialLoader(entries, batch_size=self._evaluation_size)
 
-
-def _unseen(data: PreparedData) -> Entries:
-    """Every cell that is not trained on."""
-    value = torch.full(data.shape, math.nan)
-    value[data.known.index.unbind(1)] = data.known.value
-    unseen = torch.ones(data.shape, dtype=torch.bool)
-    unseen[data.splits["train"].index.unbind(1)] = False
-    return Entries(unseen.nonzero(), value[unseen])
+    @property
+    def _evaluation_size(self) -> int:
+        return max(self._batch_size or 0, EVALUATION_BATCH_SIZE)

@@ -13,6 +13,9 @@ from tenzoo.data.files import INDEX_ENDINGS, read_index
 from tenzoo.data.sources import DATASETS, load_entries
 from tenzoo.data.splits import split_entries
 
+HELD_OUT = "held_out"
+"""The split that ``predict_index`` may name in place of a file."""
+
 
 @dataclass(frozen=True, eq=False)
 class PreparedData:
@@ -24,7 +27,7 @@ class PreparedData:
         splits: The non-empty splits of ``known``, by name.
         location: What to subtract from values, in their unit.
         scale: What to divide values by, in their unit.
-        wanted: Indices to predict, shape ``(m, order)``, if the user gave some.
+        wanted: Indices to predict, shape ``(m, order)``, if the user chose some.
         fingerprint: Builtins that tell this data and split from any other.
     """
 
@@ -75,8 +78,20 @@ def prepare(
         "num_entries": {name: len(split) for name, split in splits.items()},
         "checksum": {name: checksum(split) for name, split in splits.items()},
     }
-    wanted = None if predict_index is None else read_index(Path(predict_index), sizes)
+    wanted = _wanted(predict_index, splits, sizes)
     return PreparedData(known, sizes, splits, location, scale, wanted, fingerprint)
+
+
+def _wanted(predict_index: str | None, splits: dict[str, Entries], shape: tuple[int, ...]) -> Tensor | None:
+    if predict_index is None:
+        return None
+    if predict_index != HELD_OUT:
+        return read_index(Path(predict_index), shape)
+    if HELD_OUT not in splits:
+        raise ValueError(
+            f"expected a path or None in `predict_index` where nothing is held out, got {predict_index!r}; leave it out"
+        )
+    return splits[HELD_OUT].index
 
 
 def moments(value: Tensor) -> tuple[float, float]:
@@ -111,7 +126,7 @@ def checksum(entries: Entries) -> str:
 
 
 def check_predict_index(predict_index: object) -> None:
-    """Checks the path of a file of indices, without reading it.
+    """Checks what to predict, without reading a file.
 
     Raises:
         TypeError: If it is neither a string nor ``None``.
@@ -120,12 +135,12 @@ def check_predict_index(predict_index: object) -> None:
     Example:
         >>> check_predict_index("wanted.csv")
     """
-    if predict_index is None:
+    if predict_index is None or predict_index == HELD_OUT:
         return
     if not isinstance(predict_index, str):
         raise TypeError(f"expected a path as str in `predict_index`, got {predict_index!r}; give a string")
     if Path(predict_index).suffix.lower() not in INDEX_ENDINGS:
         raise ValueError(
-            f"expected a file ending in {' or '.join(INDEX_ENDINGS)} in `predict_index`, got {predict_index!r}; "
-            "convert it"
+            f"expected a file ending in {' or '.join(INDEX_ENDINGS)}, or {HELD_OUT!r}, in `predict_index`, got "
+            f"{predict_index!r}; convert it"
         )

@@ -105,18 +105,18 @@ def test_predict_writes_the_completed_entries(config, checkpoint):
 def test_predict_to_a_csv_of_ones_own(config, checkpoint, tmp_path):
     wanted = tmp_path / "wanted.csv"
     wanted.write_text("0,0,0\n5,4,3\n")
-    target = tmp_path / "mine.csv"
-    writer = [
-        "--trainer.callbacks+=tenzoo.callbacks.CompletedEntriesWriter",
-        f"--trainer.callbacks.name={target}",
-    ]
+    runs = config.parent / "runs"
+    writer = ["--trainer.callbacks+=tenzoo.callbacks.CompletedEntriesWriter", "--trainer.callbacks.name=mine.csv"]
     arguments = ["--ckpt_path", str(checkpoint), "--data.init_args.predict_index", str(wanted)]
     assert run("predict", config, *arguments, *writer) == 0
-    lines = target.read_text().splitlines()
+    lines = (runs / "version_1" / "mine.csv").read_text().splitlines()
     assert lines[0] == "i0,i1,i2,value"
     assert [line.rpartition(",")[0] for line in lines[1:]] == ["0,0,0", "5,4,3"]
-    assert run("predict", config, *arguments, *writer) == 0
-    assert (tmp_path / "mine-1.csv").exists()
+    for _ in range(2):
+        assert run("predict", config, *arguments, *writer, "--trainer.logger=false") == 0
+    assert {path.name for path in runs.glob("mine*")} == {"mine.csv", "mine-1.csv"}
+    assert run("predict", config, *arguments, *writer[:1], f"--trainer.callbacks.name={tmp_path / 'mine.csv'}") == 2
+    assert not (tmp_path / "mine.csv").exists()
 
 
 def test_a_run_goes_on_where_it_stopped(config, checkpoint):

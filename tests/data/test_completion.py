@@ -131,15 +131,6 @@ def test_bad_predict_index_files(tmp_path, content, error, message):
         ready(predict_index=str(path))
 
 
-def test_prediction_of_a_large_tensor(tmp_path):
-    large = {"shape": [1000, 1000, 11], "num_entries": 100}
-    data = ready(**large)
-    (batch,) = data.predict_dataloader()
-    assert torch.equal(batch.index, data.splits["held_out"].index)
-    with pytest.raises(ValueError, match="file of indices in `predict_index`"):
-        ready(**large, observed_fraction=1.0).predict_dataloader()
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -164,7 +155,7 @@ def test_prediction_of_a_large_tensor(tmp_path):
         ({"steps_per_epoch": 0}, ValueError, "at least 1 in `steps_per_epoch`"),
         ({"steps_per_epoch": "3"}, TypeError, "integer in `steps_per_epoch`"),
         ({"standardize": 1}, TypeError, "bool in `standardize`"),
-        ({"predict_index": "wanted.txt"}, ValueError, "ending in .csv or .npz in `predict_index`"),
+        ({"predict_index": "wanted.txt"}, ValueError, "ending in .csv or .npz, or 'held_out', in `predict_index`"),
         ({"predict_index": 3}, TypeError, "path as str in `predict_index`"),
     ],
 )

@@ -143,7 +143,7 @@ def test_ten_trillion_cells_fit_in_a_gigabyte():
         "from tenzoo.data import CompletionDataModule\n"
         "imported = peak()\n"
         "size = {'shape': [100_000, 100_000, 1000], 'num_entries': 1_000_000}\n"
-        "data = CompletionDataModule('synthetic', **size, batch_size=999)\n"
+        "data = CompletionDataModule('synthetic', **size, batch_size=999, predict_index='held_out')\n"
         "data.setup()\n"
         "next(iter(data.train_dataloader())), list(data.val_dataloader()[2]), list(data.predict_dataloader())\n"
         "assert len(data.splits['held_out']) == 700_000\n"

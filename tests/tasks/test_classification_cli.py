@@ -109,8 +109,8 @@ def test_predict_writes_the_classes(config, capsys):
     np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
     assert classes.tolist() == expected.argmax(1).tolist()
 
-    target = config.parent / "mine.csv"
-    writer = ["--trainer.callbacks+=PredictedClassesWriter", f"--trainer.callbacks.name={target}"]
+    target = config.parent / "runs" / "version_2" / "mine.csv"
+    writer = ["--trainer.callbacks+=PredictedClassesWriter", "--trainer.callbacks.name=mine.csv"]
     assert run("predict", config, "--ckpt_path", str(checkpoint), *writer) == 0
     lines = target.read_text().splitlines()
     assert lines[0] == "class,p0,p1,p2,p3,p4"

@@ -1,0 +1,144 @@
+"""Arrays that grow while they are predicted, on the disk, and become one file at the end."""
+
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tenzoo.atomic import atomic_write
+
+Array = npt.NDArray[Any]
+
+_BLOCK = 2**20
+"""Bytes, or a sixteenth of it in rows, that are held in memory at a time."""
+
+
+class GrowingArrays:
+    """Named arrays to which rows are added, written as one ``.npz`` or ``.csv`` file once they are complete.
+
+    Until then the rows lie in files without a name in the target's folder: memory does not grow with them, and what is
+    left by a process that is killed is freed by the operating system. The file appears as a whole or not at all (see
+    :func:`~tenzoo.atomic.atomic_write`), and replaces none: a number is added to its name.
+
+    Args:
+        path: The target. Its folder is made.
+
+    Raises:
+        OSError: If the folder cannot be written to; also from the methods, if its disk is full.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: dict[str, IO[bytes]] = {}
+        self._kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+        self.count = 0
+        """Rows so far."""
+        with self._in_folder():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
+
+    def add(self, arrays: Mapping[str, Array]) -> None:
+        """Add the same number of rows to each array; names, types and shapes of rows are those of the first call.
+
+        Raises:
+            ValueError: If a value is not finite.
+        """
+        for name, array in arrays.items():
+            if bad := int((~np.isfinite(array)).sum()):
+                raise ValueError(
+                    f"expected finite predictions, got {bad} that are not, among {array.size} {name}: the weights are "
+                    "of a training that diverged; give an earlier checkpoint in `ckpt_path`"
+                )
+            with self._in_folder():
+                if name not in self._rows:
+                    self._rows[name] = tempfile.TemporaryFile(dir=self._path.parent)  # noqa: SIM115  (stays open)
+                    self._kinds[name] = array.dtype, array.shape[1:]
+                self._rows[name].write(np.ascontiguousarray(array).data)
+        self.count += len(array)
+
+    def finish(self, columns: Mapping[str, Sequence[str]]) -> Path:
+        """Write the file.
+
+        Args:
+            columns: What the columns of each array are called in a ``.csv`` file.
+
+        Returns:
+            Its path.
+        """
+        with self._in_folder():
+            path = _unused(self._path)
+            with atomic_write(path) as unfinished:
+                if path.suffix == ".npz":
+                    self._write_npz(unfinished)
+                else:
+                    self._write_csv(unfinished, columns)
+        self.discard()
+        return path
+
+    def discard(self) -> None:
+        """Free what was not written."""
+        for rows in self._rows.values():
+            with suppress(OSError):  # a full disk takes not even what is buffered
+                rows.close()
+        self._rows.clear()
+
+    def _write_npz(self, path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, rows in self._rows.items():
+                kind, shape = self._kinds[name]
+                header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False}
+                rows.seek(0)
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array_header_1_0(file, {**header, "shape": (self.count, *shape)})
+                    shutil.copyfileobj(rows, file, _BLOCK)
+
+    def _write_csv(self, path: Path, columns: Mapping[str, Sequence[str]]) -> None:
+        names = [column for name in self._rows for column in columns[name]]
+        forms = [form for name in self._rows for form in [_form(self._kinds[name][0])] * len(columns[name])]
+        for rows in self._rows.values():
+            rows.seek(0)
+        with path.open("w", encoding="utf-8") as file:
+            file.write(",".join(names) + "\n")
+            for start in range(0, self.count, _BLOCK // 16):
+                parts = [
+                    part for name in self._rows for part in self._block(name, min(_BLOCK // 16, self.count - start))
+                ]
+                np.savetxt(file, np.rec.fromarrays(parts), forms, ",")  # by column: integers stay whole
+
+    def _block(self, name: str, count: int) -> Iterator[Array]:
+        kind, shape = self._kinds[name]
+        width = int(np.prod(shape))
+        block = np.frombuffer(self._rows[name].read(count * width * kind.itemsize), kind).reshape(count, width)
+        yield from block.T
+
+    @contextmanager
+    def _in_folder(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.discard()
+            reason = os.strerror(error.errno) if error.errno else error
+            raise OSError(
+                f"expected a folder with room for {self._path.name!r} in `trainer.default_root_dir`, got "
+                f"{str(self._path.parent)!r} ({reason}); nothing was written"
+            ) from error
+
+
+def _form(kind: np.dtype[Any]) -> str:
+    """Enough digits to read the same number again."""
+    return "%d" if np.issubdtype(kind, np.integer) else "%.9g" if kind.itemsize <= 4 else "%.17g"
+
+
+def _unused(path: Path) -> Path:
+    candidate, number = path, 0
+    while candidate.exists():
+        number += 1
+        candidate = path.with_stem(f"{path.stem}-{number}")
+    return candidate
