@@ -1,43 +1,58 @@
 """Carrying out a plan, and going back."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from tenzoo.compression.calls import Example, fingerprint, read_calls
-from tenzoo.compression.inputs import input_metrics
+from tenzoo.compression.calls import Call, Example, fingerprint, read_call, read_calls, said
+from tenzoo.compression.inputs import check_seen, evaluating, input_metrics, observe, repeatably
 from tenzoo.compression.plan import LayerPlan, Plan
-from tenzoo.compression.weights import Weight, check_module, find_weights, put_parametrization, take_parametrization
+from tenzoo.compression.readers import described, readers_in_code
+from tenzoo.compression.weights import (
+    Weight,
+    check_module,
+    find_weights,
+    named_modules,
+    put_parametrization,
+    take_parametrization,
+)
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
 from tenzoo.weights import kind_differences, shape_differences
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def apply_(model: M, plan: Plan, *, calibration: Example | None = None) -> M:
+def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibration: Example | None = None) -> M:
     """Replace the layers of a model by layers made of cores, in place.
 
-    All layers are decomposed before the first one is replaced: if one fails, the model stays as it was. A layer that is
-    reached under several names is replaced under each; a weight of attention and recurrent layers, which read it by
-    name, becomes a :class:`~tenzoo.layers.TensorizedWeight`, a parametrization of torch: such a model cannot be pickled
-    whole, and is saved by its plan and its state dict (see :func:`restore_`). Frozen weights and biases stay frozen.
+    All layers are decomposed before the first one is replaced, and with an input the model is run once before it is
+    given out: if anything fails, the model stays as it was. A layer that is reached under several names is replaced
+    under each; a weight of attention and recurrent layers, which read it by name, and any other matrix that a module
+    reads from one of its layers, becomes a :class:`~tenzoo.layers.TensorizedWeight`, a parametrization of torch: such a
+    model cannot be pickled whole, and is saved by its plan and its state dict (see :func:`restore_`). Frozen weights
+    and biases stay frozen.
+
+    Without an input, what reads a weight from outside of its layer is known as far as the code of the model's classes
+    tells (see :func:`~tenzoo.compression.readers.readers_in_code`).
 
     Args:
         model: The one that was planned, or another with layers of the same names and shapes.
         plan: From :func:`~tenzoo.compression.plan`.
-        calibration: The inputs that the plan was made with, if it was, in any of the forms of
-            :mod:`~tenzoo.compression.calls`.
+        example_input: An input that the compressed model is to be run with once, in any of the forms of
+            :mod:`~tenzoo.compression.calls`; with calibration data it is not needed.
+        calibration: The inputs that the plan was made with, if it was, in the same forms.
 
     Returns:
         The model itself.
 
     Raises:
-        TypeError: If ``plan`` is no plan, or ``calibration`` no input.
+        TypeError: If ``plan`` is no plan, or an input none.
         ValueError: If the plan was made with calibration data and there are none here, or others, or the reverse; if
-            the model does not take them, or they are empty or not finite; if a planned layer is missing, is of another
-            class or shape, or cannot be replaced.
+            the model does not take the inputs, or they are empty or not finite; if a planned layer is missing, is of
+            another class or shape, or cannot be replaced; if the model does not run with its layers replaced.
         MemoryError: As :func:`~tenzoo.compression.plan`.
 
     Example:
@@ -50,6 +65,7 @@ def apply_(model: M, plan: Plan, *, calibration: Example | None = None) -> M:
     if plan.data_aware != (calibration is not None):
         made_with, given = ("with", "none") if plan.data_aware else ("without", "some")
         raise ValueError(f"expected `calibration` data as in `plan`, which was made {made_with} them, got {given}")
+    trial = None if example_input is None else read_call(example_input, "example_input", model)
     calls = [] if calibration is None else read_calls(calibration, "calibration", model)
     if calls and plan.calibration not in (None, fingerprint(calls)):
         raise ValueError(
@@ -57,15 +73,25 @@ def apply_(model: M, plan: Plan, *, calibration: Example | None = None) -> M:
             "DataLoader that shuffles or augments does not"
         )
     pairs = _matched(model, plan)
+    argument = "example_input" if trial else "calibration"
+    trial = trial or next(iter(calls), None)
+    if trial:
+        uses = observe(model, [weight for weight, _ in pairs], [trial, *calls], argument)
+        for weight, _ in pairs:
+            if weight.is_layer and weight.full_name in uses.readers:
+                raise _read_by_another(weight.name, uses.readers[weight.full_name])
+        if calls:
+            check_seen([weight for weight, _ in pairs], uses)
     metrics: Mapping[str, Mapping[int, Tensor]] = {}
     if calls:
         empty = {weight.name: weight.empty(**_settings(layer)) for weight, layer in pairs}
         layers = {name: made for name, made in empty.items() if isinstance(made, TensorizedLayer)}
         metrics = input_metrics(model, layers, calls)
-    return _put(
-        model,
-        [(weight, weight.decomposed(**_settings(layer), metric=metrics.get(weight.name))) for weight, layer in pairs],
-    )
+    made = [(weight, _decomposed(weight, layer, metrics.get(weight.name))) for weight, layer in pairs]
+    with _put(model, made):
+        if trial:
+            _try(model, [weight for weight, _ in pairs], trial, argument)
+    return model
 
 
 def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
@@ -100,7 +126,8 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
             raise TypeError(f"expected tensors in `weights`, got a {type(value).__name__} as {name!r}")
     # A copy without memory tells whether the weights fit before anything is replaced.
     skeleton = copy.deepcopy(model).to("meta")
-    _put(skeleton, [(weight, weight.empty(**_settings(layer))) for weight, layer in _matched(skeleton, plan)])
+    with _put(skeleton, [(weight, weight.empty(**_settings(layer))) for weight, layer in _matched(skeleton, plan)]):
+        pass
     expected = "expected weights of the compressed model in `weights`, got"
     for name, own, other in shape_differences(skeleton.state_dict(), weights):
         raise ValueError(f"{expected} {name!r} of shape {other} where the plan has {own}")
@@ -111,8 +138,8 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
         new.train(weight.owner.training).weight.requires_grad_(weight.trained)
         if (bias := getattr(new, "bias", None)) is not None:
             bias.requires_grad_(weight.owner.bias.requires_grad)
-    _put(model, made)
-    model.load_state_dict(weights)
+    with _put(model, made):
+        model.load_state_dict(weights)
     return model
 
 
@@ -154,11 +181,11 @@ def _check_plan(plan: object) -> None:
 
 def _matched(model: nn.Module, plan: Plan) -> list[tuple[Weight, LayerPlan]]:
     """The weights of a model that become cores, and what the plan says of each."""
-    found = {weight.name: weight for weight in find_weights(model)}
     planned = [layer for layer in plan.layers if layer.rank is not None]
+    found = {w.name: w for w in find_weights(model, read=dict.fromkeys([p.name for p in planned], "another module"))}
     for layer in planned:
         if layer.name not in found:
-            raise ValueError(f"expected the planned layer {layer.name!r} in `model`, got a model without it")
+            raise _missing(model, layer.name)
         weight = found[layer.name]
         if weight.reason is not None:
             raise ValueError(f"expected a layer that can be replaced, got {layer.name!r}, which {weight.reason}")
@@ -171,6 +198,23 @@ def _matched(model: nn.Module, plan: Plan) -> list[tuple[Weight, LayerPlan]]:
     return [(found[layer.name], layer) for layer in planned]
 
 
+def _missing(model: nn.Module, name: str) -> ValueError:
+    """Why a planned layer is not among those that can be replaced."""
+    module = dict(named_modules(model)).get(name)
+    reader = readers_in_code(model).get(id(getattr(module, "weight", None)))
+    if reader:
+        return _read_by_another(name, reader)
+    instead = "one that is made of cores already" if isinstance(module, TensorizedLayer) else "a model without it"
+    return ValueError(f"expected the planned layer {name!r} in `model`, got {instead}")
+
+
+def _read_by_another(name: str, reader: str) -> ValueError:
+    return ValueError(
+        f"expected a plan that keeps the weight of {name!r} where {reader} reads it, got one that replaces the layer; "
+        f"plan the model with this input as `example_input`, or exclude the layer"
+    )
+
+
 def _settings(planned: LayerPlan) -> dict[str, Any]:
     return {
         "factorization": planned.factorization,
@@ -179,11 +223,80 @@ def _settings(planned: LayerPlan) -> dict[str, Any]:
     }
 
 
-def _put(model: M, made: Sequence[tuple[Weight, nn.Module]]) -> M:
-    for weight, new in made:
-        if isinstance(new, TensorizedWeight):
-            put_parametrization(weight.owner, weight.parameter, new)
-    return _replaced(model, {weight.owner: new for weight, new in made if weight.is_layer})
+def _decomposed(weight: Weight, planned: LayerPlan, metric: Mapping[int, Tensor] | None) -> nn.Module:
+    made = weight.decomposed(**_settings(planned), metric=metric)
+    if not all(bool(core.isfinite().all()) for core in made.weight.cores):
+        raise ValueError(f"expected a decomposition of {weight.name!r} into finite numbers, got NaN or infinity")
+    return made
+
+
+@contextmanager
+def _put(model: nn.Module, made: Sequence[tuple[Weight, nn.Module]]) -> Iterator[None]:
+    """Put layers and parametrizations in their places; if what is done then fails, all is as it was before."""
+    children = [(module, dict(module._modules)) for module in model.modules()]
+    owners = {weight.owner for weight, new in made if isinstance(new, TensorizedWeight)}
+    parameters = [(owner, type(owner), dict(owner._parameters)) for owner in owners]
+    try:
+        for weight, new in made:
+            if isinstance(new, TensorizedWeight):
+                put_parametrization(weight.owner, weight.parameter, new)
+        _replaced(model, {weight.owner: new for weight, new in made if weight.is_layer})
+        yield
+    except BaseException:
+        for module, own in children:
+            _set(module._modules, own)
+        for owner, kind, dense in parameters:
+            for name in dense.keys() & vars(kind).keys():  # properties that were added to the class it had
+                delattr(kind, name)
+            owner.__class__ = kind
+            _set(owner._parameters, dense)
+            if isinstance(owner, nn.RNNBase):
+                owner._init_flat_weights()
+        raise
+
+
+def _set(place: dict[str, Any], content: Mapping[str, Any]) -> None:
+    place.clear()
+    place.update(content)
+
+
+def _try(model: nn.Module, weights: Sequence[Weight], call: Call, argument: str) -> None:
+    """Run a compressed model once.
+
+    Raises:
+        ValueError: If it does not run, or calls a layer that was replaced.
+    """
+    names = {weight.owner: weight.name for weight in weights if weight.is_layer}
+    called: list[str] = []
+    handles = [owner.register_forward_pre_hook(lambda dense, _: called.append(names[dense])) for owner in names]
+    expected = f"expected a model that runs on `{argument}` with its layers made of cores, got"
+    try:
+        with evaluating(model):
+            repeatably(model, call, argument)
+    except ValueError as error:
+        cause = error.__cause__ or error
+        raise ValueError(f"{expected} {said(cause)}{_where(model, cause)}") from cause
+    finally:
+        for handle in handles:
+            handle.remove()
+    if called:
+        raise ValueError(f"{expected} a call of the dense {called[0]!r}, which is held outside of the model's modules")
+
+
+def _where(model: nn.Module, error: BaseException) -> str:
+    """In which module of a model an error arose, and which of its layers are made of cores."""
+    names = {module: name for name, module in named_modules(model) if not isinstance(module, TensorizedLayer)}
+    reader, trace = None, error.__traceback__
+    while trace is not None:
+        caller = trace.tb_frame.f_locals.get("self")
+        if isinstance(caller, nn.Module) and caller in names:
+            reader = caller
+        trace = trace.tb_next
+    if reader is None:
+        return ""
+    layers = [name for name, child in reader.named_modules() if isinstance(child, TensorizedLayer)]
+    full = [f"{names[reader]}.{name}" if names[reader] else name for name in layers]
+    return f" in {described(names[reader], reader)}, whose layers {full[:3]} are; exclude what it reads"
 
 
 def _replaced(model: M, made: Mapping[nn.Module, nn.Module]) -> M:

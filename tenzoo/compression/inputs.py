@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call, tensors_in
+from tenzoo.compression.readers import Uses
+from tenzoo.compression.weights import Weight
 from tenzoo.layers import TensorizedLayer
 
 _RIDGE = 1e-2
@@ -15,6 +17,41 @@ _RIDGE = 1e-2
 
 _IMAGES = 8
 """Images whose patches are held at a time."""
+
+
+def observe(model: nn.Module, weights: Sequence[Weight], calls: Sequence[Call], argument: str) -> Uses:
+    """Which weights of a model take part in its forward passes, and which of them other modules read.
+
+    Args:
+        model: Stays as it is; it is run in evaluation mode.
+        weights: Those of interest.
+        calls: With the argument of this name.
+        argument: Where the inputs came from.
+
+    Raises:
+        ValueError: If the model does not take the input.
+    """
+    owners = {id(getattr(weight.owner, weight.parameter)): (weight.full_name, weight.owner) for weight in weights}
+    uses = Uses(model, owners)
+    with evaluating(model), uses.following():
+        for call in calls:
+            repeatably(model, call, argument)
+    return uses
+
+
+def check_seen(weights: Sequence[Weight], uses: Uses) -> None:
+    """Refuse weights that no calibration input reached: nothing would be known of their errors.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    unseen = [weight.name for weight in weights if weight.full_name not in uses.used]
+    if unseen:
+        others = f" and {len(unseen) - 3} more" if len(unseen) > 3 else ""
+        raise ValueError(
+            f"expected inputs that reach every layer in `calibration`, got some that do not reach "
+            f"{', '.join(map(repr, unseen[:3]))}{others}; leave them out by `exclude`, such as exclude={unseen}"
+        )
 
 
 def count_positions(model: nn.Module, layers: Mapping[str, TensorizedLayer[Any]], call: Call) -> dict[str, int]:

@@ -4,14 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from numbers import Integral, Real
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call, Example, fingerprint, read_call, read_calls
 from tenzoo.compression.candidates import Candidate, allocate, rank_errors
-from tenzoo.compression.inputs import count_positions, input_metrics, sensitivities
+from tenzoo.compression.inputs import check_seen, count_positions, input_metrics, observe, sensitivities
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.weights import Weight, find_weights, has_counterpart
 from tenzoo.factorizations import Rank, factorization_class
@@ -66,7 +66,7 @@ def plan(
             choice of ranks and in the decompositions. Embeddings, which multiply nothing, and the weights of attention
             and recurrent layers, whose inputs are not seen, keep the error of the weight; their sensitivity counts all
             the same.
-        exclude: Names of layers that stay dense.
+        exclude: Names of layers that stay dense; that of an attention or recurrent layer stands for all its weights.
 
     Returns:
         The plan, with the errors of the decompositions that :func:`~tenzoo.compression.apply_` will make.
@@ -91,7 +91,7 @@ def plan(
         raise ValueError(f"expected one of `budget` and `ranks`, got budget={budget!r} and ranks={ranks!r}")
     if count == "multiplications" and example_input is None:
         raise ValueError("expected an `example_input` to count multiplications for, got None")
-    weights = find_weights(model)
+    weights = find_weights(model)  # before anything is run
     example = None if example_input is None else read_call(example_input, "example_input", model)
     calls = [] if calibration is None else read_calls(calibration, "calibration", model)
     for weight in weights:
@@ -99,8 +99,16 @@ def plan(
             raise ValueError(f"expected numbers in `model`, got {weight.full_name!r} on the meta device")
         if weight.reason is None and not bool(torch.isfinite(weight.dense).all()):
             raise ValueError(f"expected finite weights in `model`, got NaN or infinity in {weight.full_name!r}")
+    if calls or example is not None:
+        uses = observe(model, weights, calls or [cast(Call, example)], "calibration" if calls else "example_input")
+        weights = find_weights(model, read=uses.readers)
     _check_names(exclude, weights, "exclude")
-    options = [_Option(weight, factorization, weight.name in exclude) for weight in weights]
+    options = [
+        _Option(weight, factorization, weight.name in exclude or weight.module_name in exclude) for weight in weights
+    ]
+    if calls:
+        wanted = ranks if isinstance(ranks, Mapping) else [weight.name for weight in weights]
+        check_seen([option.weight for option in options if not option.reason and option.weight.name in wanted], uses)
     layers = {
         option.weight.name: layer
         for option in options
@@ -314,10 +322,11 @@ def _given(option: _Option, ranks: Rank | Mapping[str, Rank]) -> Rank | None:
 
 def _check_names(names: Sequence[str], weights: Sequence[Weight], argument: str) -> None:
     known = [weight.name for weight in weights]
+    modules = {weight.module_name for weight in weights} if argument == "exclude" else set()
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"expected names of layers in `{argument}`, got {names!r}")
     for name in names:
-        if name not in known:
+        if name not in known and name not in modules:
             raise ValueError(f"expected names of layers in `{argument}`, such as {known[:3]}, got {name!r}")
 
 

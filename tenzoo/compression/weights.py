@@ -1,14 +1,17 @@
 """Which weights of a model can be made of cores."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
+from tenzoo.compression.readers import readers_in_code
 from tenzoo.factorizations import Rank
 from tenzoo.layers import (
     Tensorization,
@@ -36,6 +39,19 @@ _READ_BY_NAME: Mapping[type[nn.Module], Callable[[str], bool]] = {
     nn.RNNCellBase: lambda name: name.startswith("weight_"),
 }
 """Which parameters torch's modules read by name, so that they have to stay where they are."""
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+"""Where a module keeps them."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +83,11 @@ class Weight:
     def full_name(self) -> str:
         """Qualified name of the parameter."""
         return f"{self.name}.{self.parameter}" if self.is_layer and self.name else self.name or self.parameter
+
+    @property
+    def module_name(self) -> str:
+        """Qualified name of the module that has the parameter."""
+        return self.full_name.rpartition(".")[0]
 
     @property
     def trained(self) -> bool:
@@ -102,11 +123,17 @@ class Weight:
         return made.train(self.owner.training)
 
 
-def find_weights(model: nn.Module) -> list[Weight]:
+def find_weights(model: nn.Module, *, read: Mapping[str, str] | None = None) -> list[Weight]:
     """The weights of a model's convolutions, linear, attention and recurrent layers and embeddings, each once.
 
     They come in the order of the modules. A weight stays dense if something else would notice it to be gone: another
-    module that has the same parameter, a hook, a parametrization, a subclass with a forward pass of its own.
+    module that has the same parameter, a hook, a parametrization, a subclass with a forward pass of its own. The matrix
+    of a linear layer or an embedding that another module reads by name stays a parameter, as those of attention.
+
+    Args:
+        model: Any module; what ``torch.compile`` puts before names is left out.
+        read: By full name, parameters that another module than their own reads, and which; beside those of which the
+            code says so (see :func:`~tenzoo.compression.readers.readers_in_code`).
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.RNN(8, 8))
@@ -114,19 +141,60 @@ def find_weights(model: nn.Module) -> list[Weight]:
         [('0', None), ('2', 'has one input channel per group'), ('3.weight_ih_l0', None), ('3.weight_hh_l0', None)]
     """
     check_module(model)
+    modules = list(named_modules(model))
+    for name, module in modules:
+        if any(isinstance(parameter, UninitializedParameter) for parameter in module._parameters.values()):
+            raise ValueError(f"expected shapes in `model`, got {name!r}, which has none yet; run the model once")
     owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
+    for name, module in modules:
         for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            owners.setdefault(id(parameter), []).append(f"{name}.{key}" if name else key)
+            owners.setdefault(id(parameter), []).append(_joined(name, key))
+    readers = readers_in_code(model)
     by_name = _read_by_name(model)
+    held = _held_elsewhere(modules)
     found: list[Weight] = []
-    for name, module in model.named_modules():
-        keys = [key for key, value in module.named_parameters(recurse=False) if id(value) in by_name]
+    for name, module in modules:
+        own = dict(module.named_parameters(recurse=False))
+        keys = [key for key, value in own.items() if id(value) in by_name]
+        reader = readers.get(id(own.get("weight"))) or (read or {}).get(_joined(name, "weight"))
+        if not keys and reader and type(module) in (nn.Linear, nn.Embedding) and has_counterpart(module):
+            keys = ["weight"]
         for key in keys:
-            full = f"{name}.{key}" if name else key
+            full = _joined(name, key)
             found.append(Weight(full, module, key, False, _reason_of_parameter(module, key, full, owners)))
         if not keys and isinstance(module, _LISTED):
-            found.append(Weight(name, module, "weight", True, _reason_of_layer(name, module, owners)))
+            reason = _reason_of_layer(name, module, owners) or held.get(id(module))
+            if reason is None and reader:
+                reason = f"has a weight that {reader} reads"
+            found.append(Weight(name, module, "weight", True, reason))
+    return found
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Each module once, by its name without what ``torch.compile`` puts before it.
+
+    Example:
+        >>> [name for name, _ in named_modules(torch.compile(nn.Sequential(nn.Linear(3, 2))))]
+        ['', '', '0']
+    """
+    for name, module in model.named_modules():
+        yield ".".join(part for part in name.split(".") if part != "_orig_mod"), module
+
+
+def _joined(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else key
+
+
+def _held_elsewhere(modules: Collection[tuple[str, nn.Module]]) -> dict[int, str]:
+    """By id, modules that a plain attribute holds, where no other module would be put in their place."""
+    found: dict[int, str] = {}
+    for name, module in modules:
+        for key, value in vars(module).items():
+            if key in ("_modules", "_parameters", "_buffers") or not isinstance(value, nn.Module | list | tuple | dict):
+                continue
+            for leaf in tree_leaves(value):
+                if isinstance(leaf, nn.Module):
+                    found[id(leaf)] = f"is also held by the plain attribute {_joined(name, key)!r}"
     return found
 
 
@@ -197,7 +265,7 @@ def take_parametrization(owner: nn.Module, parameter: str) -> None:
 
 def _reason_of_layer(name: str, layer: nn.Module, owners: Mapping[int, list[str]]) -> str | None:
     if type(layer) not in TENSORIZED:
-        own = f"is a {type(layer).__name__}, a class of its own"
+        own = f"is a {type(layer).__module__}.{type(layer).__qualname__}, a class of its own"
         if type(layer).__module__.startswith("torch.nn."):
             own = f"is a {type(layer).__name__}, for which there is no tensorized layer"
         return "is parametrized" if parametrize.is_parametrized(layer) else own
@@ -205,9 +273,12 @@ def _reason_of_layer(name: str, layer: nn.Module, owners: Mapping[int, list[str]
         return reason
     if name == "":
         return "is the model itself, and cannot be replaced within it"
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(layer, hook) for hook in hooks):
+    if any(getattr(layer, hooks, None) for hooks in _HOOKS):
         return "has hooks"
+    if "forward" in vars(layer):
+        return "has a forward pass of its own"
+    if set(layer._parameters) - {"weight", "bias"} or layer._buffers or layer._modules:
+        return "has more than a weight and a bias"
     if not has_counterpart(layer):
         return "has max_norm, scale_grad_by_freq or sparse gradients, which need a row of its own"
     if isinstance(layer, nn.Conv2d) and layer.in_channels == layer.groups:
@@ -217,6 +288,8 @@ def _reason_of_layer(name: str, layer: nn.Module, owners: Mapping[int, list[str]
 
 def _reason_of_parameter(owner: nn.Module, key: str, name: str, owners: Mapping[int, list[str]]) -> str | None:
     parameter = owner._parameters.get(key)
+    if parameter is None and isinstance(getattr(owner, key, None), Tensor):
+        return "has a weight that is computed from others in a hook, as weight_norm does"
     if not isinstance(parameter, Tensor) or not parameter.is_floating_point():
         return "has a weight that is no floating-point parameter"
     others = [other for other in owners[id(parameter)] if other != name]

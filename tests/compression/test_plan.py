@@ -147,7 +147,7 @@ def test_what_stays_dense_and_why():
     expected = {
         "embedding": "shares its weight with tied.weight",
         "tied": "shares its weight with embedding.weight",
-        "own": "is a Own, a class of its own",
+        "own": f"is a {__name__}.test_what_stays_dense_and_why.<locals>.Own, a class of its own",
         "hooked": "has hooks",
         "parametrized": "is parametrized",
         "depthwise": "has one input channel per group",
