@@ -4,8 +4,31 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+
+def gather(trainer: Trainer, tensor: Tensor) -> Tensor:
+    """What each process has, stacked by rank; a collective, on the device of the strategy.
+
+    Args:
+        trainer: With several processes.
+        tensor: Of one shape and dtype on all of them.
+
+    Returns:
+        Shape ``(world_size, …)``.
+    """
+    own = tensor.detach().to(trainer.strategy.root_device)
+    every = [torch.empty_like(own) for _ in range(trainer.world_size)]
+    torch.distributed.all_gather(every, own)  # Lightning's own takes a function that torch deprecates
+    return torch.stack(every)
+
+
+def true_everywhere(fact: bool, device: torch.device) -> bool:
+    """Whether something holds on all ranks; a collective."""
+    flag = torch.tensor(int(fact), device=device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
+    return bool(flag)
 
 
 def share_buffers_(trainer: Trainer) -> None:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from tenzoo.distributed import gather, true_everywhere
+from tenzoo.dynamics import is_distributed, own_part
+
 
 def scales_loss(trainer: Trainer) -> bool:
     """Whether the loss is multiplied before the backward pass, as float16 training does."""
@@ -137,9 +140,7 @@ class EpochMean:
         own = torch.stack([self._sum, torch.full_like(self._sum, self._count)])
         if alone or trainer.world_size == 1:
             return own[None]
-        own = own.to(trainer.strategy.root_device)
-        gathered: Tensor = trainer.strategy.all_gather(own)
-        return gathered.view(-1, 2)
+        return gather(trainer, own)
 
 
 class DivergenceError(ArithmeticError):
@@ -160,18 +161,22 @@ def check_finite(module: nn.Module, *, when: str) -> None:
         >>> check_finite(nn.Linear(2, 2), when="at step 3")
     """
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for parameter in module.parameters():
-        values = torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter.detach()
+    parts = {name: own_part(parameter.detach()) for name, parameter in module.named_parameters()}
+    for part in parts.values():
+        values = torch.view_as_real(part) if part.is_complex() else part
         if values.is_floating_point() and values.numel() and not values.is_meta:
             groups.setdefault((values.device, values.dtype), []).append(values)
     with torch.no_grad():
         # The largest entry, unlike a norm, does not overflow.
         finite = [torch.stack(torch._foreach_norm(group, ord=math.inf)).isfinite().all() for group in groups.values()]
-    if all(map(bool, finite)):
+    fine = all(map(bool, finite))
+    if any(map(is_distributed, module.parameters())) and sys.exc_info()[0] is None:
+        fine = true_everywhere(fine, next(iter(groups))[0])  # each process sees its own shards only
+    if fine:
         return
-    name = next(name for name, parameter in module.named_parameters() if not bool(parameter.isfinite().all()))
+    name = next((repr(name) for name, part in parts.items() if not bool(part.isfinite().all())), "a shard elsewhere")
     raise DivergenceError(
-        f"training diverged: {name!r} is not finite {when}; lower the learning rate, or bound the gradient with "
+        f"training diverged: {name} is not finite {when}; lower the learning rate, or bound the gradient with "
         "`gradient_clip_val` (in YAML model.init_args.gradient_clip_val)"
     )
 

@@ -9,7 +9,7 @@ from tenzoo.dynamics.norms import (
     squared_norms,
 )
 from tenzoo.dynamics.scaling import bound_factors, deviation_aware_factors, rebalance_
-from tenzoo.dynamics.shards import own_part
+from tenzoo.dynamics.shards import is_distributed, own_part
 from tenzoo.dynamics.sharpness import SharpnessState, sharpness_perturbation
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "deviation_aware_factors",
     "effective_rho",
     "exact_sam_deviation_rate",
+    "is_distributed",
     "norm_deviation",
     "norm_gradient_covariance",
     "own_part",

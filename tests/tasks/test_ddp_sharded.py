@@ -12,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor, Rebalance
 from tenzoo.layers import TensorizedLinear
 from tenzoo.tasks import SAM, Task
+from tenzoo.training import DivergenceError
 from tests.processes import in_processes
 from tests.tasks.toy import Batches, sgd, trainer
 
@@ -99,3 +100,26 @@ def test_norms_are_those_of_the_whole_parameters():
             assert [value for row in history["history"][name] for value in row] == pytest.approx(
                 [value for row in rows for value in row], rel=1e-8
             )
+
+
+class Ruined(Callback):
+    """Makes one element infinite, which lies in the shard of the last rank."""
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.global_rank == 1:
+            with torch.no_grad():
+                pl_module.network[-1].weight.to_local()[-1, -1] = torch.inf
+
+
+def diverged() -> str:
+    where = {"strategy": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1), "devices": 2}
+    fit = trainer(max_epochs=2, callbacks=[Ruined()], **where)
+    with pytest.raises(DivergenceError) as caught:
+        fit.fit(Sharded(optimizer=sgd()), Shares(fit.global_rank, fit.world_size))
+    return str(caught.value)
+
+
+def test_all_ranks_stop_for_an_infinity_in_the_shard_of_one():
+    first, second = in_processes(diverged)
+    assert first.startswith("training diverged: a shard elsewhere is not finite after 3 steps")
+    assert second.startswith("training diverged: 'network.4.weight' is not finite after 3 steps")
