@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -40,16 +41,44 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     unfinished = path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{path.name}")
     # Not tempfile's: its files can be read by their owner alone, also after they were renamed.
-    os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    descriptor = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
+        _lock(descriptor)
         yield unfinished
-        _sync(unfinished)
+        os.fsync(descriptor)
         unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(descriptor)
     with suppress(OSError):  # some file systems cannot; the file itself is safe by now
         _sync(path.parent)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove the unfinished files that killed processes left in a folder; those being written to now stay.
+
+    Args:
+        folder: Nothing is done where it does not exist, or cannot be written to.
+    """
+    for path in Path(folder).glob(f"{TEMPORARY}*"):
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_WRONLY)
+            try:
+                if _lock(descriptor):
+                    path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the lock that a process holds while it writes, and that ends with it; False if another holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or a file system without locks, where nothing is known to be left over
+        return False
+    return True
 
 
 def _sync(path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tenzoo.atomic import TEMPORARY, atomic_write
+from tenzoo.atomic import TEMPORARY, atomic_write, remove_leftovers
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path):
@@ -64,6 +64,12 @@ def test_a_killed_process_leaves_the_old_file_and_one_to_be_known_by_its_name(tm
     assert target.read_bytes() == b"old"
     (left,) = [file for file in tmp_path.iterdir() if file != target]
     assert left.name.startswith(TEMPORARY)
+    with atomic_write(target) as unfinished:  # is being written to, and stays
+        unfinished.write_bytes(b"new")
+        remove_leftovers(tmp_path)
+        assert set(tmp_path.iterdir()) == {target, unfinished}
+    assert list(tmp_path.iterdir()) == [target]
+    assert target.read_bytes() == b"new"
 
 
 def test_a_folder_that_is_not_there(tmp_path):

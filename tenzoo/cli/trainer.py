@@ -19,6 +19,7 @@ from tenzoo import __version__
 from tenzoo.callbacks import CompletedEntriesWriter, PredictedClassesWriter
 from tenzoo.cli.checkpoints import check_same_settings, read_checkpoint
 from tenzoo.cli.report import print_metrics
+from tenzoo.jobs import ExactResume
 from tenzoo.tasks import CompletionTask, ImageClassificationTask, Task
 from tenzoo.training import NoProfiler
 
@@ -115,9 +116,9 @@ class TenzooCLI(LightningCLI):
             return
         chosen = trainer.checkpoint_callback
         best, weights = None, "the last weights"
-        if isinstance(chosen, ModelCheckpoint) and chosen.monitor is not None and _is_new(chosen):
+        if isinstance(chosen, ModelCheckpoint) and chosen.monitor is not None and _has_best(chosen):
             best, weights = chosen.best_model_path, f"the weights with the best {chosen.monitor}"
-            if self.config[self.config.subcommand].ckpt_path is not None:
+            if not all(each.keeps_best for each in trainer.callbacks if isinstance(each, ExactResume)):  # type: ignore[attr-defined]
                 weights += " since the run was resumed"
         metrics: dict[str, Any] = {}
         judges = [
@@ -142,10 +143,9 @@ class TenzooCLI(LightningCLI):
         self.after_validate()
 
 
-def _is_new(checkpoint: ModelCheckpoint) -> bool:
-    """Whether this run wrote the best weights: the callback of a resumed run starts with the path of the one before."""
-    path = checkpoint.best_model_path
-    return bool(path) and Path(path).parent == Path(checkpoint.dirpath or "")
+def _has_best(checkpoint: ModelCheckpoint) -> bool:
+    """Whether the best weights are known and there: a resumed run that forgot their score starts with the old path."""
+    return checkpoint.best_model_score is not None and Path(checkpoint.best_model_path).is_file()
 
 
 def _any_of(callbacks: Any, kind: type) -> bool:

@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tenzoo.cores import CoreGroup, CoreProvider, find_core_groups
 from tenzoo.distributed import share_buffers_
 from tenzoo.dynamics import SharpnessState, sharpness_perturbation
+from tenzoo.jobs import ExactResume, write_atomically
 from tenzoo.tasks.sam import SAM, ForwardState, without_sync
 from tenzoo.tasks.schedulers import Schedule, check_schedule, schedule_over_run, step_schedulers
 from tenzoo.training import (
@@ -290,7 +291,7 @@ class Task(LightningModule, CoreProvider):
         return {"optimizer": optimizer, "lr_scheduler": settings}  # type: ignore[return-value]
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add no callback, but refuse Trainer arguments that the task has for itself.
+        """Add what makes resuming exact and checkpoints whole, and refuse Trainer arguments that the task has itself.
 
         This hook is the first that runs with a trainer: before Lightning's own check, which knows no remedy.
         """
@@ -301,7 +302,8 @@ class Task(LightningModule, CoreProvider):
                     f"expected `{name}` as an argument of the task, got {value} on the Trainer; "
                     f"write model.init_args.{name}: {value} (in Python, {type(self).__name__}({name}={value}))"
                 )
-        return []
+        write_atomically(self.trainer)
+        return [ExactResume()]
 
     def setup(self, stage: str) -> None:
         """Hand the accumulation to Lightning, which acts on it in automatic mode and counts steps by it in both."""

@@ -63,6 +63,32 @@ def test_a_resumed_run_ends_in_the_same_weights(tmp_path, method):
         assert_same_weights(whole, resumed)
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
+def test_an_epoch_whose_last_batch_was_saved_is_counted_once(tmp_path):
+    """Saved before the epoch's counters go on; resumed from twice."""
+
+    def run(path, *, crash=None, resume=None):
+        torch.manual_seed(3)
+        task = CompletionTask("tucker", 3, optimizer=adam())
+        data = CompletionDataModule("il2", observed_fraction=0.5, batch_size=500, seed=1)  # 5 steps an epoch
+        saver = ModelCheckpoint(path, every_n_train_steps=5, save_top_k=-1, filename="{step}")
+        fit = trainer(
+            max_epochs=6, enable_checkpointing=True, callbacks=[saver, *([] if crash is None else [Crash(crash)])]
+        )
+        fit.fit(task, data, ckpt_path=resume)
+        return fit.global_step, task
+
+    steps, whole = run(tmp_path / "whole")
+    resume = None
+    for crash in (12, 17, 23):
+        with pytest.raises(OSError, match="went away"):
+            run(tmp_path / "broken", crash=crash, resume=resume)
+        resume = tmp_path / "broken" / f"step={crash // 5 * 5}.ckpt"
+    resumed_steps, resumed = run(tmp_path / "broken", resume=resume)
+    assert steps == resumed_steps == 30
+    assert_same_weights(whole, resumed)
+
+
 def run_images(path, folder, method, *, crash=None, resume=None):
     arguments, callbacks = METHODS[method]
     torch.manual_seed(3)

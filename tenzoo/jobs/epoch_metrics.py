@@ -1,0 +1,88 @@
+"""What a running epoch has measured so far, as tensors and builtins."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
+from torchmetrics import Metric
+
+_PLAIN = (
+    "fx",
+    "name",
+    "prog_bar",
+    "logger",
+    "on_step",
+    "on_epoch",
+    "enable_graph",
+    "add_dataloader_idx",
+    "dataloader_idx",
+    "metric_attribute",
+)
+
+
+def epoch_metrics(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """The sums behind the epoch's averages: of what was logged during training, and of the module's metric objects."""
+    results = trainer.fit_loop.epoch_loop._results
+    return {
+        "logged": {key: _logged(metric) for key, metric in results.items() if not metric.has_reset},
+        "objects": {
+            name: {
+                "updates": metric._update_count,
+                "states": {key: _to(getattr(metric, key), torch.device("cpu")) for key in metric._defaults},
+            }
+            for name, metric in _metrics_of(module)
+            if metric._update_count > 0
+        },
+    }
+
+
+def set_epoch_metrics(trainer: Trainer, module: LightningModule, state: dict[str, Any]) -> None:
+    """Let the epoch's averages go on from the saved sums."""
+    device = trainer.strategy.root_device
+    for name, metric in _metrics_of(module):
+        if name in state["objects"]:
+            saved = state["objects"][name]
+            metric._update_count, metric._computed = saved["updates"], None
+            for key, value in saved["states"].items():
+                setattr(metric, key, _to(value, device))
+    results = trainer.fit_loop.epoch_loop._results
+    for key, saved in state["logged"].items():
+        results[key] = _result(trainer, module, saved).to(device)
+    trainer._logger_connector._first_loop_iter = True  # the next batch is not the epoch's first: it resets no sums
+
+
+def _metrics_of(module: LightningModule) -> list[tuple[str, Metric]]:
+    return [(name, each) for name, each in module.named_modules() if isinstance(each, Metric)]
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return [each.to(device) for each in value] if isinstance(value, list) else value.to(device)
+
+
+def _logged(metric: _ResultMetric) -> dict[str, Any]:
+    sums = ("value", "cumulated_batch_size") if metric.is_tensor else ()
+    last = metric._forward_cache
+    return {
+        "meta": {name: getattr(metric.meta, name) for name in _PLAIN},
+        "reduce": metric.meta.reduce_fx.__name__,
+        "sync": metric.meta.sync.should,
+        "rank_zero_only": metric.meta.sync.rank_zero_only,
+        "sums": {name: getattr(metric, name).cpu() for name in sums if hasattr(metric, name)},
+        "last": None if last is None else last.cpu(),
+    }
+
+
+def _result(trainer: Trainer, module: LightningModule, saved: dict[str, Any]) -> _ResultMetric:
+    # As LightningModule.log makes it: the next value logged under this name is compared with it.
+    meta = _Metadata(reduce_fx=getattr(torch, saved["reduce"]), **saved["meta"])
+    reduce = trainer.strategy.reduce
+    meta.sync = _Sync(_should=saved["sync"], fn=reduce, _group=None, rank_zero_only=saved["rank_zero_only"])
+    metric = _ResultMetric(meta, bool(saved["sums"]))
+    if not saved["sums"]:
+        metric.value = module.get_submodule(meta.metric_attribute or "")
+    for name, value in saved["sums"].items():
+        setattr(metric, name, value)
+    metric._forward_cache = saved["last"]
+    metric._update_count = 1  # or computing it warns that nothing was logged
+    return metric
