@@ -90,7 +90,7 @@ def mean_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
 
 
 class EpochMean:
-    """The mean over the batches of an epoch and over the processes, kept on the device.
+    """The mean over an epoch and over the processes, kept on the device.
 
     Its state holds the sum and the count of every process, so that an epoch that was stopped in its middle goes on
     exactly.
@@ -100,23 +100,23 @@ class EpochMean:
         self._sum: Tensor | None = None
         self._count = 0
 
-    def add(self, value: Tensor) -> None:
-        """Add the value of a batch, a scalar without history."""
-        value = value if value.device.type == "mps" else value.double()  # which has no float64
-        self._sum = value.clone() if self._sum is None else self._sum.to(value) + value
-        self._count += 1
+    def add(self, total: Tensor, count: int = 1) -> None:
+        """Add the sum of some values, a scalar without history, and their number."""
+        total = total if total.device.type == "mps" else total.double()  # which has no float64
+        self._sum = total.clone() if self._sum is None else self._sum.to(total) + total
+        self._count += count
 
     def reset(self) -> None:
         """Begin an epoch."""
         self._sum, self._count = None, 0
 
     def compute(self, trainer: Trainer) -> Tensor | None:
-        """The mean, in float32; None without a batch. A collective where there are several processes."""
+        """The mean, in float32; None without a value. A collective where there are several processes."""
         total = self._over_ranks(trainer)
         return None if total is None else (total[:, 0].sum() / total[:, 1].sum()).float()
 
     def state(self, trainer: Trainer) -> Tensor | None:
-        """Sum and count of every process, shape ``(world_size, 2)``; None without a batch.
+        """Sum and count of every process, shape ``(world_size, 2)``; None without a value.
 
         A collective where there are several processes, but for a checkpoint of a process that failed: others may not
         be about to write one.

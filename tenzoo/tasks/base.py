@@ -106,7 +106,7 @@ class Task(LightningModule, CoreProvider):
         """What the last ascent of SAM knew; None without SAM."""
         self.perturbed = False
         """Whether :meth:`loss` is being called at SAM's perturbed weights."""
-        self._epoch_loss = EpochMean()
+        self._epoch_means = {"train/loss": EpochMean()}
         self._loss_is_watched = False
 
     def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
@@ -155,7 +155,7 @@ class Task(LightningModule, CoreProvider):
     def _note_loss(self, loss: Tensor) -> None:
         """Log the loss of a batch, and add it to the mean over the epoch."""
         loss = loss.detach()
-        self._epoch_loss.add(loss)
+        self._epoch_means["train/loss"].add(loss)
         if self._loss_is_watched or logs_this_step(self.trainer):
             # On the host: Lightning's progress bar reads it again after every batch.
             value = mean_over_ranks(self.trainer, loss).cpu()
@@ -326,16 +326,17 @@ class Task(LightningModule, CoreProvider):
                     f"{other.get(name)} where the model has {own.get(name)}"
                 )
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
-            self._epoch_loss.load(checkpoint.get("epoch_means", {}).get("train/loss"), self._trainer)
+            for name, mean in self._epoch_means.items():
+                mean.load(checkpoint.get("epoch_means", {}).get(name), self._trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save weights that are not finite over good ones, and add the mean of the epoch so far.
+        """Refuse to save weights that are not finite over good ones, and add the means of the epoch so far.
 
         Raises:
             DivergenceError: Naming a parameter.
         """
         check_finite(self, when=f"after {self.trainer.global_step} steps, and was not saved")
-        checkpoint["epoch_means"] = {"train/loss": self._epoch_loss.state(self.trainer)}
+        checkpoint["epoch_means"] = {name: mean.state(self.trainer) for name, mean in self._epoch_means.items()}
 
     def on_fit_start(self) -> None:
         """Refuse what SAM, or clipping, cannot do, and metrics that nobody logs, before the first step."""
@@ -407,8 +408,9 @@ class Task(LightningModule, CoreProvider):
             self._step_schedulers("step", plateau=True)
 
     def on_train_epoch_start(self) -> None:
-        """Begin the mean over the epoch."""
-        self._epoch_loss.reset()
+        """Begin the means over the epoch."""
+        for mean in self._epoch_means.values():
+            mean.reset()
 
     def on_train_epoch_end(self) -> None:
         """Log the mean over the epoch; in manual mode, step plateau schedulers.
@@ -417,13 +419,18 @@ class Task(LightningModule, CoreProvider):
             DivergenceError: If a weight is not finite.
         """
         check_finite(self, when=f"after {self.trainer.global_step} steps")
-        mean = self._epoch_loss.compute(self.trainer)
-        if mean is not None:
-            self.log("train/loss_epoch", mean, sync_dist=True)
-            self.log("train/loss", mean, sync_dist=True, logger=False)  # to be monitored; loggers have it by steps
-        self._epoch_loss.reset()
+        loss = self._epoch_mean("train/loss")
+        if loss is not None:
+            self.log("train/loss_epoch", loss, sync_dist=True)
+            self.log("train/loss", loss, sync_dist=True, logger=False)  # to be monitored; loggers have it by steps
         self._step_schedulers("step", plateau=True)
         self._step_schedulers("epoch", plateau=True)
+
+    def _epoch_mean(self, name: str) -> Tensor | None:
+        """The mean over the epoch that ends, None without a batch; it is begun anew."""
+        mean = self._epoch_means[name].compute(self.trainer)
+        self._epoch_means[name].reset()
+        return mean
 
 
 def _modules_given(frame: FrameType | None) -> list[str]:

@@ -4,6 +4,7 @@ import math
 import time
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.batchnorm import _NormBase
@@ -13,7 +14,7 @@ from typing_extensions import override
 
 from tenzoo.cores import find_core_groups
 from tenzoo.tasks.base import Task
-from tenzoo.training import batch_weight, logs_this_step
+from tenzoo.training import EpochMean, batch_weight, logs_this_step
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -83,9 +84,10 @@ class ImageClassificationTask(Task):
         self.accuracy = nn.ModuleDict(
             {
                 f"{split}/accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False)
-                for split in ("train", "val", "test")
+                for split in ("val", "test")
             }
         )
+        self._epoch_means["train/accuracy"] = EpochMean()
 
     @override
     def forward(self, images: Tensor) -> Tensor:
@@ -172,12 +174,13 @@ class ImageClassificationTask(Task):
         logits = self(images)
         weight = batch_weight(self)
         if not self.perturbed and weight:
-            self._update("train", logits, labels)
+            self._count_correct(logits, labels)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return loss if weight == 1 else loss * weight
 
-    def _update(self, split: str, logits: Tensor, labels: Tensor) -> None:
-        self._accuracy_of(split).update(logits.detach().argmax(1), labels)
+    def _count_correct(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a training batch to the accuracy of the epoch."""
+        self._epoch_means["train/accuracy"].add((logits.detach().argmax(1) == labels).sum(), len(labels))
 
     def _accuracy_of(self, split: str) -> MulticlassAccuracy:
         return self.accuracy[f"{split}/accuracy"]  # type: ignore[return-value]
@@ -190,7 +193,7 @@ class ImageClassificationTask(Task):
     def _judge(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
         logits = self(images)
-        self._update(split, logits, labels)
+        self._accuracy_of(split).update(logits.argmax(1), labels)
         self.log(f"{split}/loss", F.cross_entropy(logits, labels), batch_size=len(labels), sync_dist=True)
 
     @override
@@ -206,13 +209,15 @@ class ImageClassificationTask(Task):
         self._images += len(batch[1])
         if self._since is not None and logs_this_step(self.trainer):
             rate = self._images * self.trainer.world_size / (time.perf_counter() - self._since)
-            self.log("train/images_per_s", rate, prog_bar=True)
+            self.log("train/images_per_s", torch.tensor(rate), prog_bar=True)  # on the host, where it is read
             self._since, self._images = None, 0
 
     @override
     def on_train_epoch_end(self) -> None:
         """Log the accuracy, then as every task."""
-        self._log_accuracy("train")
+        accuracy = self._epoch_mean("train/accuracy")
+        if accuracy is not None:
+            self.log("train/accuracy", accuracy, sync_dist=True)
         super().on_train_epoch_end()
 
     @override

@@ -178,7 +178,7 @@ def test_accuracies_are_counted_over_all_images(sam, accumulate):
     model = task(sam=sam, accumulate_grad_batches=accumulate)
     record = Record(model)
     run = fit(model, epochs=3, num_sanity_val_steps=0)
-    shown = {"train/loss", "train/accuracy", "train/images_per_s", "val/loss", "val/accuracy"}
+    shown = {"train/loss", "train/loss_epoch", "train/accuracy", "train/images_per_s", "val/loss", "val/accuracy"}
     assert set(run.callback_metrics) == shown
     assert 0 < run.callback_metrics["train/images_per_s"] < 1e7
     passes = record.correct(training=True)
@@ -233,7 +233,8 @@ def test_a_step_does_not_wait_for_the_device():
         model.loss((images, labels), 0).backward()
         with pytest.raises(AssertionError, match="_local_scalar_dense"):
             labels.sum().item()
-    assert model.accuracy["train/accuracy"].compute() == (model.accuracy["train/accuracy"].tp / 8).item()
+    ((correct, count),) = model._epoch_means["train/accuracy"].state(trainer()).tolist()
+    assert 0 <= correct <= count == len(labels)
 
 
 @pytest.mark.parametrize("with_labels", [True, False])
