@@ -31,12 +31,19 @@ def observe(model: nn.Module, weights: Sequence[Weight], calls: Sequence[Call], 
     Raises:
         ValueError: If the model does not take the input.
     """
-    owners = {id(getattr(weight.owner, weight.parameter)): (weight.full_name, weight.owner) for weight in weights}
-    uses = Uses(model, owners)
+    uses = Uses(model, _owners(weights))
     with evaluating(model), uses.following():
         for call in calls:
             repeatably(model, call, argument)
     return uses
+
+
+def _owners(weights: Sequence[Weight]) -> dict[int, tuple[str, nn.Module]]:
+    return {
+        id(parameter): (weight.full_name, weight.owner)
+        for weight in weights
+        if (parameter := weight.owner._parameters.get(weight.parameter)) is not None
+    }
 
 
 def check_seen(weights: Sequence[Weight], uses: Uses) -> None:
@@ -54,24 +61,41 @@ def check_seen(weights: Sequence[Weight], uses: Uses) -> None:
         )
 
 
-def count_positions(model: nn.Module, layers: Mapping[str, TensorizedLayer[Any]], call: Call) -> dict[str, int]:
-    """Rows, pixels or indices that each layer sees in a forward pass in evaluation mode, all of its calls together.
+def count_positions(
+    model: nn.Module, weights: Sequence[Weight], layers: Mapping[str, TensorizedLayer[Any]], call: Call
+) -> dict[str, float]:
+    """Rows, pixels or indices that each weight sees for one sample in evaluation mode, all of its calls together.
+
+    The model is run with the first sample. If it does not run with one, it is with all, and the numbers are divided by
+    how many there are.
 
     Args:
         model: Stays as it is.
+        weights: Of interest; those that stay parameters are followed into torch's functions.
         layers: By the names of the model's layers, their counterparts.
         call: With the argument ``example_input`` of the caller.
 
     Raises:
         ValueError: If the model does not take the input.
     """
-    seen: dict[str, int] = {}
+    try:
+        return _positions(model, weights, layers, call.part(0, 1))
+    except ValueError:
+        return {k: number / max(call.size, 1) for k, number in _positions(model, weights, layers, call).items()}
+
+
+def _positions(
+    model: nn.Module, weights: Sequence[Weight], layers: Mapping[str, TensorizedLayer[Any]], call: Call
+) -> dict[str, float]:
+    seen: dict[str, float] = {}
 
     def note(name: str, x: Tensor) -> None:
         seen[name] = seen.get(name, 0) + layers[name].positions(x)
 
-    _watch(model, layers, [call], "example_input", note)
-    return seen
+    uses = Uses(model, _owners(weights))
+    with uses.following():
+        _watch(model, layers, [call], "example_input", note)
+    return {weight.name: uses.rows[weight.full_name] for weight in weights if weight.full_name in uses.rows} | seen
 
 
 def input_metrics(

@@ -25,8 +25,9 @@ class LayerPlan:
         tensorization: Factors of the output and of the input size.
         parameters: Number of parameters, bias included.
         dense_parameters: Number the dense layer has.
-        multiplications: In a forward pass on the example input, with a rebuilt weight that is kept between calls or
-            with the cores in sequence, whichever is estimated to be faster; None without an example input.
+        multiplications: For one sample of the example input, with a rebuilt weight that is kept between calls or with
+            the cores in sequence, whichever is estimated to be faster in a large batch; None without an example input,
+            or if it does not reach the layer.
         dense_multiplications: Those of the dense layer.
         error: ``‖W − Ŵ‖ / ‖W‖`` of the decomposition, in Frobenius norms, or in those of the calibration data (see
             :func:`~tenzoo.compression.inputs.input_metrics`); 0 for a dense layer.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tenzoo.compression.calls import Call, Example, fingerprint, read_call, read_calls
 from tenzoo.compression.candidates import Candidate, allocate, rank_errors
 from tenzoo.compression.inputs import check_seen, count_positions, input_metrics, observe, sensitivities
+from tenzoo.compression.obstacles import multiplied, obstacles
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.weights import Weight, find_weights, has_counterpart
 from tenzoo.factorizations import Rank, factorization_class
@@ -23,6 +24,9 @@ Budgeted: TypeAlias = Literal["parameters", "multiplications"]
 
 _TRIED_ERROR = 0.2
 """Relative error of the weights with which the sensitivity of the outputs is measured."""
+
+_LARGE = 2**30
+"""Positions of a batch so large that what is done once in a call counts for nothing."""
 
 _COUNTED = 32
 """How many candidates of a layer have their multiplications counted."""
@@ -55,8 +59,11 @@ def plan(
         factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``.
         budget: A float in (0, 1] is the fraction of what the whole network has, an int an absolute number.
         ranks: Instead of a budget: one rank for all layers, or a mapping from names of layers to ranks, where the
-            layers it leaves out stay dense. A layer stays dense if it would not get smaller.
-        count: What the budget counts; ``"multiplications"`` are those of the planned layers on ``example_input``.
+            layers it leaves out stay dense. A layer stays dense if it would not get smaller, or if rank one is more
+            than one fraction for all layers allows.
+        count: What the budget counts; ``"multiplications"`` are those of the planned layers for one sample of
+            ``example_input``, of how many it has: its first tensor's first size. Weights that stay parameters, such
+            as those of recurrent layers, are rebuilt, which saves none.
         example_input: What the model is called with, in any of the forms of :mod:`~tenzoo.compression.calls`: a tensor,
             a tuple or list of arguments, a mapping of them by name, or a ``DataLoader``, whose first batch is taken;
             needed to count multiplications.
@@ -115,7 +122,7 @@ def plan(
         if has_counterpart(option.weight.owner) and isinstance(layer := option.thin, TensorizedLayer)
     }
     if example is not None:
-        positions = count_positions(model, layers, example)
+        positions = count_positions(model, weights, layers, example)
         for option in options:
             option.positions = positions.get(option.weight.name)
     if calls:
@@ -132,6 +139,8 @@ def plan(
         if isinstance(ranks, Mapping):
             _check_names(list(ranks), weights, "ranks")
         chosen = [_given(option, ranks) for option in options]
+        if _is_fraction(ranks) and not any(chosen) and not all(option.reason for option in options):
+            raise ValueError(f"expected `ranks` that leave room for rank one in some layer, got {ranks!r}")
     owned = _own_parameters(weights)
     planned = tuple(option.planned(rank, own) for option, rank, own in zip(options, chosen, owned, strict=True))
     everything = sum(parameter.numel() for parameter in model.parameters())
@@ -146,7 +155,7 @@ class _Option:
         self.weight = weight
         self.factorization = factorization
         self.reason = "was excluded" if excluded else weight.reason
-        self.positions: int | None = None
+        self.positions: float | None = None
         self.metric: Mapping[int, Tensor] = {}
         self.importance = 1.0
 
@@ -166,31 +175,40 @@ class _Option:
         """It with cores of rank one, on the meta device."""
         return self.empty(1)
 
-    def counted(self, layer: TensorizedLayer[Any] | TensorizedWeight) -> tuple[int, int] | None:
-        """Multiplications on the example input: as it would be computed, and dense."""
-        if self.positions is None or isinstance(layer, TensorizedWeight):
+    @cached_property
+    def dense_multiplications(self) -> int | None:
+        """For one sample; None if the example input does not reach the layer."""
+        if self.positions is None:
             return None
-        dense = layer.costs.dense.at(self.positions).products
-        contracted = layer.costs.contract.at(self.positions).products
-        device = self.weight.dense.device.type
-        chosen = contracted if layer.costs.cheaper(self.positions, "kept", device) == "contract" else dense
-        return round(chosen), round(dense)
+        if isinstance(self.weight.owner, nn.Embedding):
+            return 0
+        if has_counterpart(self.weight.owner) and isinstance(self.thin, TensorizedLayer):
+            return round(self.thin.costs.dense.position.products * self.positions)
+        return round(self.weight.dense.numel() * self.positions)
+
+    def multiplications(self, layer: TensorizedLayer[Any] | TensorizedWeight) -> int | None:
+        """For one sample in a large batch, as it would be computed with cores."""
+        if self.positions is None or isinstance(layer, TensorizedWeight):
+            return self.dense_multiplications
+        if layer.costs.cheaper(_LARGE, "kept", self.weight.dense.device.type) == "contract":
+            return round(layer.costs.contract.position.products * self.positions)
+        return self.dense_multiplications
 
     def candidates(self, count: Budgeted) -> list[Candidate]:
-        """Ways to store this weight, the dense one among them."""
-        if self.positions is None if count == "multiplications" else self.reason is not None:
+        """Ways to store this weight, the dense one at the end."""
+        if count == "parameters" and self.reason is not None:
             return [Candidate(None, 0, 0.0)]  # costs nothing that could be saved
-        kind, shape = type(self.thin.weight), self.thin.weight.shape
-        dense_cost = self.weight.dense.numel() if count == "parameters" else self.counted(self.thin)[1]  # type: ignore[index]
+        dense_cost = self.weight.dense.numel() if count == "parameters" else self.dense_multiplications or 0
         dense = Candidate(None, dense_cost, 0.0)
-        if self.reason is not None:
+        if self.reason is not None or dense_cost == 0:
             return [dense]
+        kind, shape = type(self.thin.weight), self.thin.weight.shape
         errors: Mapping[tuple[int, ...], float] = self.errors
         if count == "parameters":
             sizes = {rank: kind._count(shape, rank) for rank in errors}
         else:
             errors = _thinned(errors)
-            sizes = {rank: self.counted(self.empty(rank))[0] for rank in errors}  # type: ignore[index]
+            sizes = {rank: self.multiplications(self.empty(rank)) or 0 for rank in errors}
         found = [
             Candidate(rank, sizes[rank], -self.importance * math.log(max(1 - error, 1e-12)))
             for rank, error in errors.items()
@@ -211,9 +229,7 @@ class _Option:
         kind = type(self.weight.owner).__name__
         if rank is None or self.reason is not None:
             reason = self.reason or "is not worth its cores"
-            number = None
-            if self.positions is not None:
-                number = self.counted(self.thin)[1]  # type: ignore[index]
+            number = self.dense_multiplications
             return LayerPlan(
                 self.weight.name, kind, shape, None, None, None, before, before, number, number, 0.0, reason
             )
@@ -221,7 +237,6 @@ class _Option:
         with torch.no_grad():
             parts = (made.dense_weight() - dense, dense)
             difference, norm = (_norm(multiply_modes(made._tensorized(part), self.metric)) for part in parts)
-        number, dense_number = self.counted(made) or (None, None)
         return LayerPlan(
             self.weight.name,
             kind,
@@ -231,8 +246,8 @@ class _Option:
             made.tensorization,  # type: ignore[arg-type]
             before - dense.numel() + sum(core.numel() for core in made.weight.cores),
             before,
-            number,
-            dense_number,
+            self.multiplications(made),
+            self.dense_multiplications,
             difference / norm if norm else 0.0,
             None,
         )
@@ -275,10 +290,16 @@ def _within(
     try:
         return [choice.rank for choice in allocate(candidates, allowed - fixed)]
     except ValueError as error:
+        stays = [
+            (option.weight, option.reason, round(row[-1].cost))
+            for option, row in zip(options, candidates, strict=True)
+            if len(row) == 1
+        ]
         least = math.ceil(fixed + sum(min(choice.cost for choice in row) for row in candidates))
         raise ValueError(
             f"expected at least {least:,} {count} in `budget`, the least that this model can be brought to, got "
-            f"{math.floor(allowed):,} of {whole + fixed:,.0f}"
+            f"{math.floor(allowed):,} of {whole + fixed:,.0f}; what stays as it is: "
+            f"{obstacles(model, stays) if count == 'parameters' else multiplied(stays)}"
         ) from error
 
 
@@ -313,11 +334,17 @@ def _given(option: _Option, ranks: Rank | Mapping[str, Rank]) -> Rank | None:
     try:
         thin = option.empty(rank).weight
     except (TypeError, ValueError) as error:
+        if _is_fraction(ranks):
+            return None  # not even rank one is so small
         message = str(error).replace("`rank`", "`ranks`")
         raise type(error)(f"{message} for {option.weight.name!r}") from error
     kind = type(thin)
     usable = kind._usable_rank(thin.shape, thin.rank)
     return usable if kind._count(thin.shape, usable) < option.weight.dense.numel() else None
+
+
+def _is_fraction(ranks: object) -> bool:
+    return isinstance(ranks, Real) and not isinstance(ranks, Integral) and 0 < ranks <= 1  # type: ignore[operator]
 
 
 def _check_names(names: Sequence[str], weights: Sequence[Weight], argument: str) -> None:

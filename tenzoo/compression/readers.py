@@ -156,6 +156,25 @@ class _Reads(ast.NodeVisitor):
 
 # --- runs ----------------------------------------------------------------------------------------------------------
 
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+_MULTIPLYING = ("linear", *_RECURRENT, *(f"{name}_cell" for name in _RECURRENT))
+"""Torch's functions whose first argument holds the vectors that the matrices among the others are multiplied by."""
+
+
+def _rows(function: str, parameter: str, inputs: Sequence[Any]) -> float | None:
+    """How many vectors a function multiplies a matrix by; None if it is not known to."""
+    if function == "multi_head_attention_forward":
+        query, key, value = (_vectors(x) for x in inputs[:3])
+        own = {"in_proj_weight": (query + key + value) / 3, "k_proj_weight": key, "v_proj_weight": value}
+        return own.get(parameter.rpartition(".")[2], query)
+    if function in _MULTIPLYING:
+        return _vectors(inputs[0])
+    return None
+
+
+def _vectors(x: Tensor) -> float:
+    return x.numel() / x.shape[-1]
+
 
 class Uses(TorchFunctionMode):
     """Notes which parameters take part in forward passes, and who uses them outside of their own layer.
@@ -166,6 +185,7 @@ class Uses(TorchFunctionMode):
 
     Attributes:
         used: Names of the parameters that any tensor was computed from.
+        rows: By name, how many vectors a matrix was multiplied by, in linear, attention and recurrent layers.
         readers: By name, the module that used a parameter while it ran itself, and not the parameter's own module.
     """
 
@@ -173,6 +193,7 @@ class Uses(TorchFunctionMode):
         super().__init__()
         self.used: set[str] = set()
         self.readers: dict[str, str] = {}
+        self.rows: dict[str, float] = {}
         self._model = model
         self._parameters = parameters
         self._running: list[tuple[str, nn.Module]] = []
@@ -185,7 +206,11 @@ class Uses(TorchFunctionMode):
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
             for leaf in tree_leaves((args, kwargs)):
                 if id(leaf) in self._parameters:
-                    self._note(*self._parameters[id(leaf)])
+                    name, owner = self._parameters[id(leaf)]
+                    self._note(name, owner)
+                    rows = _rows(getattr(func, "__name__", ""), name, [*args, *(kwargs or {}).values()])
+                    if rows is not None:
+                        self.rows[name] = self.rows.get(name, 0) + rows
         return result
 
     def _note(self, name: str, owner: nn.Module) -> None:

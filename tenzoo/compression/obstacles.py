@@ -1,0 +1,88 @@
+"""What keeps a model from getting smaller, for the refusal of a budget that cannot be met."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from tenzoo.compression.weights import Weight, find_weights, named_modules
+from tenzoo.layers.kept import MadeOfCores
+
+Stays: TypeAlias = Sequence[tuple[Weight, str | None, int]]
+"""Weights that cannot become less, with the reason, if it is not their size, and the number that a budget counts."""
+
+_LISTED = 6
+"""How many reasons are given, those of most parameters first."""
+
+_MADE_ALREADY = "is made of cores already; fold_ the model first"
+_PART = ".parametrizations"
+"""What a parametrized module puts between its name and those of the original parameters."""
+
+
+def obstacles(model: nn.Module, stays: Stays) -> str:
+    """Parameters that stay as they are, grouped by the reason.
+
+    Args:
+        model: That was to be made smaller.
+        stays: Weights that cannot become less.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv1d(4, 8, 3), nn.LayerNorm(8), nn.Linear(8, 8))
+        >>> obstacles(model, [(weight, weight.reason, 0) for weight in find_weights(model) if weight.reason])
+        "104 in '0', which is a Conv1d, for which there is no tensorized layer; 16 in '1', which is a LayerNorm, for \
+which there is no tensorized layer"
+    """
+    reasons = {weight.module_name: reason or "is not worth its cores" for weight, reason, _ in stays}
+    shrinking = {weight.module_name for weight in find_weights(model)} - reasons.keys()
+    cores = {
+        id(part): name.partition(_PART)[0]
+        for name, module in named_modules(model)
+        if isinstance(module, MadeOfCores)
+        for part in module.modules()
+    }
+    made = set(cores.values())
+    groups: dict[str, list[tuple[str, int]]] = {}
+    met: set[int] = set()
+    for name, module in named_modules(model):
+        own = [p for p in module.parameters(recurse=False) if id(p) not in met]
+        met |= {id(p) for p in own}
+        owner = name.partition(_PART)[0]
+        if not own or name in shrinking:
+            continue
+        if id(module) in cores or name in made:
+            owner, reason = cores.get(id(module), name), _MADE_ALREADY
+        else:
+            reason = reasons.get(owner) or f"is a {_class(module)}, for which there is no tensorized layer"
+        groups.setdefault(reason, []).append((owner, sum(p.numel() for p in own)))
+    return _listed(groups)
+
+
+def multiplied(stays: Stays) -> str:
+    """Multiplications that stay as they are, grouped by the reason."""
+    groups: dict[str, list[tuple[str, int]]] = {}
+    for weight, reason, number in stays:
+        other = (
+            "takes no fewer with cores" if weight.is_layer else "is rebuilt where a module reads it, which saves none"
+        )
+        if number:
+            groups.setdefault(reason or other, []).append((weight.name, number))
+    return _listed(groups) or "nothing, but rank one takes so many"
+
+
+def _listed(groups: Mapping[str, list[tuple[str, int]]]) -> str:
+    """Numbers by reason in one line: the largest first, each with the names of up to two modules."""
+    ordered = sorted(groups.items(), key=lambda group: -sum(number for _, number in group[1]))
+    parts = []
+    for reason, members in ordered[:_LISTED]:
+        names = list(dict.fromkeys(name for name, _ in members))
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        where = ", ".join(map(repr, names[:2])) if any(names) else "the model itself"
+        parts.append(f"{sum(number for _, number in members):,} in {where}{more}, which {reason}")
+    rest = sum(number for _, members in ordered[_LISTED:] for _, number in members)
+    return "; ".join([*parts, *([f"{rest:,} elsewhere"] if rest else [])])
+
+
+def _class(module: nn.Module) -> str:
+    kind = type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
+    return kind.__name__ if kind.__module__.startswith("torch.nn.") else f"{kind.__module__}.{kind.__qualname__}"
