@@ -1,31 +1,16 @@
 """The program: one command, run in this process, and errors of one line."""
 
 import os
-import re
 import sys
 import warnings
-from argparse import ArgumentError
 from collections.abc import Sequence
 
 import torch
 from jsonargparse import ArgumentParser
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from tenzoo.cli.commands import COMMANDS
-from tenzoo.cli.messages import explain
+from tenzoo.cli.messages import answer
 from tenzoo.cli.trainer import Started, TenzooCLI, build, quiet
-
-_REFUSALS = (
-    ArgumentError,
-    ValueError,
-    TypeError,
-    OSError,
-    MisconfigurationException,
-    ImportError,
-    MemoryError,
-    RuntimeError,  # if it is torch's for want of memory
-)
-_NO_MEMORY = re.compile("out of memory|can't allocate memory|overflow", re.IGNORECASE)
 
 
 def _parser_of(args: Sequence[str], parsers: dict[str, ArgumentParser]) -> ArgumentParser | None:
@@ -39,8 +24,9 @@ def main(args: Sequence[str] | None = None) -> int:
         args: As on the command line, without the program's name; None takes ``sys.argv``.
 
     Returns:
-        0, or 2 after one line on stderr: the input was refused, and nothing was trained. Errors during training are
-        raised. With ``JSONARGPARSE_DEBUG=true`` in the environment all errors are.
+        0; or, after one line on stderr and with nothing trained, 2 if the input was refused, and 1 if a user's own
+        code raised an error, which the line names with its file and line. Errors during training are raised. With
+        ``JSONARGPARSE_DEBUG=true`` in the environment all errors are.
     """
     Started.reset()
     argv = list(sys.argv[1:] if args is None else args)
@@ -49,30 +35,18 @@ def main(args: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             quiet()
             if argv and argv[0] in COMMANDS:
-                COMMANDS[argv[0]](argv[1:])
-            else:
-                build(cli, argv)
+                return COMMANDS[argv[0]](argv[1:])
+            build(cli, argv)
     except BrokenPipeError:
         raise
-    except _REFUSALS as error:
-        unknown = isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error))
-        if unknown or Started.begun or os.environ.get("JSONARGPARSE_DEBUG"):
+    except (Exception, SystemExit) as error:
+        found = None if Started.begun else answer(error, _parser_of(argv, getattr(cli, "_subcommand_parsers", {})))
+        if found is None or os.environ.get("JSONARGPARSE_DEBUG"):
             raise
         Started.discard()
-        parser = _parser_of(argv, getattr(cli, "_subcommand_parsers", {}))
-        print(f"tenzoo: error: {_in_one_line(error, parser)}", file=sys.stderr)
-        return 2
+        print(found.line, file=sys.stderr)
+        return found.code
     return 0
-
-
-def _in_one_line(error: Exception, parser: ArgumentParser | None) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "expected a text file in YAML in `config`, got a binary one"
-    if isinstance(error, RuntimeError | TypeError) and _NO_MEMORY.search(str(error)):
-        asked = re.search(r"tried to allocate (\S+ \w+)", str(error), re.IGNORECASE)
-        amount = f"of {asked[1]} that was refused" if asked else "beyond what can be addressed"
-        return f"expected a model and data that fit into memory, got an allocation {amount}; lower `rank` first"
-    return explain(str(error), parser)
 
 
 def run() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 from typing_extensions import override
 
 from tenzoo.cli.compress import compress_command
+from tenzoo.cli.messages import Answer, answer
 from tenzoo.cli.trainer import TenzooCLI, build
 from tenzoo.cli.zoo import Entry, Layer, describe, print_entries, print_layers, read_results, totals
 from tenzoo.models import CompressedNetwork
@@ -40,17 +42,18 @@ def _parser(command: str, purpose: str) -> argparse.ArgumentParser:
     return parser
 
 
-def describe_command(argv: Sequence[str]) -> None:
+def describe_command(argv: Sequence[str]) -> int:
     """Print the layers of the model of a config."""
     parser = _parser("describe", "Show the layers of a model; --config and overrides are those of tenzoo fit.")
     chosen, rest = parser.parse_known_args(list(argv))
     cli = _read(rest)
     layers, batch_size = _layers(cli.model, cli.datamodule)
     print_layers(layers, batch_size, as_json=chosen.json)
+    return 0
 
 
-def list_command(argv: Sequence[str]) -> None:
-    """Print the entries of the zoo."""
+def list_command(argv: Sequence[str]) -> int:
+    """Print the entries of the zoo, and on stderr what cannot be read, which makes the exit code that of an error."""
     parser = _parser("list", "Show the configs of a folder: model, size, published and measured results.")
     parser.add_argument("--configs", type=Path, default=Path("configs"), metavar="DIR", help="default: %(default)s")
     chosen, rest = parser.parse_known_args(list(argv))
@@ -60,8 +63,21 @@ def list_command(argv: Sequence[str]) -> None:
         raise ValueError(f"expected a folder of configs in `--configs`, got {str(chosen.configs)!r}")
     results = read_results(chosen.configs)
     paths = sorted(path for path in chosen.configs.rglob("*.yaml") if path.parent.name not in PARTS)
-    entries = [_entry(path, {"published": None, "measured": None, **results.get(path.stem, {})}) for path in paths]
+    entries: list[Entry] = []
+    refused: list[Answer] = []
+    for path in paths:
+        try:
+            entries.append(_entry(path, {"published": None, "measured": None, **results.get(path.stem, {})}))
+        except Exception as error:  # the other entries are shown
+            said = answer(error)
+            if said is None:
+                raise
+            named = said.line if str(path) in said.line else f"{said.line} (in {str(path)!r})"
+            refused.append(Answer(named, said.code))
     print_entries(entries, as_json=chosen.json)
+    for said in refused:
+        print(said.line, file=sys.stderr)
+    return max((said.code for said in refused), default=0)
 
 
 def _read(argv: Sequence[str]) -> _ModelOnly:
@@ -113,7 +129,7 @@ def _layers(task: Task, data: LightningDataModule) -> tuple[list[Layer], int | N
     return describe(network, torch.empty(batch_size, 3, side, side, device="meta")), batch_size
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "list": list_command,
     "describe": describe_command,
     "compress": compress_command,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import tenzoo.data
 import tenzoo.models  # noqa: F401  (their classes can be named without their modules)
+from tenzoo.cli.configs import PARSER_MODE, check_configs
 from tenzoo.cli.messages import explain
 from tenzoo.compression import Plan, apply_, plan
 from tenzoo.weights import load_weights_
@@ -64,9 +65,10 @@ def compress(
     return made
 
 
-def compress_command(argv: Sequence[str]) -> None:
+def compress_command(argv: Sequence[str]) -> int:
     """Compress the network of a config, print the plan, and say how it is trained further."""
-    parser = ArgumentParser(prog="tenzoo compress", exit_on_error=False, allow_abbrev=False)
+    check_configs(argv)
+    parser = ArgumentParser(prog="tenzoo compress", exit_on_error=False, allow_abbrev=False, parser_mode=PARSER_MODE)
     parser.add_argument("--config", action="config", help="YAML file of the arguments below; several are composed")
     parser.add_function_arguments(compress, sub_configs=True)
     for action in parser._actions:
@@ -83,6 +85,7 @@ def compress_command(argv: Sequence[str]) -> None:
         f"Written: {folder}/{PLAN} and {folder}/{WEIGHTS}. Train it further as the network "
         f"tenzoo.models.CompressedNetwork of these two files, as configs/tt_resnet20_compressed.yaml does."
     )
+    return 0
 
 
 def _inputs(data: LightningDataModule, size: int) -> Tensor:

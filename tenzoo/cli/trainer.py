@@ -18,6 +18,7 @@ import tenzoo.data  # noqa: F401  (its classes can be named without their module
 from tenzoo import __version__
 from tenzoo.callbacks import CompletedEntriesWriter, PredictedClassesWriter
 from tenzoo.cli.checkpoints import check_same_settings, read_checkpoint
+from tenzoo.cli.configs import PARSER_MODE, check_configs
 from tenzoo.cli.report import print_metrics
 from tenzoo.jobs import ExactResume
 from tenzoo.tasks import CompletionTask, ImageClassificationTask, Task
@@ -204,7 +205,8 @@ def build(cli: TenzooCLI, argv: list[str], *, run: bool = True) -> None:
         argv: As on the command line, without the program's name.
         run: Whether ``argv`` begins with a subcommand.
     """
-    strict = {"exit_on_error": False, "allow_abbrev": False}
+    check_configs(argv)
+    strict = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": PARSER_MODE}
     commands = {name: dict(strict) for name in TenzooCLI.subcommands()}
     kwargs: dict[str, Any] = {**strict, "prog": "tenzoo", "version": __version__, **commands}
     cli.__init__(  # type: ignore[misc]

@@ -224,9 +224,27 @@ class Entry:
 
 
 def read_results(folder: Path) -> dict[str, dict[str, str]]:
-    """Results by name of a config; none if there is no such file."""
+    """Results by name of a config; none if there is no such file.
+
+    Raises:
+        ValueError: If the file holds something else.
+    """
     path = folder / RESULTS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        results: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected JSON in {str(path)!r}, got {error}") from error
+    if not isinstance(results, dict) or not all(map(_is_result, results.values())):
+        raise ValueError(f"expected names of configs with texts `published` and `measured` in {str(path)!r}")
+    return results
+
+
+def _is_result(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        name in ("published", "measured") and isinstance(text, str) for name, text in value.items()
+    )
 
 
 def print_entries(entries: Sequence[Entry], *, as_json: bool) -> None:

@@ -55,7 +55,8 @@ from tests.cli.test_commands import config, refusal, run  # noqa: F401  (config 
         (["--trainer.callbacks+=DeviationAwareScaling"], ["expected alpha", "got none"]),
         (["--config", "."], ["existing file in `config`"]),
         (["--trainer.max_epochs", "few"], ["`trainer.max_epochs`", "int", "few"]),
-        (["--trainer.callbacks+=Nothing"], ["DeviationAwareScaling", "Rebalance", "'Nothing'"]),
+        (["--trainer.callbacks+=DeviationScaling"], ["DeviationAwareScaling", " more, got 'DeviationScaling'"]),
+        (["--trainer.callbacks+=Rebalanced"], ["Rebalance,", "'Rebalanced'"]),
         (["--trainer.callbacks+=DeviationAwareScaling", "--trainer.callbacks.alpha=-1"], ["`alpha`", "-1"]),
         (["--trainer.gradient_clip_val", "1"], ["`gradient_clip_val`", "model.init_args.gradient_clip_val: 1"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
@@ -147,12 +148,13 @@ def test_broken_yaml(config, capsys, text):  # noqa: F811
 
 def test_a_binary_config(config, capsys):  # noqa: F811
     line = refusal(capsys, run("fit", config, "--config", str(config.parent / "cube.npy")))
-    assert "text file in YAML in `config`" in line
+    assert "text file in YAML in UTF-8" in line
+    assert str(config.parent / "cube.npy") in line
 
 
 def test_an_unknown_command_and_an_empty_one(capsys):
     assert main(["fot"]) == 2
-    assert "'fit', 'validate', 'test', 'predict'" in capsys.readouterr().err
+    assert "compress, describe, fit, list, predict, test, validate, got 'fot'" in capsys.readouterr().err
     assert main(["fit"]) == 2
     assert "give a config" in capsys.readouterr().err
 

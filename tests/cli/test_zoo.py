@@ -100,3 +100,31 @@ def test_mistakes_end_in_one_line(capsys, argv, words):
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("tenzoo: error: expected ")
     assert all(word in line for word in words)
+
+
+def test_one_broken_config_hides_no_other(tmp_path, capsys):
+    good = (CONFIGS / "tr_resnet20_cifar10.yaml").read_text()
+    (tmp_path / "good.yaml").write_text(good)
+    (tmp_path / "broken.yaml").write_text("model: [1,")
+    (tmp_path / "unknown.yaml").write_text(good.replace("rank: 10", "rnak: 10"))
+    (tmp_path / "zero.yaml").write_text(good.replace("rank: 10", "rank: 0"))
+    assert main(["list", "--json", "--configs", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert [Path(entry["config"]).stem for entry in json.loads(printed.out)] == ["good"]
+    first, second, third = printed.err.strip().splitlines()
+    assert f"expected YAML in {str(tmp_path / 'broken.yaml')!r}, got a fault in line 2: " in first
+    assert f"got 'rnak' (in {str(tmp_path / 'unknown.yaml')!r})" in second
+    assert f"`rank`, got 0 in conv1 (in {str(tmp_path / 'zero.yaml')!r})" in third
+
+
+BAD = ["{", "[1]", '{"a": 1}', '{"a": {"published": 3}}', '{"a": {"b": "c"}}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_results_that_are_none(tmp_path, capsys, text):
+    (tmp_path / "results.json").write_text(text)
+    assert main(["list", "--configs", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("tenzoo: error: expected ")
+    assert str(tmp_path / "results.json") in line
+    assert len(line) < 400
