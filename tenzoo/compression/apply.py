@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call, Example, fingerprint, read_call, read_calls, said
@@ -98,7 +99,8 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
     """Give a dense model the cores that a plan has made of it before, in place, without decomposing anything.
 
     Args:
-        model: Of the class and the sizes that were planned; its numbers do not matter.
+        model: Of the class and the sizes that were planned; its numbers do not matter. What is on the meta device gets
+            memory where the weights are.
         plan: That was carried out.
         weights: The state dict of the model that :func:`apply_` made, trained further or not.
 
@@ -124,22 +126,25 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
     for name, value in weights.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"expected tensors in `weights`, got a {type(value).__name__} as {name!r}")
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    weights = {name.removeprefix("_orig_mod."): value for name, value in weights.items()}
     # A copy without memory tells whether the weights fit before anything is replaced.
-    skeleton = copy.deepcopy(model).to("meta")
+    skeleton = copy.deepcopy(inner).to("meta")
     with _put(skeleton, [(weight, weight.empty(**_settings(layer))) for weight, layer in _matched(skeleton, plan)]):
         pass
-    expected = "expected weights of the compressed model in `weights`, got"
-    for name, own, other in shape_differences(skeleton.state_dict(), weights):
-        raise ValueError(f"{expected} {name!r} of shape {other} where the plan has {own}")
-    for name, kind, given in kind_differences(skeleton.state_dict(), weights):
-        raise ValueError(f"{expected} {name!r} as {given} where the model has {kind}")
-    made = [(weight, weight.empty(**_settings(layer)).to_empty(device=weight.dense.device)) for weight, layer in pairs]
-    for weight, new in made:
-        new.train(weight.owner.training).weight.requires_grad_(weight.trained)
+    _check_weights(inner, skeleton.state_dict(), weights)
+    device = next((value.device for value in weights.values()), torch.device("cpu"))
+    made = []
+    for weight, layer in pairs:
+        own = device if weight.dense.is_meta else weight.dense.device
+        new = weight.empty(**_settings(layer)).to_empty(device=own).train(weight.owner.training)
+        new.weight.requires_grad_(weight.trained)
         if (bias := getattr(new, "bias", None)) is not None:
             bias.requires_grad_(weight.owner.bias.requires_grad)
-    with _put(model, made):
-        model.load_state_dict(weights)
+        made.append((weight, new))
+    with _put(inner, made):
+        _give_memory(inner, device)
+        inner.load_state_dict(weights)
     return model
 
 
@@ -153,7 +158,8 @@ def fold_(model: M) -> M:
         The model itself.
 
     Raises:
-        ValueError: If the model itself is a tensorized layer: take its :meth:`to_dense`.
+        ValueError: If the model itself is a tensorized layer: take its :meth:`to_dense`. If a weight that is made of
+            cores is parametrized in another way as well.
 
     Example:
         >>> from tenzoo.layers import TensorizedLinear
@@ -165,13 +171,55 @@ def fold_(model: M) -> M:
     check_module(model)
     if isinstance(model, TensorizedLayer):
         raise ValueError(f"expected a model with tensorized layers in it, got a {type(model).__name__}; see to_dense()")
-    for owner in list(model.modules()):
-        for name in list(getattr(owner, "parametrizations", ())):
-            if isinstance(owner.parametrizations[name][0], TensorizedWeight):  # type: ignore[index]
-                take_parametrization(owner, name)
+    made = [
+        (owner, name, f"{path}.{name}".lstrip("."), len(chain))
+        for path, owner in named_modules(model)
+        for name, chain in getattr(owner, "parametrizations", {}).items()
+        if any(isinstance(part, TensorizedWeight) for part in chain)
+    ]
+    for _, _, full, length in made:
+        if length > 1:
+            raise ValueError(
+                f"expected weights that are made of cores alone in `model`, got {full!r} with {length - 1} more "
+                f"parametrizations; remove them first"
+            )
+    for owner, name, _, _ in made:
+        take_parametrization(owner, name)
     return _replaced(
         model, {module: module.to_dense() for module in model.modules() if isinstance(module, TensorizedLayer)}
     )
+
+
+def _check_weights(model: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Refuse a state dict that is not that of the compressed model, or not all of its numbers."""
+    expected = "expected weights of the compressed model in `weights`, got"
+    for name, mine, other in shape_differences(own, weights):
+        raise ValueError(f"{expected} {name!r} of shape {other} where the plan has {mine}")
+    for name, kind, given in kind_differences(own, weights):
+        raise ValueError(f"{expected} {name!r} as {given} where the model has {kind}")
+    for name, value in weights.items():
+        if value.is_meta:
+            raise ValueError(f"{expected} {name!r} on the meta device, without numbers")
+    for name, buffer in model.named_buffers():
+        if buffer.is_meta and name not in weights:
+            raise ValueError(
+                f"expected a model with numbers in the buffers that its state dict leaves out, got {name!r} on the "
+                f"meta device in `model`; make it on another device"
+            )
+
+
+def _give_memory(model: nn.Module, device: torch.device) -> None:
+    """Memory on a device for what is on the meta device, shared where it was."""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for key, value in [*module._parameters.items(), *module._buffers.items()]:
+            if value is None or not value.is_meta:
+                continue
+            if id(value) not in made:
+                empty = torch.empty_like(value, device=device)
+                is_parameter = isinstance(value, nn.Parameter)
+                made[id(value)] = nn.Parameter(empty, value.requires_grad) if is_parameter else empty
+            setattr(module, key, made[id(value)])
 
 
 def _check_plan(plan: object) -> None:

@@ -1,5 +1,6 @@
 """Which weights of a model can be made of cores."""
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -245,6 +246,21 @@ def put_parametrization(owner: nn.Module, parameter: str, cores: TensorizedWeigh
         parametrize.register_parametrization(owner, parameter, cores, unsafe=True)
     finally:
         del cores.right_inverse
+    if isinstance(owner, nn.RNNBase):
+        type(owner).__deepcopy__ = _copied_recurrent  # type: ignore[attr-defined]
+
+
+def _copied_recurrent(layer: nn.RNNBase, memo: dict[int, Any]) -> nn.RNNBase:
+    """A copy without the list of rebuilt weights, which belong to the graph of the last forward pass."""
+    if id(layer) not in memo:
+        made: Any = layer.__new__(type(layer))
+        memo[id(layer)] = made
+        left_out = ("_flat_weights", "_flat_weight_refs")
+        vars(made).update(copy.deepcopy({k: value for k, value in vars(layer).items() if k not in left_out}, memo))
+        with torch.no_grad():
+            made._init_flat_weights()
+    copied: nn.RNNBase = memo[id(layer)]
+    return copied
 
 
 def take_parametrization(owner: nn.Module, parameter: str) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from tenzoo import find_core_groups
-from tenzoo.compression import apply_, fold_, plan, restore_
+from tenzoo.compression import apply_, export, fold_, plan, restore_
 from tenzoo.layers import TensorizedWeight
 from tests.factorizations.formats import NAMES
 
@@ -159,6 +159,28 @@ def test_saved_weights_come_back_without_a_decomposition(model_and_names, monkey
     assert all(parameter.requires_grad for parameter in again.parameters())
     with pytest.raises(ValueError, match=r"in `weights`, got '.*' of shape None where the plan has \("):
         restore_(copy.deepcopy(model), made, model.state_dict())
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_copies_and_exports_after_a_forward_pass_with_gradients(tmp_path, kind):
+    torch.manual_seed(0)
+    model = Recurrent(kind, num_layers=2, batch_first=True).double()
+    apply_(model, plan(model, factorization="tt", ranks=2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(SEQUENCE).square().sum().backward()
+    optimizer.step()  # the rebuilt weights of the last forward pass are of no use from here on
+    copied = copy.deepcopy(model)
+    expected = model(SEQUENCE)
+    torch.testing.assert_close(copied(SEQUENCE), expected)
+    assert not {id(p) for p in copied.parameters()} & {id(p) for p in model.parameters()}
+    copied(SEQUENCE).sum().backward()
+    export(model, path := tmp_path / "model.pt2", SEQUENCE, factors=True)
+    torch.testing.assert_close(torch.export.load(path).module()(SEQUENCE), expected)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(model(SEQUENCE), expected)
+    assert copied(SEQUENCE).abs().max() == 0
 
 
 # --- the parametrization by itself ---------------------------------------------------------------------------------
