@@ -1,8 +1,10 @@
 """Files of trained weights: read without running code from them, and matched with a network by name and shape."""
 
+import mmap
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -33,16 +35,78 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"expected an existing file of weights, got {str(path)!r}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    content = load_torch(path, "a file of weights that torch can load without running code")
+    weights = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"expected a dictionary with a `state_dict` of tensors in {str(path)!r}, got something else")
+    for name, value in weights.items():
+        if value.is_meta:
+            raise ValueError(f"expected numbers of {str(name)!r} in {str(path)!r}, got a tensor on the meta device")
+    return {str(name): value for name, value in weights.items()}
+
+
+def load_torch(path: Path, what: str) -> Any:
+    """Load a file of ``torch.save`` without running code from it, and into no more memory than the file is long.
+
+    Args:
+        path: Of the file.
+        what: Is expected, for the errors.
+
+    Raises:
+        ValueError: If the file is damaged, would run code, or asks for more memory than it is long: by compression, by
+            records that overlap, by buffers that it only names, or by tensors that repeat what they hold.
+    """
+    _check_archive(path, what)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every kind of damage raises its own
         raise ValueError(
-            f"expected a file of weights that torch can load without running code, got {str(path)!r}"
+            f"expected {what}, got {str(path)!r}, which is damaged, or is none, or would run code if it were loaded; "
+            "none was run"
         ) from error
-    weights = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"expected a dictionary with a `state_dict` of tensors in {str(path)!r}, got something else")
-    return {str(name): value for name, value in weights.items()}
+    tensors = list(_tensors(content))
+    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors}
+    for size in (sum(held.values()), *(value.numel() * value.element_size() for value in tensors)):
+        _check_size(path, what, size)
+    return content
+
+
+def _check_archive(path: Path, what: str) -> None:
+    """Refuse what would take memory while it is loaded."""
+    if path.stat().st_size == 0:
+        raise ValueError(f"expected {what}, got the empty {str(path)!r}")
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                _check_size(path, what, sum(record.file_size for record in archive.infolist()))
+        except (zipfile.BadZipFile, NotImplementedError) as error:
+            raise ValueError(f"expected {what}, got {str(path)!r}, which is damaged: {error}") from error
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"bytearray") >= 0:  # torch would make one of any length, as the only such type
+            raise ValueError(f"expected {what}, got {str(path)!r} with a bytearray, which torch.save does not need")
+
+
+def _check_size(path: Path, what: str, size: int) -> None:
+    length = path.stat().st_size
+    if size > length:
+        raise ValueError(f"expected {what}, got {str(path)!r} of {length:,} bytes that asks for {size:,} of memory")
+
+
+def _tensors(content: object) -> Iterator[Tensor]:
+    """All strided tensors in memory, each once, however often the containers around it are repeated."""
+    pending, seen = [content], set[int]()
+    while pending:
+        value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            if value.layout == torch.strided and not value.is_meta:
+                yield value
+        elif isinstance(value, Mapping):
+            pending += value.values()
+        elif isinstance(value, list | tuple | set):
+            pending += value
 
 
 def load_weights_(model: M, path: str | Path) -> M:

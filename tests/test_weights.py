@@ -1,6 +1,7 @@
 """Files of weights in all their forms, and files that are none."""
 
 import copy
+import json
 
 import pytest
 import safetensors.torch
@@ -11,7 +12,7 @@ from torch import nn
 from tenzoo.models import CIFARResNet
 from tenzoo.tasks import ImageClassificationTask
 from tenzoo.weights import load_weights_, read_weights
-from tests.hostile import Bomb
+from tests.hostile import BOMBS, Bomb, little_memory, memory_bomb
 from tests.tasks.toy import sgd, trainer
 
 
@@ -100,3 +101,56 @@ def test_what_is_refused(tmp_path, content, message):
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"existing file of weights, got '.*nowhere\.pt'"):
         read_weights(tmp_path / "nowhere.pt")
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_file_asks_for_no_more_memory_than_it_is_long(tmp_path, kind):
+    memory_bomb(path := tmp_path / "weights.pt", kind)
+    words = {"bytearray": "with a bytearray", "buffer": "asks for 5,640,261,632 of memory"}
+    reserved = 2**33 if kind == "buffer" else 2**27  # a buffer that nobody wrote to takes addresses only
+    with little_memory(reserved), pytest.raises(ValueError, match=words.get(kind, "asks for 268,4")) as caught:
+        read_weights(path)
+    assert str(path) in str(caught.value)
+    assert str(caught.value).startswith("expected ")
+
+
+def test_a_tensor_without_numbers(tmp_path):
+    torch.save({"w": torch.zeros(3, device="meta")}, path := tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"numbers of 'w' in '.*weights.pt', got a tensor on the meta device"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("form", ["legacy", "shared", "view", "no tensor"])
+def test_what_takes_no_more_is_read(tmp_path, form):
+    path, w = tmp_path / "weights.pt", torch.arange(12.0).view(3, 4)
+    match form:
+        case "legacy":
+            torch.save({"w": w}, path, _use_new_zipfile_serialization=False)
+        case "shared":
+            torch.save({"w": w, "v": w}, path)
+        case "view":
+            torch.save({"w": w, "t": w.t(), "row": w[1]}, path)
+        case "no tensor":
+            torch.save({}, path)
+    read = read_weights(path)
+    assert all(value.equal({"w": w, "v": w, "t": w.t(), "row": w[1]}[name]) for name, value in read.items())
+    assert bool(read) == (form != "no tensor")
+
+
+@pytest.mark.parametrize("header", [b"", b"\xff" * 8, b"\x00" * 8, b"\xff\xff\xff\x05" + bytes(4)])
+def test_a_safetensors_header_beyond_the_file(tmp_path, header):
+    (path := tmp_path / "weights.safetensors").write_bytes(header)
+    with (
+        little_memory(),
+        pytest.raises(ValueError, match=r"safetensors file, got '.*weights.safetensors', which is none"),
+    ):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("offsets", [[0, 2**40], [8, 16], [4, 0]])
+def test_safetensors_offsets_beyond_the_file(tmp_path, offsets):
+    size = (offsets[1] - offsets[0]) // 4
+    header = json.dumps({"w": {"dtype": "F32", "shape": [abs(size)], "data_offsets": offsets}}).encode()
+    (path := tmp_path / "weights.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with little_memory(), pytest.raises(ValueError, match=r"which is none or is damaged"):
+        read_weights(path)

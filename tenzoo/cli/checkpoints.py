@@ -1,12 +1,18 @@
 """Looking into a checkpoint before anything is built from it."""
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from tenzoo.weights import load_torch
 
 _MISSING = object()
+
+_Short = reprlib.Repr()
+_Short.maxstring = _Short.maxother = 80
+_shown = _Short.repr
+"""Of a value in a checkpoint, which may be of any length, and lists in it may repeat each other."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -18,15 +24,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected an existing file in `ckpt_path`, got {str(path)!r}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # every kind of damage raises its own
-        raise ValueError(
-            f"expected a checkpoint of tensors and builtins in `ckpt_path`, got {str(path)!r}, which is damaged, or is "
-            "no checkpoint, or would run code if it were loaded; none was run"
-        ) from error
+    checkpoint = load_torch(path, "a checkpoint of tensors and builtins in `ckpt_path`")
     if not isinstance(checkpoint, dict) or not {"state_dict", "global_step"} <= set(checkpoint):
         raise ValueError(f"expected a Lightning checkpoint in `ckpt_path`, got another kind of file: {str(path)!r}")
+    settings = checkpoint.get("hyper_parameters", {})
+    if not isinstance(checkpoint["state_dict"], dict) or not isinstance(settings, Mapping):
+        raise ValueError(f"expected a Lightning checkpoint in `ckpt_path`, got other contents in {str(path)!r}")
     return checkpoint
 
 
@@ -58,10 +61,10 @@ def check_same_settings(checkpoint: Mapping[str, Any], config: Mapping[str, Any]
         stored.pop("shape", None)  # it was taken from the data, whose own state is compared
     for key, old, new in _differences(stored, now):
         name = "model.class_path" if key == "_class_path" else f"model.init_args.{key}"
-        shown = "none" if old is _MISSING else repr(old)
+        shown = "none" if old is _MISSING else _shown(old)
         raise ValueError(
-            f"expected the settings of the checkpoint {str(path)!r} on resume, got `{name}` = {new!r} where it has "
-            f"{shown}; resume with that, or start a new run"
+            f"expected the settings of the checkpoint {str(path)!r} on resume, got `{name}` = {_shown(new)} where "
+            f"it has {shown}; resume with that, or start a new run"
         )
 
 
