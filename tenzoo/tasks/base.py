@@ -335,6 +335,9 @@ class Task(LightningModule, CoreProvider):
         Raises:
             DivergenceError: Naming a parameter.
         """
+        if self._trainer is None:  # saved by hand, outside of a run
+            check_finite(self, when="before a run, and was not saved")
+            return
         check_finite(self, when=f"after {self.trainer.global_step} steps, and was not saved")
         checkpoint["epoch_means"] = {name: mean.state(self.trainer) for name, mean in self._epoch_means.items()}
 
