@@ -1,5 +1,6 @@
 """The program: one command, run in this process, and errors of one line."""
 
+import errno
 import os
 import sys
 import warnings
@@ -11,6 +12,9 @@ from jsonargparse import ArgumentParser
 from tenzoo.cli.commands import COMMANDS
 from tenzoo.cli.messages import answer
 from tenzoo.cli.trainer import Started, TenzooCLI, build, quiet
+from tenzoo.jobs import Preempted
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def _parser_of(args: Sequence[str], parsers: dict[str, ArgumentParser]) -> ArgumentParser | None:
@@ -25,8 +29,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         0; or, after one line on stderr and with nothing trained, 2 if the input was refused, and 1 if a user's own
-        code raised an error, which the line names with its file and line. Errors during training are raised. With
-        ``JSONARGPARSE_DEBUG=true`` in the environment all errors are.
+        code raised an error, which the line names with its file and line; or, after one line, 1 if the disk was full
+        or could not be written to in training, and 128 and its number if a signal stopped it. Other errors during
+        training are raised. With ``JSONARGPARSE_DEBUG=true`` in the environment all errors are.
     """
     Started.reset()
     argv = list(sys.argv[1:] if args is None else args)
@@ -39,7 +44,12 @@ def main(args: Sequence[str] | None = None) -> int:
             build(cli, argv)
     except BrokenPipeError:
         raise
+    except Preempted as stop:
+        return int(stop.code or 0)
     except (Exception, SystemExit) as error:
+        if Started.begun and isinstance(error, OSError) and error.errno in _DISK:
+            print(f"tenzoo: error: {error.strerror}: {error.filename}", file=sys.stderr)
+            return 1
         found = None if Started.begun else answer(error, _parser_of(argv, getattr(cli, "_subcommand_parsers", {})))
         if found is None or os.environ.get("JSONARGPARSE_DEBUG"):
             raise

@@ -17,6 +17,7 @@ from typing_extensions import override
 import tenzoo.data  # noqa: F401  (its classes can be named without their module)
 from tenzoo import __version__
 from tenzoo.callbacks import CompletedEntriesWriter, PredictedClassesWriter
+from tenzoo.cli import cluster
 from tenzoo.cli.checkpoints import check_same_settings, read_checkpoint
 from tenzoo.cli.configs import PARSER_MODE, check_configs
 from tenzoo.cli.report import print_metrics
@@ -75,6 +76,8 @@ class TenzooCLI(LightningCLI):
         if given is None and self.config.subcommand != "fit":
             raise ValueError(f"expected a checkpoint in `ckpt_path` for {self.config.subcommand}, got none")
         if given is None:
+            given = config.ckpt_path = cluster.where_it_goes_on(_root(config.trainer))
+        if given is None:
             return
         checkpoint = read_checkpoint(Path(given))
         if self.config.subcommand == "fit":
@@ -97,7 +100,7 @@ class TenzooCLI(LightningCLI):
             raise ValueError("expected an int >= 1 or null in `trainer.check_val_every_n_epoch`, got 0")
         extra: list[Callback] = [Started()]
         if settings.get("logger") in (None, True):
-            kwargs["logger"] = _both_loggers(settings.get("default_root_dir") or "runs")
+            kwargs["logger"] = _both_loggers(_root(settings))
         if settings.get("profiler") is None:
             kwargs["profiler"] = NoProfiler()
         if settings.get("enable_progress_bar") is not False and not _any_of(callbacks, ProgressBar):
@@ -108,7 +111,9 @@ class TenzooCLI(LightningCLI):
                 for task, writer in _WRITERS.items()
                 if isinstance(self.model, task) and not _any_of(callbacks, writer)
             ]
-        return self._instantiate_trainer({**settings, **kwargs}, extra)
+        trainer = self._instantiate_trainer({**settings, **kwargs}, extra)
+        cluster.prepare(trainer, _root(settings))
+        return trainer
 
     def after_fit(self) -> None:
         """Judge the best weights, where a checkpoint callback chose them by a metric, else the last."""
@@ -133,6 +138,7 @@ class TenzooCLI(LightningCLI):
                 judge(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
                 metrics.update(trainer.logged_metrics)
         print_metrics(trainer, metrics, weights=weights)
+        cluster.forget(trainer, _root(self._get(self.config_init, "trainer", default={})))
 
     def after_validate(self) -> None:
         """Print the metrics."""
@@ -142,6 +148,11 @@ class TenzooCLI(LightningCLI):
     def after_test(self) -> None:
         """Print the metrics."""
         self.after_validate()
+
+
+def _root(settings: Any) -> str:
+    """The folder of all runs."""
+    return str(settings.get("default_root_dir") or "runs")
 
 
 def _has_best(checkpoint: ModelCheckpoint) -> bool:

@@ -1,6 +1,35 @@
-"""What makes a run safe: checkpoints that are whole, resuming that is exact, and signals that wait for a step's end."""
+"""What makes a run safe: whole checkpoints, exact resuming, and signals that wait for the end of a batch."""
+
+from lightning.pytorch import Callback, Trainer
 
 from tenzoo.jobs.checkpoint_io import AtomicCheckpointIO, CheckpointWriteError, write_atomically
 from tenzoo.jobs.resume import ExactResume
+from tenzoo.jobs.signals import Preempted, Signals, StopOnSignal, handle_signals, slurm_job
+from tenzoo.jobs.world import check_world_size
 
-__all__ = ["AtomicCheckpointIO", "CheckpointWriteError", "ExactResume", "write_atomically"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "CheckpointWriteError",
+    "ExactResume",
+    "Preempted",
+    "Signals",
+    "StopOnSignal",
+    "handle_signals",
+    "secure",
+    "slurm_job",
+]
+
+
+def secure(trainer: Trainer) -> list[Callback]:
+    """Make a Trainer's runs safe, before it begins one.
+
+    Returns:
+        Callbacks to attach.
+
+    Raises:
+        ValueError: If several processes were started, and the Trainer knows of another number.
+    """
+    check_world_size(trainer)
+    write_atomically(trainer)
+    handle_signals(trainer)
+    return [ExactResume(), StopOnSignal()]

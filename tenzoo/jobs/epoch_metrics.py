@@ -1,5 +1,6 @@
 """What a running epoch has measured so far, as tensors and builtins."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,8 +22,19 @@ _PLAIN = (
 )
 
 
-def epoch_metrics(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """The sums behind the epoch's averages: of what was logged during training, and of the module's metric objects."""
+def updates(module: LightningModule) -> dict[str, int]:
+    """How often each metric object of a module was updated."""
+    return {name: metric._update_count for name, metric in _metrics_of(module)}
+
+
+def epoch_metrics(trainer: Trainer, module: LightningModule, *, before: Mapping[str, int]) -> dict[str, Any]:
+    """The sums behind the epoch's averages: of what was logged during training, and of the module's metric objects.
+
+    Args:
+        trainer: In training.
+        module: Its metric objects are searched for.
+        before: Updates before a validation that will be repeated: metrics that it updated are left out.
+    """
     results = trainer.fit_loop.epoch_loop._results
     return {
         "logged": {key: _logged(metric) for key, metric in results.items() if not metric.has_reset},
@@ -32,7 +44,7 @@ def epoch_metrics(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
                 "states": {key: _to(getattr(metric, key), torch.device("cpu")) for key in metric._defaults},
             }
             for name, metric in _metrics_of(module)
-            if metric._update_count > 0
+            if metric._update_count > 0 and before.get(name, metric._update_count) == metric._update_count
         },
     }
 

@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
-from tenzoo.jobs.epoch_metrics import epoch_metrics, set_epoch_metrics
+from tenzoo.jobs.epoch_metrics import epoch_metrics, set_epoch_metrics, updates
 from tenzoo.jobs.places import Place, go_on, place_of, place_of_counters, window_is_open
 from tenzoo.jobs.random_state import random_state, set_random_state
 
@@ -36,7 +36,7 @@ class ExactResume(Callback):
     def __init__(self) -> None:
         self._validated = False
         self._begun = False
-        self._before_validation: dict[str, Any] | None = None
+        self._before_validation: tuple[dict[str, Any], dict[str, int]] | None = None
         self._resumed: dict[str, Any] | None = None
         self.keeps_best = True
         """Whether the checkpoint callbacks go on from the best scores of the run that is resumed."""
@@ -55,7 +55,7 @@ class ExactResume(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validated = False
         # A validation that is broken off is repeated, with the same random numbers.
-        self._before_validation = None if trainer.sanity_checking else random_state(trainer.strategy.root_device)
+        self._before_validation = random_state(trainer.strategy.root_device), updates(pl_module)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -85,14 +85,14 @@ class ExactResume(Callback):
         }
 
     def _of_this_process(self, trainer: Trainer, pl_module: LightningModule, place: Place) -> dict[str, Any]:
-        random = random_state(trainer.strategy.root_device)
+        random, before = random_state(trainer.strategy.root_device), dict[str, int]()
         if place == "after a batch" and trainer.validating and self._before_validation is not None:
-            random = self._before_validation
+            random, before = self._before_validation
         gradients: dict[str, Tensor] = {}
         if window_is_open(trainer, place):
             named = pl_module.named_parameters()
             gradients = {name: each.grad.detach().cpu() for name, each in named if each.grad is not None}
-        return {"random": random, "gradients": gradients, "epoch": epoch_metrics(trainer, pl_module)}
+        return {"random": random, "gradients": gradients, "epoch": epoch_metrics(trainer, pl_module, before=before)}
 
     @staticmethod
     def _of_all_processes(trainer: Trainer, own: dict[str, Any]) -> list[dict[str, Any]]:

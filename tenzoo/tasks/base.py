@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tenzoo.cores import CoreGroup, CoreProvider, find_core_groups
 from tenzoo.distributed import share_buffers_
 from tenzoo.dynamics import SharpnessState, sharpness_perturbation
-from tenzoo.jobs import ExactResume, write_atomically
+from tenzoo.jobs import secure
 from tenzoo.tasks.sam import SAM, ForwardState, without_sync
 from tenzoo.tasks.schedulers import Schedule, check_schedule, schedule_over_run, step_schedulers
 from tenzoo.training import (
@@ -291,7 +291,7 @@ class Task(LightningModule, CoreProvider):
         return {"optimizer": optimizer, "lr_scheduler": settings}  # type: ignore[return-value]
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add what makes resuming exact and checkpoints whole, and refuse Trainer arguments that the task has itself.
+        """Add what makes a run safe to stop and to resume, and refuse Trainer arguments that the task has itself.
 
         This hook is the first that runs with a trainer: before Lightning's own check, which knows no remedy.
         """
@@ -302,8 +302,7 @@ class Task(LightningModule, CoreProvider):
                     f"expected `{name}` as an argument of the task, got {value} on the Trainer; "
                     f"write model.init_args.{name}: {value} (in Python, {type(self).__name__}({name}={value}))"
                 )
-        write_atomically(self.trainer)
-        return [ExactResume()]
+        return secure(self.trainer)
 
     def setup(self, stage: str) -> None:
         """Hand the accumulation to Lightning, which acts on it in automatic mode and counts steps by it in both."""

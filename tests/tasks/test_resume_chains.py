@@ -112,12 +112,13 @@ RUNS = {
 }
 
 
-def run(folder, name, resume=None, **trainer_arguments):
+def run(folder, name, resume=None, *, kind=Noisy, extra=()):
+    folder.mkdir(exist_ok=True)
     arguments, settings, callbacks = RUNS[name]
     torch.manual_seed(3 if resume is None else 99)
     random.seed(3 if resume is None else 99)
     np.random.seed(3 if resume is None else 99)  # noqa: NPY002
-    task = Noisy("tucker", 2, gradient_clip_val=1.0, **arguments)
+    task = kind("tucker", 2, gradient_clip_val=1.0, **arguments)
     data = CompletionDataModule("il2", observed_fraction=0.5, validation_fraction=0.1, batch_size=500, seed=1)
     everywhere = SaveEverywhere(folder)
     savers = [
@@ -126,8 +127,8 @@ def run(folder, name, resume=None, **trainer_arguments):
         KeepAll(folder, monitor="noise", save_last=True, filename="noise-{step}", save_on_train_epoch_end=True),
     ]
     fit = trainer(
-        **{"max_epochs": 3, "enable_checkpointing": True, **settings, **trainer_arguments},
-        callbacks=[*[each() for each in callbacks], NormDynamicsMonitor(), *savers, everywhere],
+        **{"max_epochs": 3, "enable_checkpointing": True, **settings},
+        callbacks=[*[each() for each in callbacks], NormDynamicsMonitor(), *savers, *extra, everywhere],
     )
     fit.fit(task, data, ckpt_path=resume)
     return fit, task, everywhere
