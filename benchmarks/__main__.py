@@ -1,6 +1,10 @@
-"""``python -m benchmarks [covid] [sparse] [tltorch] [networks] [layers] [compression] [--repeats N]``: print tables."""
+"""``python -m benchmarks [covid] [sparse] [tltorch] [networks] [layers] [compression] [--repeats N]``: print tables.
+
+``python -m benchmarks gpu [--device cpu]`` checks and measures on a GPU instead, see :mod:`benchmarks.gpu.run`.
+"""
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 
 import lightning
@@ -8,6 +12,7 @@ import torch
 
 from benchmarks.compression import compression
 from benchmarks.covid import covid
+from benchmarks.gpu import run as gpu
 from benchmarks.layers import layers
 from benchmarks.networks import networks
 from benchmarks.rebuild import tltorch
@@ -26,15 +31,26 @@ _LEAST_ROUNDS = 7
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run comparisons and print them as Markdown.
+    """Run comparisons and print them as Markdown, or the checks on a GPU, one line each.
 
     Args:
         args: As on the command line, without the program's name; None takes ``sys.argv``.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ratios of times, measured in turns.")
-    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(COMPARISONS)}; all without any")
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help=f"of {', '.join(COMPARISONS)}; all without any. Or gpu, alone"
+    )
     parser.add_argument("--repeats", type=int, default=15, metavar="N", help="rounds, at least 7 (default: 15)")
+    parser.add_argument("--device", help="for gpu: cpu for a dry run; the card, if there is one, without")
     chosen = parser.parse_args(args)
+    if chosen.names == ["gpu"]:
+        try:
+            wrong = gpu.main(chosen.device)
+        except ValueError as error:
+            parser.error(str(error))
+        sys.exit(min(wrong, 1))
+    if chosen.device is not None:
+        parser.error(f"expected gpu alone beside --device, got {chosen.names}")
     if unknown := sorted(set(chosen.names) - set(COMPARISONS)):
         parser.error(f"expected names of {sorted(COMPARISONS)}, got {unknown}")
     if chosen.repeats < _LEAST_ROUNDS:

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
@@ -192,6 +190,9 @@ def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, object]) ->
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError  # only here: it is compiled, and all else does without
+    from safetensors.torch import load_file
+
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except SafetensorError as error:

@@ -4,12 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any, Self
 
 from tenzoo.factorizations import factorization_class
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,16 @@ class Plan:
             ) from error
 
     def __str__(self) -> str:
+        from rich.console import Console
+
         console = Console(width=140)
         with console.capture() as capture:
             console.print(self._table())
         return capture.get().rstrip()
 
-    def _table(self) -> Table:
+    def _table(self) -> "Table":
+        from rich.table import Table
+
         counted = self.multiplications is not None
         table = Table("layer", "weight", "becomes", "parameters", "dense", "error")
         if counted:

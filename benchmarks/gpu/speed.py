@@ -1,0 +1,176 @@
+"""What steps and passes take, in time, kernels and memory."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.profiler import ProfilerActivity, profile
+from typing_extensions import override
+
+from benchmarks.gpu.fits import Losses, RandomImages, classification, fit, network
+from benchmarks.gpu.run import Finding, Place
+from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor
+from tenzoo.data import CompletionDataModule
+from tenzoo.tasks import SAM, CompletionTask
+
+_VARIANTS: dict[str, tuple[str | None, SAM | None, Callable[[], list[Callback]]]] = {
+    "dense": (None, None, list),
+    "TR": ("tr", None, list),
+    "TR + DAS": ("tr", None, lambda: [DeviationAwareScaling(0.01)]),
+    "TR + SAM": ("tr", SAM(0.05), list),
+    "TR + monitor": ("tr", None, lambda: [NormDynamicsMonitor()]),
+}
+"""For each variant its format, settings of SAM, and callbacks."""
+
+_LIMITS = {"TR + DAS": ("TR", 1.1), "TR + SAM": ("TR", 2.2), "TR + monitor": ("TR", 1.05)}
+"""What the time of a variant is compared with, and the most that it may be of it."""
+
+
+class Stopwatch(Callback):
+    """Times a window of steps, counts the kernels of another one, and keeps the peak of the memory."""
+
+    def __init__(self, place: Place, *, warmup: int, steps: int) -> None:
+        self._place, self._warmup, self._steps = place, warmup, steps
+        self._begin, self._profile = 0.0, profile(activities=[ProfilerActivity.CUDA])
+        self.ms, self.kernels, self.peak = 0.0, 0, 0
+
+    @property
+    def batches(self) -> int:
+        """How many it needs: two are counted, after those that are timed."""
+        return self._warmup + self._steps + 3
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done = batch_idx + 1 - self._warmup
+        if done in (0, self._steps):
+            self._place.wait()
+        if done == 0:
+            if self._place.real:
+                torch.cuda.reset_peak_memory_stats()
+            self._begin = time.perf_counter()
+        elif done == self._steps:
+            self.ms = (time.perf_counter() - self._begin) / self._steps * 1e3
+            if self._place.real:
+                self.peak = torch.cuda.max_memory_allocated()
+                self._profile.start()
+        elif done == self._steps + 2 and self._place.real:
+            self._place.wait()
+            self._profile.stop()
+            self.kernels = _kernels(self._profile) // 2
+
+
+def _kernels(profiled: profile) -> int:
+    on_card = [event for event in profiled.events() if event.device_type.name == "CUDA"]  # type: ignore[no-untyped-call]
+    return sum(not event.name.startswith(("Memcpy", "Memset")) for event in on_card)
+
+
+def steps(place: Place) -> Iterator[Finding]:
+    """A step of training, with drawing its batch, in milliseconds, kernels and memory."""
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    for batch in (128, 1024) if place.real else (4,):
+        for precision in ("32-true", "bf16-mixed"):
+            times: dict[str, float] = {}
+            for name, (factorization, sam, callbacks) in _VARIANTS.items():
+                watch = Stopwatch(place, warmup=place.pick(10, 1), steps=place.pick(20, 1))
+                data = RandomImages(batch * watch.batches, place.pick(32, 8), batch_size=batch)
+                task = classification(factorization, sam)
+                fit(place, task, data, watch.batches, [*callbacks(), watch], precision=precision)
+                times[name] = watch.ms
+                yield _step(place, f"step of {name}, batch {batch}, {precision}", watch, name, times)
+
+
+def _step(place: Place, title: str, watch: Stopwatch, name: str, times: dict[str, float]) -> Finding:
+    figure = f"{watch.ms:.2f} ms, {watch.kernels} kernels, {watch.peak / 2**20:.0f} MiB"
+    if name in _LIMITS:
+        below, limit = _LIMITS[name]
+        ratio = times[name] / times[below]
+        return place.judged(title, f"{figure}; {ratio:.2f} × {below}", f"≤ {limit:g} × {below}", ratio <= limit)
+    if name == "TR":
+        return Finding(
+            title, f"{figure}; {times['TR'] / times['dense']:.2f} × dense" if place.real else "not measured", ""
+        )
+    return Finding(title, figure if place.real else "not measured", "")
+
+
+def completion(place: Place) -> Iterator[Finding]:
+    """A large tensor, with dense and with sparse gradients: times, and the losses of the CPU."""
+    count, batch = place.pick(1_000_000, 500), place.pick(65_536, 100)
+    shape = (10_000, 10_000, 100) if place.real else (100, 90, 80)
+    adam: Callable[..., Any] = functools.partial(torch.optim.Adam, lr=0.01)
+    optimizers: dict[str, Callable[..., Any]] = {
+        "SGD, sparse gradients": functools.partial(torch.optim.SGD, lr=0.1),
+        "SparseAdam": functools.partial(torch.optim.SparseAdam, lr=0.01),
+        "Adam": adam,
+    }
+    for factorization in ("cp", "tt"):
+        for name, optimizer in optimizers.items():
+            losses = {}
+            watch = Stopwatch(place, warmup=place.pick(5, 1), steps=place.pick(15, 1))
+            for where in (place, Place(torch.device("cpu"))):
+                data = CompletionDataModule(
+                    "synthetic",
+                    shape=shape,
+                    num_entries=count,
+                    observed_fraction=1.0,
+                    validation_fraction=0.0,
+                    batch_size=batch,
+                    steps_per_epoch=watch.batches,
+                )
+                kept, few = Losses(), where.device.type == "cpu" and place.real
+                torch.manual_seed(0)
+                task = CompletionTask(factorization, 8, shape=shape, optimizer=optimizer)
+                watching: list[Callback] = [kept] if few else [kept, watch]
+                fit(where, task, data, 4 if few else watch.batches, watching)
+                losses[where.device.type, few] = [float(value) for value in kept.values[:4]]
+            (found, *_), (*_, exact) = losses.values(), losses.values()
+            worst = max(abs(a - b) / abs(b) for a, b in zip(found, exact, strict=True))
+            yield Finding(
+                f"completion of {'×'.join(map(str, shape))} as {factorization}, {name}, batch {batch}",
+                (f"{watch.ms:.2f} ms, {watch.kernels} kernels; " if place.real else "")
+                + f"losses differ from the CPU's by {worst:.1e}",
+                "< 1e-3",
+                worst < 1e-3,
+            )
+
+
+def evaluation(place: Place) -> Iterator[Finding]:
+    """A pass without gradients, which keeps the rebuilt weights, against the dense network's."""
+    torch.set_float32_matmul_precision("high")
+    images = torch.randn(place.pick(500, 2), 3, place.pick(32, 8), place.pick(32, 8), device=place.device)
+    found = {name: _pass(place, network(factorization), images) for name, factorization in _FORMATS.items()}
+    for name in list(_FORMATS)[1:]:
+        (ms, peak), (dense, dense_peak) = found[name], found["dense"]
+        yield place.judged(
+            f"evaluation of {name}, batch {len(images)}",
+            f"{ms:.2f} ms, {ms / dense:.2f} × dense; peak {peak / 2**20:.0f} MiB, dense {dense_peak / 2**20:.0f} MiB",
+            "time ≤ 1.1 × dense, peak ≤ 1.1 × dense",
+            ms <= 1.1 * dense and peak <= 1.1 * dense_peak,
+        )
+
+
+_FORMATS = {"dense": None, "TR": "tr", "TT": "tt", "Tucker": "tucker", "CP": "cp"}
+
+
+def _pass(place: Place, model: torch.nn.Module, images: torch.Tensor) -> tuple[float, int]:
+    """Milliseconds, and bytes beside what was there before."""
+    model.to(place.device).eval()
+    repeats = place.pick(20, 1)
+    with torch.no_grad():
+        for _ in range(place.pick(5, 1)):
+            model(images)
+        place.wait()
+        before = torch.cuda.memory_allocated() if place.real else 0
+        if place.real:
+            torch.cuda.reset_peak_memory_stats()
+        begin = time.perf_counter()
+        for _ in range(repeats):
+            model(images)
+        place.wait()
+    ms = (time.perf_counter() - begin) / repeats * 1e3
+    return ms, torch.cuda.max_memory_allocated() - before if place.real else 0
