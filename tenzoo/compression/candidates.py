@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tenzoo.factorizations import CP, BlockTT, Factorization, TensorRing, TensorTrain, Tucker
+from tenzoo.factorizations.decomposition import scaled_to_safety
 
 _FITTED = 8
 """How many ranks are tried of a format whose errors only a decomposition tells."""
@@ -57,7 +58,7 @@ def rank_errors(tensor: Tensor, kind: type[Factorization]) -> dict[tuple[int, ..
     """
     if not tensor.any():
         return {kind._usable_rank(tuple(tensor.shape), kind._resolve(tuple(tensor.shape), 1)): 0.0}
-    shape = tuple(tensor.shape)
+    shape, (tensor, _) = tuple(tensor.shape), scaled_to_safety(tensor)
     if kind is CP:
         return _fitted(tensor, kind)
     if kind is TensorRing:  # a train is a ring with the first rank 1, and its errors are known without a decomposition

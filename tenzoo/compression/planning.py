@@ -16,7 +16,7 @@ from tenzoo.compression.obstacles import multiplied, obstacles
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.weights import Weight, find_weights, has_counterpart
 from tenzoo.factorizations import Rank, factorization_class
-from tenzoo.factorizations.decomposition import multiply_modes
+from tenzoo.factorizations.decomposition import multiply_modes, relative_norm
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
 
 Budgeted: TypeAlias = Literal["parameters", "multiplications"]
@@ -236,7 +236,7 @@ class _Option:
         made = self.weight.decomposed(rank=rank, metric=self.metric, **self.settings)
         with torch.no_grad():
             parts = (made.dense_weight() - dense, dense)
-            difference, norm = (_norm(multiply_modes(made._tensorized(part), self.metric)) for part in parts)
+            error = relative_norm(*(multiply_modes(made._tensorized(part), self.metric) for part in parts))
         return LayerPlan(
             self.weight.name,
             kind,
@@ -248,7 +248,7 @@ class _Option:
             before,
             self.multiplications(made),
             self.dense_multiplications,
-            difference / norm if norm else 0.0,
+            error,
             None,
         )
 
@@ -272,10 +272,6 @@ def _weigh(model: nn.Module, options: Sequence[_Option], calls: Sequence[Call]) 
     for option in options:
         if option.weight.full_name in found:
             option.importance = math.sqrt(max(found[option.weight.full_name], least)) or 1.0
-
-
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor.double()))
 
 
 def _within(

@@ -15,6 +15,7 @@ from tenzoo.factorizations.decomposition import (
     check_memory,
     check_metric,
     multiply_modes,
+    scaled_to_safety,
     tensorly_on_torch,
 )
 from tenzoo.factorizations.gather import first_outside
@@ -155,12 +156,17 @@ class Factorization(nn.Module, CoreProvider):
         metric = metric or {}
         check_metric(metric, shape)
         with torch.no_grad(), tensorly_on_torch():
-            cores = list(cls._decompose(multiply_modes(tensor.detach().to(dtype), metric), ranks))
+            metric = {mode: scaled_to_safety(matrix.double())[0] for mode, matrix in metric.items()}
+            unit, exponent = scaled_to_safety(tensor.detach().to(dtype))
+            multiplied, more = scaled_to_safety(multiply_modes(unit, metric))
+            cores = list(cls._decompose(multiplied, ranks))
             for mode, matrix in metric.items():
                 number, axis = cls._core_of_mode(mode, len(shape))
-                inverse = torch.linalg.inv(matrix.double())
-                cores[number] = multiply_modes(cores[number], {axis: inverse})
+                cores[number] = multiply_modes(cores[number], {axis: torch.linalg.inv(matrix)})
             cores = cls._balanced(cores)
+            if exponent + more:  # the cores are balanced, and each takes its part of the scale
+                part = 2.0 ** ((exponent + more) / len(cores))
+                cores = [core.double() * part for core in cores]
         # On the meta device nothing is drawn: a decomposition leaves the global random state alone.
         factorization = cls(shape, ranks, device="meta", dtype=tensor.dtype).to_empty(device=tensor.device)
         with torch.no_grad():

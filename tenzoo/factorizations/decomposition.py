@@ -17,6 +17,9 @@ iterations, in it."""
 MAX_DECOMPOSITION_BYTES = 8 * 2**30
 """Decompositions that would take more memory than this, beside the tensor itself, are refused."""
 
+_SAFE_EXPONENT = 32
+"""Tensors whose largest magnitude is from 2^-32 to 2^32 have squares and sums of squares well within float32."""
+
 
 @contextmanager
 def tensorly_on_torch() -> Iterator[None]:
@@ -66,6 +69,42 @@ def check_finite(tensor: Tensor) -> None:
     # Both are NaN if any number is; nothing as large as the tensor is made.
     if not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor)):
         raise ValueError("expected finite numbers in `tensor`, got NaN or infinity")
+
+
+def scaled_to_safety(tensor: Tensor) -> tuple[Tensor, int]:
+    """A tensor divided by a power of two, so that squares of its numbers neither overflow nor vanish.
+
+    Args:
+        tensor: Finite.
+
+    Returns:
+        The tensor itself and 0 if there is no need, else ``T / 2^e``, whose largest magnitude is in [1/2, 1), and e.
+
+    Example:
+        >>> scaled_to_safety(torch.tensor([2.0**100, 2.0**99]))
+        (tensor([0.5000, 0.2500]), 101)
+    """
+    if tensor.numel() == 0:
+        return tensor, 0
+    exponent = math.frexp(max(abs(float(extreme)) for extreme in torch.aminmax(tensor)))[1]
+    if abs(exponent) <= _SAFE_EXPONENT:
+        return tensor, 0
+    half = -exponent // 2  # the whole power may itself be out of range
+    return tensor * 2.0**half * 2.0 ** (-exponent - half), exponent
+
+
+def relative_norm(difference: Tensor, tensor: Tensor) -> float:
+    """``‖D‖ / ‖T‖`` in float64, at any scale; 0 where both are zero.
+
+    Example:
+        >>> relative_norm(torch.tensor([3e200, 4e200], dtype=torch.float64), torch.tensor([1e201], dtype=torch.float64))
+        0.5
+    """
+    (part, below), (whole, above) = scaled_to_safety(difference.double()), scaled_to_safety(tensor.double())
+    norms = [float(torch.linalg.vector_norm(scaled)) for scaled in (part, whole)]
+    if norms[1] == 0:
+        return 0.0 if norms[0] == 0 else math.inf
+    return math.ldexp(norms[0] / norms[1], below - above)
 
 
 def truncated_svd(matrix: Tensor, n_eigenvecs: int, **_: object) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenzoo.factorizations import FACTORIZATIONS, BlockTT
-from tenzoo.factorizations.decomposition import MAX_DECOMPOSITION_BYTES, check_memory, tensorly_on_torch
+from tenzoo.factorizations.decomposition import (
+    MAX_DECOMPOSITION_BYTES,
+    check_memory,
+    multiply_modes,
+    relative_norm,
+    tensorly_on_torch,
+)
 from tests.factorizations.formats import NAMES, small_cases
 
 
@@ -240,3 +246,57 @@ def test_backend_comes_back_after_an_error():
     with pytest.raises(KeyError), tensorly_on_torch():
         raise KeyError
     assert tl.get_backend() == before
+
+
+SCALES = [
+    (torch.float32, 1e18),
+    (torch.float32, 1e37),
+    (torch.float32, 1e-30),
+    (torch.float32, 1e-40),  # denormal
+    (torch.bfloat16, 1e30),
+    (torch.float64, 1e200),
+    (torch.float64, 1e-200),
+    (torch.float64, 1e-310),
+]
+
+
+@pytest.mark.parametrize(("dtype", "scale"), SCALES)
+@pytest.mark.parametrize("shape", [(12, 10), (4, 2, 3, 2)])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_scale_of_a_tensor_changes_nothing_but_the_scale(name, shape, dtype, scale):
+    torch.manual_seed(0)
+    unit = torch.randn(shape, dtype=torch.float64).to(dtype)
+    kind, tensor = FACTORIZATIONS[name], (unit.double() * scale).to(dtype)
+    metric = {1: torch.randn(shape[1], shape[1], dtype=torch.float64)}
+    scaled = {1: scale * metric[1]} if scale > 1 else metric
+    for usual, given in ((None, None), (metric, scaled)) if scale in (1e18, 1e-310, 1e200) else ((None, None),):
+        errors = []
+        for made, dense in (
+            (kind.decompose(unit, 2, metric=usual), unit),
+            (kind.decompose(tensor, 2, metric=given), tensor),
+        ):
+            parts = (made.double().reconstruct().detach() - dense.double(), dense.double())
+            errors.append(relative_norm(*(multiply_modes(part, usual or {}) for part in parts)))
+        # Least squares magnify rounding, and denormal numbers have few digits.
+        assert errors[1] == pytest.approx(errors[0], abs=0.02)
+        sizes = [float(core.detach().double().abs().max()) for core in made.cores]
+        assert max(sizes) < 100 * min(sizes)  # each has its part of the scale
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", NAMES)
+def test_one_huge_entry_is_kept(name, dtype):
+    torch.manual_seed(0)
+    tensor = torch.randn(6, 5, 4, 7, dtype=dtype)
+    tensor[1, 2, 3, 4] = 1e30 if dtype is torch.float32 else 1e200
+    rebuilt = FACTORIZATIONS[name].decompose(tensor, 2).reconstruct()
+    assert relative_norm(rebuilt.detach() - tensor, tensor) < 1e-5
+
+
+def test_norms_are_relative_at_any_scale():
+    assert relative_norm(torch.zeros(3), torch.zeros(2)) == 0
+    assert relative_norm(torch.ones(3), torch.zeros(2)) == math.inf
+    small = torch.full((4,), 1e-310, dtype=torch.float64)
+    assert relative_norm(small, 2 * small) == pytest.approx(0.5)
+    assert relative_norm(small, torch.full((4,), 1e300, dtype=torch.float64)) == 0
+    assert relative_norm(torch.full((4,), 3e38), torch.full((16,), 3e38)) == pytest.approx(0.5)
