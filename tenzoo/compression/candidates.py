@@ -1,15 +1,16 @@
 """Which ranks a weight could have, and how far each would be from it."""
 
 import heapq
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tenzoo.factorizations import CP, BlockTT, Factorization, TensorRing, TensorTrain, Tucker
-from tenzoo.factorizations.decomposition import scaled_to_safety
+from tenzoo.factorizations.decomposition import scaled_to_safety, wide_modes
 
 _FITTED = 8
 """How many ranks are tried of a format whose errors only a decomposition tells."""
@@ -41,8 +42,10 @@ def rank_errors(tensor: Tensor, kind: type[Factorization]) -> dict[tuple[int, ..
     rank r cuts off the singular values of one unfolding beyond the r-th; a share ``1 - Σ_{i>r} σ_i² / Σ_i σ_i²`` of the
     squared norm is kept, and the shares are multiplied, as if the cuts had nothing to do with one another. That is at
     least what the worst cut leaves out and at most what all of them do, as the error of the decomposition is (Oseledets
-    2011, theorem 2.2; De Lathauwer et al. 2000, property 10). The error of CP and of a ring is that of a decomposition,
-    at up to eight ranks; beside these a ring has the ranks of a train, which is an open ring.
+    2011, theorem 2.2; De Lathauwer et al. 2000, property 10). The error of a CP of three modes and of a ring is that of
+    a decomposition which is cut short, at up to eight ranks; those of a CP between them are interpolated, and a ring
+    has the ranks of a train, which is an open ring, besides. A CP of a matrix is one product of two matrices, as a
+    train is, and its errors are those of the singular values.
 
     Args:
         tensor: Finite, of the factorization's shape.
@@ -59,11 +62,12 @@ def rank_errors(tensor: Tensor, kind: type[Factorization]) -> dict[tuple[int, ..
     if not tensor.any():
         return {kind._usable_rank(tuple(tensor.shape), kind._resolve(tuple(tensor.shape), 1)): 0.0}
     shape, (tensor, _) = tuple(tensor.shape), scaled_to_safety(tensor)
+    is_matrix = len(wide_modes(shape)) <= 2
     if kind is CP:
-        return _fitted(tensor, kind)
+        return _of_matrix(tensor) if is_matrix else _interpolated(_fitted(tensor, kind))
     if kind is TensorRing:  # a train is a ring with the first rank 1, and its errors are known without a decomposition
         open_rings = {(1, *rank): error for rank, error in rank_errors(tensor, TensorTrain).items()}
-        both = _fitted(tensor, kind) | open_rings
+        both = open_rings if is_matrix else _fitted(tensor, kind) | open_rings
         return dict(sorted(both.items(), key=lambda item: kind._count(shape, item[0])))
     left_out = [_left_out(matrix) for matrix in _unfoldings(tensor, kind)]
     return _grown(shape, kind, left_out)
@@ -191,8 +195,18 @@ def _raised(rank: tuple[int, ...], k: int) -> tuple[int, ...]:
     return (*rank[:k], rank[k] + 1, *rank[k + 1 :])
 
 
-def _fitted(tensor: Tensor, kind: type[Factorization]) -> dict[tuple[int, ...], float]:
-    shape, norm = tuple(tensor.shape), float(torch.linalg.vector_norm(tensor.double()))
+def _of_matrix(tensor: Tensor) -> dict[tuple[int, ...], float]:
+    """Those of a CP of a tensor with at most two modes of more than one index."""
+    shape = tuple(tensor.shape)
+    rows = next((size for size in shape if size > 1), 1)
+    left_out = _left_out(tensor.reshape(rows, -1))
+    ranks = range(1, min(len(left_out), math.ceil(math.prod(shape) / sum(shape))))
+    return {(rank,): left_out[rank] for rank in ranks}
+
+
+def _fitted(tensor: Tensor, kind: type[CP | TensorRing]) -> dict[tuple[int, ...], float]:
+    shape = tuple(tensor.shape)
+    tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
     def usable(rank: int) -> tuple[int, ...]:
         return kind._usable_rank(shape, kind._resolve(shape, rank))
@@ -200,12 +214,23 @@ def _fitted(tensor: Tensor, kind: type[Factorization]) -> dict[tuple[int, ...], 
     def smaller(rank: int) -> bool:
         return rank <= math.prod(shape) and kind._count(shape, usable(rank)) < math.prod(shape)
 
-    errors: dict[tuple[int, ...], float] = {}
-    for ranks in dict.fromkeys(usable(rank) for rank in _spread(_largest(smaller))):
-        made = kind.decompose(tensor, ranks)
-        with torch.no_grad():
-            errors[made.rank] = (float(torch.linalg.vector_norm((made.reconstruct() - tensor).double())) / norm) ** 2
+    ranks = dict.fromkeys(usable(rank) for rank in _spread(_largest(smaller)))
+    closed = [rank for rank in ranks if kind is CP or rank[0] > 1]
+    least, errors = 1.0, {}
+    with torch.no_grad():
+        for rank in closed:  # more ranks never do worse
+            errors[rank] = least = min(least, kind._quick_error(tensor, rank) ** 2)
     return errors
+
+
+def _interpolated(errors: Mapping[tuple[int, ...], float]) -> dict[tuple[int, ...], float]:
+    """Errors of all ranks of a CP from those of some, their logarithms linear between them."""
+    known = [(rank, math.log(max(error, 1e-12))) for (rank,), error in errors.items()]
+    every = dict(errors)
+    for (low, first), (high, last) in itertools.pairwise(known):
+        for rank in range(low + 1, high):
+            every[(rank,)] = math.exp(first + (last - first) * (rank - low) / (high - low))
+    return dict(sorted(every.items()))
 
 
 def _largest(holds: Callable[[int], bool]) -> int:

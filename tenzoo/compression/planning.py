@@ -16,7 +16,7 @@ from tenzoo.compression.obstacles import multiplied, obstacles
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.weights import Weight, find_weights, has_counterpart
 from tenzoo.factorizations import Rank, factorization_class
-from tenzoo.factorizations.decomposition import multiply_modes, relative_norm
+from tenzoo.factorizations.decomposition import multiply_modes, relative_norm, scaled_to_safety
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
 
 Budgeted: TypeAlias = Literal["parameters", "multiplications"]
@@ -219,7 +219,7 @@ class _Option:
     @cached_property
     def errors(self) -> dict[tuple[int, ...], float]:
         """Squared relative errors by rank."""
-        tensor = self.thin._tensorized(self.weight.dense)
+        tensor, _ = scaled_to_safety(self.thin._tensorized(self.weight.dense))
         return rank_errors(multiply_modes(tensor, self.metric), type(self.thin.weight))
 
     def planned(self, rank: Rank | None, before: int) -> LayerPlan:

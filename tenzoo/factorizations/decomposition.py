@@ -107,6 +107,16 @@ def relative_norm(difference: Tensor, tensor: Tensor) -> float:
     return math.ldexp(norms[0] / norms[1], below - above)
 
 
+def wide_modes(shape: Sequence[int]) -> list[int]:
+    """Modes of more than one index; a tensor with two of them is a matrix, whatever its order.
+
+    Example:
+        >>> wide_modes((64, 1, 32))
+        [0, 2]
+    """
+    return [mode for mode, size in enumerate(shape) if size > 1]
+
+
 def truncated_svd(matrix: Tensor, n_eigenvecs: int, **_: object) -> tuple[Tensor, Tensor, Tensor]:
     """The leading singular values and vectors of a matrix, for TensorLy's ``svd=``.
 

@@ -64,4 +64,5 @@ def init_cores_(cores: Iterable[Tensor], std: float) -> None:
         True
     """
     for core in cores:
-        core.normal_(0.0, std)
+        if not core.is_meta:  # where torch would draw nothing, and load its compiler to do so
+            core.normal_(0.0, std)

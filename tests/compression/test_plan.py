@@ -12,7 +12,7 @@ from torch import nn
 
 from tenzoo.compression import Plan, apply_, fold_, plan, restore_
 from tenzoo.compression.candidates import Candidate, allocate, rank_errors
-from tenzoo.factorizations import factorization_class
+from tenzoo.factorizations import als, factorization_class
 from tenzoo.layers import TensorizedLayer
 from tests.factorizations.formats import NAMES
 
@@ -298,7 +298,7 @@ def test_errors_of_growing_ranks_bound_those_of_decompositions(name):
         made = kind.decompose(tensor, rank).reconstruct().detach()
         actual = float(((made - tensor).norm() / tensor.norm()) ** 2)
         if name == "cp" or (name == "tr" and rank[0] > 1):
-            assert actual == pytest.approx(error)
+            assert actual - 1e-3 <= error <= 1.25 * actual + 0.02  # of least squares that are cut short
         else:  # at least the largest of the parts that the ranks cut off, and at most their sum
             assert actual <= -math.log(1 - error) + 1e-9
             assert error <= 1 - (1 - actual) ** len(rank) + 1e-9
@@ -328,7 +328,7 @@ def test_a_ring_is_planned_at_least_as_well_as_a_train():
             made = factorization_class("tr").decompose(tensor, rank)
             with torch.no_grad():
                 actual = (made.reconstruct() - tensor).square().sum() / tensor.square().sum()
-            assert error == pytest.approx(float(actual), rel=1e-3)
+            assert float(actual) - 1e-3 <= error <= 1.25 * float(actual) + 0.02  # of least squares that are cut short
     assert any(rank[0] > 1 for rank in rings)
 
 
@@ -411,3 +411,35 @@ def test_an_altered_file_is_no_plan(tmp_path, change, value):
 def test_arguments_that_are_none(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+@pytest.mark.parametrize("factorization", ["cp", "tr"])
+def test_a_matrix_gets_the_rank_that_a_train_gives_it(factorization):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(300, 48), nn.Linear(48, 96), nn.Linear(96, 20))
+    for budget in (0.3, 0.6):
+        train, other = (plan(model, factorization=name, budget=budget) for name in ("tt", factorization))
+        expected = [layer.rank and layer.rank[0] for layer in train.layers]
+        assert [layer.rank and math.prod(layer.rank) for layer in other.layers] == expected
+        assert [layer.error for layer in other.layers] == pytest.approx([layer.error for layer in train.layers])
+
+
+@pytest.mark.parametrize("factorization", ["cp", "tr"])
+def test_planning_takes_few_sweeps(factorization, monkeypatch):
+    swept = []
+    solved = als._solved
+    monkeypatch.setattr(als, "_solved", lambda *tensors: swept.append(1) or solved(*tensors))
+    torch.manual_seed(0)
+    plan(nn.Sequential(nn.Conv2d(16, 16, 3)), factorization=factorization, budget=0.5)
+    assert len(swept) / 3 < 200  # to convergence at each rank it would be over 700 from one start
+
+
+@pytest.mark.parametrize("scale", [1e18, 1e-30])
+@pytest.mark.parametrize("factorization", NAMES)
+def test_the_scale_of_the_weights_does_not_matter(factorization, scale):
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Conv2d(6, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 10, bias=False)) for _ in range(2)]
+    models[1].load_state_dict({name: scale * value for name, value in models[0].state_dict().items()})
+    usual, other = (plan(model, factorization=factorization, budget=0.5) for model in models)
+    assert [layer.rank for layer in other.layers] == [layer.rank for layer in usual.layers]
+    assert [layer.error for layer in other.layers] == pytest.approx([layer.error for layer in usual.layers], abs=0.01)

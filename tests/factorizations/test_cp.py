@@ -48,3 +48,11 @@ def test_low_rank_tensors_are_found_within_a_percent(rank):
 def test_rank_above_that_of_the_tensor():
     tensor = torch.ones(5, 6, 7)
     torch.testing.assert_close(CP.decompose(tensor, 9).reconstruct(), tensor, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 6), (1, 8, 6), (8, 6, 1), (1, 8, 1, 6)])
+def test_modes_of_size_one_leave_a_matrix(shape):
+    tensor = torch.randn(shape, dtype=torch.float64)
+    tail = torch.linalg.svdvals(tensor.squeeze())[3:].norm()
+    made = CP.decompose(tensor, 3)
+    assert torch.dist(made.reconstruct(), tensor).item() == pytest.approx(tail.item())

@@ -269,11 +269,11 @@ def test_the_scale_of_a_tensor_changes_nothing_but_the_scale(name, shape, dtype,
     kind, tensor = FACTORIZATIONS[name], (unit.double() * scale).to(dtype)
     metric = {1: torch.randn(shape[1], shape[1], dtype=torch.float64)}
     scaled = {1: scale * metric[1]} if scale > 1 else metric
-    for usual, given in ((None, None), (metric, scaled)) if scale in (1e18, 1e-310, 1e200) else ((None, None),):
+    for usual, own in ((None, None), (metric, scaled)) if scale in (1e18, 1e-310, 1e200) else ((None, None),):
         errors = []
         for made, dense in (
             (kind.decompose(unit, 2, metric=usual), unit),
-            (kind.decompose(tensor, 2, metric=given), tensor),
+            (kind.decompose(tensor, 2, metric=own), tensor),
         ):
             parts = (made.double().reconstruct().detach() - dense.double(), dense.double())
             errors.append(relative_norm(*(multiply_modes(part, usual or {}) for part in parts)))

@@ -76,12 +76,15 @@ def test_least_squares_are_as_good_as_those_of_tensorly(rank):
 
 
 def test_a_ring_is_found_again():
-    torch.manual_seed(0)
-    ring = TensorRing((6, 5, 7, 4), 3, dtype=torch.float64)
-    tensor = ring.reconstruct().detach()
-    again = TensorRing.decompose(tensor, 3)
-    assert again.rank == ring.rank
-    assert torch.dist(again.reconstruct(), tensor) < 1e-2 * tensor.norm()
+    found = []
+    for seed in range(6):
+        torch.manual_seed(seed)
+        ring = TensorRing((6, 5, 7, 4), 3, dtype=torch.float64)
+        tensor = ring.reconstruct().detach()
+        again = TensorRing.decompose(tensor, 3)
+        assert again.rank == ring.rank
+        found.append(bool(torch.dist(again.reconstruct(), tensor) < 1e-3 * tensor.norm()))
+    assert sum(found) >= 4  # least squares end in a local minimum now and then
 
 
 def test_each_core_solves_its_least_squares_problem():
