@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from tenzoo.data.checks import check_bool, check_fraction, check_int
 from tenzoo.data.entries import CompletionBatch, Entries, look_up
 from tenzoo.data.loader import EVALUATION_BATCH_SIZE, EntryLoader, SequentialLoader
-from tenzoo.data.preparation import PreparedData, check_predict_index, prepare
+from tenzoo.data.preparation import PreparedData, check_predict_index, described, prepare
 from tenzoo.data.resumable import ResumableDataModule
-from tenzoo.data.sources import check_source
+from tenzoo.data.sources import DATASETS, check_source
 from tenzoo.data.splits import SPLIT_NAMES
 from tenzoo.data.transfer import upload
 from tenzoo.data.unseen import UnseenLoader
@@ -37,7 +38,7 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
         dataset: ``"covid"``, ``"il2"``, ``"indian_pines"``, ``"kinetic"``, ``"synthetic"``, or the path of a ``.npy``,
             ``.npz``, ``.pt`` or ``.csv`` file, dense with NaN for missing entries or a list of entries.
         observed_fraction: Fraction in (0, 1] of the known entries that is observed; the rest is held out. 1 is allowed
-            where the tensor has unknown cells.
+            where the tensor has unknown cells. ``None`` means 1 for a file, and 0.3 for the data sets with a name.
         validation_fraction: Fraction in [0, 1) of the observed entries that validates instead of being trained on.
         seed: Chooses the splits, the order of batches, and the synthetic tensor. Independent of global generators.
         batch_size: Observed entries per optimizer step, over all processes together; ``None`` means all.
@@ -70,7 +71,7 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
         self,
         dataset: str,
         *,
-        observed_fraction: float = 0.3,
+        observed_fraction: float | None = None,
         validation_fraction: float = 0.1,
         seed: int = 0,
         batch_size: int | None = None,
@@ -83,7 +84,8 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
         super().__init__()
         sizes = check_source(dataset, shape=shape, num_entries=num_entries)
         shape = None if sizes is None else list(sizes)
-        observed_fraction = check_fraction(observed_fraction, arg="observed_fraction", positive=True)
+        if observed_fraction is not None:
+            observed_fraction = check_fraction(observed_fraction, arg="observed_fraction", positive=True)
         validation_fraction = check_fraction(validation_fraction, arg="validation_fraction", below_one=True)
         check_int(seed, arg="seed", least=0)
         check_int(1 if batch_size is None else batch_size, arg="batch_size", least=1)
@@ -94,6 +96,7 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
         # refuse a task with an argument of the same name (`shape`) and another value.
         self.save_hyperparameters(logger=False)
         self._seed, self._batch_size, self._steps_per_epoch = seed, batch_size, steps_per_epoch
+        self._dataset = dataset
         self._load = functools.partial(
             prepare,
             dataset,
@@ -138,7 +141,10 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
 
     @override
     def _prepare(self) -> PreparedData:
-        return self._load()
+        data = self._load()
+        if self._dataset not in DATASETS:
+            rank_zero_info(described(self._dataset, data))
+        return data
 
     @override
     def _move(self, batch: CompletionBatch, device: torch.device, dataloader_idx: int) -> CompletionBatch:

@@ -3,12 +3,14 @@
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
+from tenzoo.data.arrays import TooLargeError, read_npy, read_npz
 from tenzoo.data.entries import Array, Entries, check_index, check_shape, dense_entries, sparse_entries
+from tenzoo.data.meaning import check_columns, check_dense, check_markers, check_numbering
 
 FILE_ENDINGS = (".csv", ".npy", ".npz", ".pt")
 INDEX_ENDINGS = (".csv", ".npz")
@@ -17,8 +19,18 @@ SPARSE_ENDINGS = (".csv", ".npz")
 T = TypeVar("T")
 
 
+class Table(NamedTuple):
+    """A ``.csv`` file: what its header calls the columns, if it has one, and the numbers."""
+
+    names: list[str] | None
+    numbers: Array
+
+
 def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset") -> tuple[Entries, tuple[int, ...]]:
     r"""The known entries of a file, and the tensor's shape.
+
+    What can be read in two ways is refused: indices that count from 1 or are ids, row numbers beside the indices, zeros
+    in a dense array of integers, a usual marker of missing values such as −999. For indices a ``shape`` makes it plain.
 
     Args:
         path: A dense tensor with NaN for missing entries (``.npy``, ``.npz`` with one array, ``.pt`` with one
@@ -42,14 +54,15 @@ def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset
     """
     match path.suffix.lower():
         case ".npy":
-            return dense_entries(_read(path, _parse_npy, arg), arg=arg)
+            return _dense(_read(path, read_npy, arg), arg)
         case ".pt":
-            return dense_entries(_tensor_values(_read(path, _parse_pt, arg), arg), arg=arg)
+            return _dense(_tensor_values(_read(path, _parse_pt, arg), arg), arg)
         case ".csv":
-            table = _read(path, _parse_csv, arg)
-            return sparse_entries(table[:, :-1], table[:, -1], shape, arg=arg)
+            names, table = _read(path, _parse_csv, arg)
+            check_columns(names, arg=arg)
+            return _sparse(table[:, :-1], table[:, -1], shape, names, arg)
         case ".npz":
-            return _npz_entries(_read(path, _parse_npz, arg), shape, arg)
+            return _npz_entries(_read(path, read_npz, arg), shape, arg)
     raise ValueError(f"expected a file ending in {', '.join(FILE_ENDINGS)} in `{arg}`, got {str(path)!r}; convert it")
 
 
@@ -77,9 +90,9 @@ def read_index(path: Path, shape: Sequence[int], *, arg: str = "predict_index") 
     """
     match path.suffix.lower():
         case ".csv":
-            index = _read(path, _parse_csv, arg)
+            index = _read(path, _parse_csv, arg).numbers
         case ".npz":
-            arrays = _read(path, _parse_npz, arg)
+            arrays = _read(path, read_npz, arg)
             if len(arrays) != 1 and "indices" not in arrays:
                 raise ValueError(
                     f"expected one array or an array `indices` in `{arg}`, got {sorted(arrays)}; name it `indices`"
@@ -99,6 +112,8 @@ def _read(path: Path, parse: Callable[[Path], T], arg: str) -> T:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return parse(path)
+    except TooLargeError as error:
+        raise ValueError(f"expected a file that fits into memory in `{arg}`, got {error}") from None
     except Exception as error:  # the parsers raise a dozen types on broken files, and none of them helps the user
         if path.suffix.lower() == ".csv" and (fault := _csv_fault(path)):
             raise ValueError(f"expected {fault[0]} of {str(path)!r} in `{arg}`, got {fault[1]}") from error
@@ -108,32 +123,22 @@ def _read(path: Path, parse: Callable[[Path], T], arg: str) -> T:
         ) from error
 
 
-def _parse_npy(path: Path) -> Array:
-    with path.open("rb") as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def _parse_npz(path: Path) -> dict[str, Array]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
-
-
 def _parse_pt(path: Path) -> object:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _parse_csv(path: Path) -> Array:
+def _parse_csv(path: Path) -> Table:
     with path.open(encoding="utf-8-sig") as file:
         first = file.readline()
         if first.strip() and "," not in first:
             raise ValueError("not separated by commas")  # nor a header, in which it would go unnoticed
-        header = not any(_is_number(field) for field in first.split(","))
+        header = _is_header(first.split(","))
         if not header:
             file.seek(0)
         table = np.loadtxt(file, delimiter=",", comments=None, ndmin=2, dtype=np.float64)
         if header and len(table) and table.shape[1] != len(first.split(",")):
             raise ValueError("as many names as columns")  # else a decimal comma would make an index of a number
-        return table
+        return Table(first.rstrip("\n").split(",") if header else None, table)
 
 
 def _csv_fault(path: Path) -> tuple[str, str] | None:
@@ -143,7 +148,7 @@ def _csv_fault(path: Path) -> tuple[str, str] | None:
         for number, line in enumerate(file, 1):
             fields, text = line.split(","), line.rstrip("\n")
             given = f"{text if len(text) <= 60 else text[:60] + '…'!r}; check the line"
-            header = number == 1 and len(fields) > 1 and not any(map(_is_number, fields))
+            header = number == 1 and len(fields) > 1 and _is_header(fields)
             if "\ufffd" in line or "\0" in line:
                 return None  # no text at all
             if header:
@@ -155,6 +160,10 @@ def _csv_fault(path: Path) -> tuple[str, str] | None:
             if len(fields) != (width := width or len(fields)):
                 return f"{width} columns in line {number}", f"{len(fields)}: {given}"
     return None
+
+
+def _is_header(fields: Sequence[str]) -> bool:
+    return not any(_is_number(field.strip().strip("\"'")) for field in fields)  # numbers in quotes are none
 
 
 def _is_number(field: str) -> bool:
@@ -172,8 +181,32 @@ def _tensor_values(loaded: object, arg: str) -> Array:
         )
     if loaded.is_complex() or loaded.dtype == torch.bool:
         raise ValueError(f"expected real numbers in `{arg}`, got {loaded.dtype}; convert the values to float32")
+    if loaded.is_quantized:
+        raise ValueError(f"expected plain numbers in `{arg}`, got quantized ones; save tensor.dequantize()")
+    if loaded.numel() > loaded.untyped_storage().nbytes() // loaded.element_size():
+        raise ValueError(
+            f"expected a value of its own for each cell in `{arg}`, got {tuple(loaded.shape)} cells that share some; "
+            "save tensor.contiguous()"
+        )
     values = loaded.detach().resolve_neg()
-    return np.asarray((values.double() if values.is_floating_point() else values).numpy())
+    if values.is_floating_point() and values.dtype != torch.float64:
+        values = values.float()  # numpy knows neither bfloat16 nor float8
+    return np.asarray(values.numpy())
+
+
+def _dense(values: Array, arg: str) -> tuple[Entries, tuple[int, ...]]:
+    check_dense(values, arg=arg)
+    return dense_entries(values, arg=arg)
+
+
+def _sparse(
+    index: Array, values: Array, shape: Sequence[int] | None, names: list[str] | None, arg: str
+) -> tuple[Entries, tuple[int, ...]]:
+    entries, sizes = sparse_entries(index, values, shape, arg=arg)
+    check_markers(values, arg=arg)
+    if shape is None:
+        check_numbering(entries.index.numpy(), names, arg=arg)
+    return entries, sizes
 
 
 def _npz_entries(arrays: dict[str, Array], shape: Sequence[int] | None, arg: str) -> tuple[Entries, tuple[int, ...]]:
@@ -183,15 +216,15 @@ def _npz_entries(arrays: dict[str, Array], shape: Sequence[int] | None, arg: str
             raise ValueError(
                 f"expected the shape of the file in `shape`, got {tuple(shape)} where `{arg}` says {own}; leave one out"
             )
-        return sparse_entries(arrays["indices"], arrays["values"], shape if own is None else own, arg=arg)
-    if len(arrays) != 1:
+        return _sparse(arrays["indices"], arrays["values"], shape if own is None else own, None, arg)
+    if len(arrays) != 1 or {"indices", "values"} & set(arrays):
         raise ValueError(
             f"expected one array, or `indices` and `values` (and `shape`), in `{arg}`, got {sorted(arrays)}; "
             "rename them"
         )
     if shape is not None:
         raise ValueError(f"expected no `shape` for the dense file in `{arg}`, got {tuple(shape)}; leave it out")
-    return dense_entries(next(iter(arrays.values())), arg=arg)
+    return _dense(next(iter(arrays.values())), arg)
 
 
 def _own_shape(array: Array, arg: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from tenzoo.data.arrays import TooLargeError, read_npz
 from tenzoo.data.checks import check_fraction
 from tenzoo.data.entries import Array
 
@@ -325,13 +326,15 @@ def _read_arrays(path: str, names: Sequence[str]) -> dict[str, Array]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"expected an existing file of labels in `path`, got {path!r}; check the path")
     try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names if name in arrays.files}
+        arrays = read_npz(Path(path))
+    except TooLargeError as error:
+        raise ValueError(f"expected a file of labels that fits into memory in `path`, got {error}") from None
     except Exception as error:  # zip and numpy raise half a dozen types on broken files, and none of them helps
         raise ValueError(
             f"expected a readable .npz file of integers in `path`, got {path!r} ({type(error).__name__}); check that "
             "it is complete and holds no Python objects"
         ) from error
+    return {name: arrays[name] for name in names if name in arrays}
 
 
 def _check_labels(array: Array, name: str, count: int, num_classes: int) -> None:

@@ -1,17 +1,22 @@
 """From the arguments of a completion data module to checked, split data with a fingerprint."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from tenzoo.data.entries import Entries
 from tenzoo.data.files import INDEX_ENDINGS, read_index
 from tenzoo.data.sources import DATASETS, load_entries
 from tenzoo.data.splits import split_entries
+
+BENCHMARK_FRACTION = 0.3
+"""Of the known entries that are observed of a public data set, unless it is said otherwise."""
 
 HELD_OUT = "held_out"
 """The split that ``predict_index`` may name in place of a file."""
@@ -43,7 +48,7 @@ class PreparedData:
 def prepare(
     dataset: str,
     *,
-    observed_fraction: float,
+    observed_fraction: float | None,
     validation_fraction: float,
     seed: int,
     standardize: bool,
@@ -64,6 +69,9 @@ def prepare(
         True
     """
     known, sizes = load_entries(dataset, shape=shape, num_entries=num_entries, seed=seed)
+    if observed_fraction is None:
+        observed_fraction = BENCHMARK_FRACTION if dataset in DATASETS else 1.0
+        _check_something_missing(dataset, known, sizes, observed_fraction)
     splits = split_entries(
         known, sizes, observed_fraction=observed_fraction, validation_fraction=validation_fraction, seed=seed
     )
@@ -80,6 +88,45 @@ def prepare(
     }
     wanted = _wanted(predict_index, splits, sizes)
     return PreparedData(known, sizes, splits, location, scale, wanted, fingerprint)
+
+
+def _check_something_missing(dataset: str, known: Entries, shape: tuple[int, ...], observed_fraction: float) -> None:
+    if observed_fraction < 1 or len(known) < math.prod(shape):
+        return
+    zeros = int((known.value == 0).sum())
+    raise ValueError(
+        f"expected a number in (0, 1) in `observed_fraction` for {dataset!r}, whose {' × '.join(map(str, shape))} "
+        f"cells are all known{f' ({zeros} of them 0)' if zeros else ''}, got None; write NaN where a value is missing, "
+        "write a list of entries as .csv, or say which fraction to train on"
+    )
+
+
+def described(dataset: str, data: PreparedData) -> str:
+    """What was made of a file, in a line.
+
+    Example:
+        >>> options = {"standardize": False, "shape": None, "num_entries": None, "predict_index": None}
+        >>> data = prepare("il2", observed_fraction=0.5, validation_fraction=0.0, seed=1, **options)
+        >>> described("x", data)
+        "'x': 13 × 4 × 12 × 8 cells, 4800 known (96 %), 828 of them 0: 2400 to train on, 0 to validate, 2400 held out"
+    """
+    cells, count = math.prod(data.shape), len(data.known)
+    size = {name: len(split) for name, split in data.splits.items()}
+    zeros = int((data.known.value == 0).sum())
+    line = (
+        f"{dataset!r}: {' × '.join(map(str, data.shape))} cells, {count} known ({100 * count / cells:.2g} %)"
+        f"{f', {zeros} of them 0' if zeros else ''}: {size['train']} to train on, {size.get('val', 0)} to validate, "
+        f"{size.get(HELD_OUT, 0)} held out"
+    )
+    trained = data.splits["train"].index.numpy()
+    without = [
+        f"{lacking} of {length} of mode {mode}"
+        for mode, length in enumerate(data.shape)
+        if (lacking := length - len(np.unique(trained[:, mode])))
+    ]
+    return (
+        f"{line}; nothing to train on, so that predictions mean nothing, at {', '.join(without)}" if without else line
+    )
 
 
 def _wanted(predict_index: str | None, splits: dict[str, Entries], shape: tuple[int, ...]) -> Tensor | None:

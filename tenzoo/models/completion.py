@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tenzoo.cores import CoreGroup, CoreProvider
 from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.factorizations.gather import first_outside
+from tenzoo.memory import free_memory, in_gigabytes
 
 _GATHERS_PER_CELL = 4
 """A cell of the rebuilt tensor costs as much as gathering about this many core elements, forward and backward."""
@@ -17,6 +18,9 @@ _FEW_CELLS = 2**16
 """Rebuilding so few cells takes no longer than the calls it is made of: always do."""
 _MAX_CELLS = 2**26
 """Never rebuild a tensor of more cells than this: 256 MB in float32, and as much again for its gradient."""
+
+_TRAINED_BYTES = 4 * 4
+"""Of a parameter in float32: itself, its gradient, and two moments."""
 
 
 class TensorCompletion(nn.Module, CoreProvider):
@@ -33,7 +37,7 @@ class TensorCompletion(nn.Module, CoreProvider):
         init: ``"normal"``, or ``"uniform"`` for cores drawn from U(0, 1), as in arXiv:2508.10435.
 
     Raises:
-        ValueError: For a shape, format, rank or ``init`` that is not valid.
+        ValueError: For a shape, format, rank or ``init`` that is not valid, or a model that does not fit into memory.
 
     Example:
         >>> model = TensorCompletion((4, 3, 2), "tucker", 2)
@@ -58,7 +62,9 @@ class TensorCompletion(nn.Module, CoreProvider):
         super().__init__()
         if init not in ("normal", "uniform"):
             raise ValueError(f"expected 'normal' or 'uniform' in `init`, got {init!r}")
-        self.tensor = factorization_class(factorization)(shape, rank, init_std=init_std)
+        kind = factorization_class(factorization)
+        _check_memory(shape, rank, kind.num_parameters(shape, rank))
+        self.tensor = kind(shape, rank, init_std=init_std)
         if init == "uniform":
             for core in self.tensor.cores:
                 nn.init.uniform_(core)
@@ -110,3 +116,14 @@ class TensorCompletion(nn.Module, CoreProvider):
         if index.is_cpu and (outside := first_outside(index.unbind(1), self.tensor.shape)):
             raise IndexError(outside)  # another cell would be read in its place
         return (index * self._strides).sum(1)
+
+
+def _check_memory(shape: Sequence[int], rank: Rank, num_parameters: int) -> None:
+    """Refuse what the system would end the process for, while it is trained."""
+    needed, free = _TRAINED_BYTES * num_parameters, free_memory()
+    if free is not None and needed > free:
+        raise ValueError(
+            f"expected a model that fits into the {in_gigabytes(free)} of free memory in `rank`, got {rank} for "
+            f"{' × '.join(map(str, shape))}: {num_parameters} parameters, {in_gigabytes(needed)} with gradients and an "
+            "optimizer's state; number the indices of each mode without gaps, or lower `rank`"
+        )

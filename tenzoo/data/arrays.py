@@ -1,0 +1,74 @@
+"""NumPy's files, read without believing them: no pickles, no more than they hold, no more than there is memory for."""
+
+import math
+import os
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from tenzoo.data.entries import Array
+from tenzoo.memory import free_memory, in_gigabytes
+
+_MAX_INFLATION = 100
+"""An archive may hold so many times its own size, and _MAX_INFLATED bytes in any case."""
+_MAX_INFLATED = 2**28
+
+
+class TooLargeError(Exception):
+    """A file asks for too much memory: what it holds, and what to do."""
+
+
+def read_npy(path: Path) -> Array:
+    """The array of a ``.npy`` file.
+
+    Raises:
+        TooLargeError: If it does not fit into memory.
+        ValueError: And others, of NumPy, if it is no such file, holds objects, or another size than it says.
+    """
+    with path.open("rb") as file:
+        return _read_array(file, path.stat().st_size)
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """The arrays of a ``.npz`` file, by name.
+
+    Raises:
+        TooLargeError: If they do not fit into memory, or the file was made to hold far more than its size.
+        ValueError: And others, of NumPy and zipfile, if it is no such file, or not of plain arrays.
+    """
+    arrays: dict[str, Array] = {}
+    with zipfile.ZipFile(path) as archive:
+        members, own = archive.infolist(), path.stat().st_size
+        size = sum(member.file_size for member in members)
+        if size > max(_MAX_INFLATED, _MAX_INFLATION * own):
+            raise TooLargeError(f"{own} bytes that hold {in_gigabytes(size)}; write it again by numpy.savez")
+        if len({member.filename for member in members}) < len(members):
+            raise ValueError("two arrays of one name")
+        for member in members:
+            with archive.open(member) as file:
+                arrays[member.filename.removesuffix(".npy")] = _read_array(file, member.file_size)
+    return arrays
+
+
+def _read_array(file: IO[bytes], size: int) -> Array:
+    """An array that fills a file of this size exactly, whatever its header says."""
+    version = np.lib.format.read_magic(file)
+    header: Any = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+        (3, 0): np.lib.format.read_array_header_2_0,  # the same, but for names of fields in UTF-8
+    }[version]
+    shape, _, kind = header(file)
+    expected = math.prod(shape) * kind.itemsize
+    if kind.hasobject or file.tell() + expected != size:
+        raise ValueError("objects, or another size than the header says")
+    free = free_memory()
+    if free is not None and 2 * expected > free:  # it is converted to float32 beside itself
+        raise TooLargeError(
+            f"an array {shape} of {in_gigabytes(expected)} where {in_gigabytes(free)} are free; write the known "
+            "entries alone, as `indices` and `values` in an .npz file"
+        )
+    file.seek(0, os.SEEK_SET)
+    return np.lib.format.read_array(file, allow_pickle=False)
