@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -20,6 +20,7 @@ from tenzoo.callbacks import CompletedEntriesWriter, PredictedClassesWriter
 from tenzoo.cli import cluster
 from tenzoo.cli.checkpoints import check_same_settings, read_checkpoint
 from tenzoo.cli.configs import PARSER_MODE, check_configs
+from tenzoo.cli.layers import settle
 from tenzoo.cli.report import print_metrics
 from tenzoo.jobs import ExactResume
 from tenzoo.tasks import CompletionTask, ImageClassificationTask, Task
@@ -67,6 +68,13 @@ class _SaveConfig(SaveConfigCallback):
 
 class TenzooCLI(LightningCLI):
     """Adds to LightningCLI: both loggers in one directory, a progress bar, a report, and checks of checkpoints."""
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        if isinstance(args, list):
+            name = self.config.get("subcommand")
+            settle(self.config[name] if name else self.config, args, name)
 
     @override
     def _parse_ckpt_path(self) -> None:

@@ -1,0 +1,207 @@
+"""Settings that were meant for something else: what a config says of another optimizer, or of another data set.
+
+Configs compose key by key. Where a later one names another optimizer, the learning rate of the one before would stay;
+where the command line names a file of one's own, the split of a benchmark would.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.utilities import rank_zero_info
+
+from tenzoo.data.sources import DATASETS
+
+OPTIMIZER = "model.optimizer"
+_ADAPTIVE = frozenset({"Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SparseAdam"})
+"""Their steps are of the size of the learning rate, whatever the size of the gradient: it means the same for each."""
+_PENALIZES = frozenset({"SGD", "ASGD", "Adam", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop"})
+"""Their weight decay is a penalty in the loss, and so means the same for each; that of AdamW is not."""
+_HOW = frozenset({"foreach", "fused", "capturable", "differentiable", "maximize"})
+"""How a step is carried out, whichever it is."""
+
+
+@dataclass
+class Layer:
+    """What one config file, or one argument, gives.
+
+    Args:
+        given: Values by key, without ``init_args`` in it: ``model.optimizer.lr``.
+        by_hand: Whether it is an argument.
+    """
+
+    given: Mapping[str, Any]
+    by_hand: bool
+
+
+def layers(args: Sequence[str], subcommand: str | None) -> Iterator[Layer]:
+    """The files and arguments of a command line that was parsed, in the order in which they take effect.
+
+    Example:
+        >>> [layer.given for layer in layers(["--model.init_args.optimizer", "Adam", "--model.optimizer.lr=1"], None)]
+        [{'model.optimizer': 'Adam'}, {'model.optimizer.lr': 1}]
+    """
+    words = list(args)
+    for position, word in enumerate(words):
+        if not word.startswith("-"):
+            continue
+        key, equals, value = word.lstrip("-").partition("=")
+        if not equals:
+            value = words[position + 1] if position + 1 < len(words) else ""
+        if key in ("config", "c"):
+            given = {name.removeprefix(f"{subcommand}."): each for name, each in _flat("", _load(value)).items()}
+            yield Layer(given, by_hand=False)
+        else:
+            yield Layer(_flat(_key(key), _load(value)), by_hand=True)
+
+
+def settle(config: Namespace, args: Sequence[str], subcommand: str | None) -> None:
+    """Replace what was meant for something else by what is right for what is there now, and say so in a line each.
+
+    Args:
+        config: Of the subcommand; changed in place.
+        args: Of the command line.
+        subcommand: Its name, or None.
+
+    Raises:
+        ValueError: If an optimizer has no learning rate of its own.
+    """
+    given = list(layers(args, subcommand))
+    for line in (_settle_optimizer(config, given), _settle_split(config, given)):
+        if line:
+            rank_zero_info(line)
+
+
+# --- the optimizer ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Origins:
+    """For which class each setting of the optimizer was given."""
+
+    kind: str | None = None
+    before: str | None = None
+    of: dict[str, str | None] = field(default_factory=dict)
+
+
+def _origins(given: Sequence[Layer]) -> _Origins:
+    found = _Origins()
+    for layer in given:
+        named = layer.given.get(OPTIMIZER, layer.given.get(f"{OPTIMIZER}.class_path"))
+        if isinstance(named, str) and (kind := named.rpartition(".")[2]) != found.kind:
+            found.before, found.kind = found.kind, kind
+        prefix = f"{OPTIMIZER}."
+        names = {key.removeprefix(prefix) for key in layer.given if key.startswith(prefix)} - {"class_path"}
+        found.of.update(dict.fromkeys(names, found.kind))
+    return found
+
+
+def _settle_optimizer(config: Namespace, given: Sequence[Layer]) -> str | None:
+    origins = _origins(given)
+    optimizer = config.get("model.init_args.optimizer")
+    path = getattr(optimizer, "class_path", None)
+    if origins.before is None or origins.kind is None or path is None or "init_args" not in optimizer:
+        return None
+    bound = _needs_bound(config, origins, given)
+    own, kept = [], []
+    for name, origin in origins.of.items():
+        if name not in optimizer.init_args or origin == origins.kind or origin is None:
+            continue
+        old = optimizer.init_args[name]
+        if _carries(name, origin, origins.kind, bounded=bound):
+            kept.append(f"{name} {old}")
+        else:
+            optimizer.init_args[name] = new = _default(path, name)
+            own.append(f"{name} {new} (for {origin} it was {old})")
+    if "lr" not in origins.of:
+        own.append(f"lr {_default(path, 'lr')}")
+    if bound:
+        config.model.init_args.gradient_clip_val = 1.0
+        own.append("gradient_clip_val 1.0 (steps are as large as the gradient)")
+    parts = [f"its own settings {', '.join(own)}"] * bool(own) + [f"{', '.join(kept)} as before"] * bool(kept)
+    return f"optimizer {origins.kind} in place of {origins.before}: {'; '.join(parts)}" if parts else None
+
+
+def _needs_bound(config: Namespace, origins: _Origins, given: Sequence[Layer]) -> bool:
+    """Whether the gradient is to be bounded: steps are then of the size of the learning rate, as those of Adam are.
+
+    The penalty of weight decay is not bounded along with it, so it is dropped then.
+    """
+    chosen = origins.of.get("lr") == origins.kind or any("model.gradient_clip_val" in layer.given for layer in given)
+    sizes_matter = origins.before in _ADAPTIVE and origins.kind not in _ADAPTIVE
+    return sizes_matter and not chosen and "gradient_clip_val" in config.model.init_args
+
+
+def _carries(name: str, old: str, new: str, *, bounded: bool) -> bool:
+    if name == "weight_decay":
+        return {old, new} <= _PENALIZES and not bounded
+    if name == "lr" and bounded:
+        return True
+    return name in _HOW or {old, new} <= _ADAPTIVE
+
+
+def _default(path: str, name: str) -> Any:
+    kind: Any = getattr(torch.optim, path.rpartition(".")[2], None)
+    default = inspect.Parameter.empty
+    if kind is not None and path.startswith("torch.optim."):
+        default = inspect.signature(kind).parameters[name].default
+    if default is inspect.Parameter.empty:
+        raise ValueError(
+            f"expected {name} in `model.init_args.optimizer.init_args` for {path.rpartition('.')[2]}, got that of "
+            f"another optimizer; give --model.init_args.optimizer.init_args.{name}"
+        )
+    return default
+
+
+# --- the split -------------------------------------------------------------------------------------------------------
+
+
+def _settle_split(config: Namespace, given: Sequence[Layer]) -> str | None:
+    dataset: Any = None
+    meant_for: Any = None
+    for layer in given:
+        dataset = layer.given.get("data.dataset", dataset)
+        if "data.observed_fraction" in layer.given:
+            meant_for = None if layer.by_hand else dataset
+    if meant_for is None or meant_for == dataset or dataset in DATASETS:
+        return None
+    data = config.get("data.init_args")
+    if data is None or data.get("observed_fraction") is None:
+        return None
+    fraction, data["observed_fraction"] = data["observed_fraction"], None
+    return (
+        f"observed_fraction {fraction} is the config's for {meant_for!r}: all known entries of {dataset!r} are used; "
+        "give --data.init_args.observed_fraction to hold some out"
+    )
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _key(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "init_args")
+
+
+def _flat(prefix: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for name, each in value.items():
+        parts = [prefix] * bool(prefix) + [str(name)] * (name != "init_args")
+        flat |= _flat(".".join(parts), each)
+    return flat
+
+
+def _load(value: str) -> Any:
+    """What the parser makes of a value, which may be a file; it has been read before, so nothing is wrong with it."""
+    path = Path(value)
+    try:
+        is_file = path.suffix in (".yaml", ".yml", ".json") and path.is_file()
+        return yaml.safe_load(path.read_text(encoding="utf-8") if is_file else value)
+    except (yaml.YAMLError, OSError, ValueError):
+        return value

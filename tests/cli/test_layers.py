@@ -1,0 +1,190 @@
+"""What composing configs keeps, and what it does not keep without a word."""
+
+import functools
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from jsonargparse import Namespace
+
+from tenzoo.cli import layers, main
+from tenzoo.cli.trainer import TenzooCLI, build, quiet
+
+ROOT = Path(__file__).parents[2] / "configs"
+MODELS = sorted(path for path in ROOT.glob("*.yaml"))
+METHODS = sorted((ROOT / "methods").glob("*.yaml"))
+OF_OPTIMIZER = {"sgd": "torch.optim.SGD", "adam": "torch.optim.Adam", "adamw": "torch.optim.AdamW"}
+
+
+class Parsed(TenzooCLI):
+    """Parses, and makes nothing."""
+
+    def _parse_ckpt_path(self):
+        raise StopIteration
+
+
+@pytest.fixture
+def said(monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(layers, "rank_zero_info", lines.append)
+    return lines
+
+
+def parsed(*words) -> Namespace:
+    cli = Parsed.__new__(Parsed)
+    with warnings.catch_warnings(), suppress(StopIteration):
+        quiet()
+        build(cli, ["fit", *map(str, words)])
+    return cli.config["fit"]
+
+
+@functools.cache
+def flat(*configs) -> dict:
+    config = parsed(*(word for path in configs for word in ("--config", path)))
+    return {key: value for key, value in config.as_flat().__dict__.items() if key != "config"}
+
+
+def differences(before, after):
+    return {key: after.get(key) for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+
+
+def check_method(method, models, said):
+    for path in models:
+        before = flat(path)
+        after = flat(path, method)
+        changed = differences(before, after)
+        optimizer = "model.init_args.optimizer"
+        if method.stem not in OF_OPTIMIZER:
+            named = {"model.init_args.sam" if "sam" in method.stem else "trainer.callbacks"}
+            assert {".".join(key.split(".")[:3]) if "sam" in key else key for key in changed} == named, path
+            assert said == []
+            continue
+        kind, old = OF_OPTIMIZER[method.stem], before[f"{optimizer}.class_path"]
+        assert after[f"{optimizer}.class_path"] == kind
+        if kind == old:
+            assert changed == {}
+            assert said == []
+            continue
+        bound = {"model.init_args.gradient_clip_val"} if "Adam" in old and kind == "torch.optim.SGD" else set()
+        assert {key for key in changed if not key.startswith(optimizer)} == bound
+        (line,) = said
+        said.clear()
+        short = [name.rpartition(".")[2] for name in (kind, old)]
+        assert line.startswith(f"optimizer {short[0]} in place of {short[1]}: ")
+        assert f"lr {after[f'{optimizer}.init_args.lr']}" in line
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
+def test_a_method_changes_what_it_names_and_nothing_else(said, method):
+    kinds = ("covid_tucker", "synthetic_sparse_cp", "tr_resnet20_cifar10")  # of optimizers
+    check_method(method, [path for path in MODELS if path.stem in kinds], said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
+def test_a_method_changes_what_it_names_over_each_config(said, method):
+    check_method(method, MODELS, said)
+
+
+@pytest.mark.parametrize(
+    ("config", "method", "lr", "decay", "clip"),
+    [
+        ("covid_tucker", "adam", 0.01, 16.0, None),
+        ("covid_tucker", "adamw", 0.01, 0.01, None),
+        ("covid_tucker", "sgd", 0.01, 0, 1.0),
+        ("tr_resnet20_cifar10", "adam", 0.001, 5e-4, None),
+        ("tr_resnet20_cifar10", "adamw", 0.001, 0.01, None),
+        ("tr_resnet20_cifar10", "sgd", 0.1, 5e-4, None),
+        ("synthetic_sparse_cp", "adam", 0.02, 0.0, None),
+    ],
+)
+def test_settings_of_an_optimizer_in_place_of_another(said, config, method, lr, decay, clip):
+    task = parsed("--config", ROOT / f"{config}.yaml", "--config", ROOT / "methods" / f"{method}.yaml").model.init_args
+    optimizer = task.optimizer.init_args
+    assert (optimizer.lr, optimizer.weight_decay, task.gradient_clip_val) == (lr, decay, clip)
+
+
+OVER_ADAM = ["--config", ROOT / "covid_tucker.yaml"]
+OVER_SGD = ["--config", ROOT / "tr_resnet20_cifar10.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "lr", "clip"),
+    [
+        ([*OVER_SGD, "--model.init_args.optimizer", "Adam"], 0.001, None),
+        ([*OVER_SGD, "--model.optimizer=torch.optim.Adam"], 0.001, None),
+        ([*OVER_SGD, "--model.init_args.optimizer.class_path", "torch.optim.RMSprop"], 0.01, None),
+        ([*OVER_SGD, "--model.optimizer", "Adam", "--model.optimizer.lr", "0.3"], 0.3, None),
+        ([*OVER_SGD, "--model.optimizer", '{"class_path": "Adam", "init_args": {"lr": 0.2}}'], 0.2, None),
+        ([*OVER_SGD, "--model.optimizer.lr", "0.3", "--model.optimizer", "Adam"], 0.001, None),
+        ([*OVER_SGD, "--model.optimizer", "Adam", "--model.optimizer", "SGD"], 0.1, None),
+        ([*OVER_SGD, "--model.optimizer", "SGD", "--model.optimizer.lr", "0.3"], 0.3, None),
+        ([*OVER_ADAM, "--model.optimizer", "SGD", "--model.optimizer.lr", "1e-6"], 1e-6, None),
+        ([*OVER_ADAM, "--model.optimizer", "SGD"], 0.01, 1.0),
+        ([*OVER_ADAM, "--model.optimizer", "SGD", "--model.gradient_clip_val", "3"], 0.001, 3.0),
+        ([*OVER_ADAM, "--model.optimizer", "NAdam"], 0.01, None),
+    ],
+)
+def test_arguments_count_as_configs_do(said, words, lr, clip):
+    task = parsed(*words).model.init_args
+    assert (task.optimizer.init_args.lr, task.gradient_clip_val) == (lr, clip)
+
+
+def test_a_config_of_ones_own_sets_what_it_names(tmp_path, said):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"model": {"init_args": {"optimizer": {"class_path": "Adam"}}}}))
+    assert parsed(*OVER_SGD, "--config", path).model.init_args.optimizer.init_args.lr == 0.001
+    assert len(said) == 1
+    path.write_text("{model: {init_args: {optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.5}}}}}")
+    assert parsed(*OVER_SGD, "--config", path).model.init_args.optimizer.init_args.lr == 0.5
+
+
+# --- a tensor of one's own -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "fraction"),
+    [
+        (["--data.init_args.dataset", "mine.csv"], None),
+        (["--data.dataset=mine.csv"], None),
+        (["--data.init_args", "{dataset: mine.csv}"], None),
+        (["--data.dataset", "mine.csv", "--data.observed_fraction", "0.3"], 0.3),
+        (["--data.init_args.observed_fraction=0.3", "--data.init_args.dataset=mine.csv"], 0.3),
+        (["--data.init_args", "{dataset: mine.csv, observed_fraction: 0.4}"], 0.4),
+        (["--data.dataset", "il2"], 0.3),
+        (["--data.dataset", "covid"], 0.3),
+        ([], 0.3),
+    ],
+)
+def test_the_split_of_a_benchmark_is_not_that_of_a_tensor_of_ones_own(said, words, fraction):
+    assert parsed(*OVER_ADAM, *words).data.init_args.observed_fraction == fraction
+    expected = "observed_fraction 0.3 is the config's for 'covid': all known entries of 'mine.csv' are used; "
+    assert [line[: len(expected)] for line in said] == ([expected] if fraction is None else [])
+
+
+def test_configs_of_ones_own_count_as_arguments_do(tmp_path, said):
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {init_args: {dataset: mine.csv}}")
+    assert parsed(*OVER_ADAM, "--config", path).data.init_args.observed_fraction is None
+    path.write_text("data: {init_args: {dataset: mine.csv, observed_fraction: 0.8}}")
+    assert parsed(*OVER_ADAM, "--config", path).data.init_args.observed_fraction == 0.8
+    assert len(said) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_all_that_is_known_of_a_tensor_of_ones_own_is_used(tmp_path, capfd):
+    generator = np.random.default_rng(0)
+    values = 3 + np.einsum("ir,jr,kr->ijk", *(generator.normal(size=(size, 2)) for size in (9, 8, 7)))
+    values[generator.random(values.shape) < 0.4] = np.nan
+    np.save(tmp_path / "mine.npy", values)
+    known = int((~np.isnan(values)).sum())
+    words = ["fit", *map(str, OVER_ADAM), "--data.init_args.dataset", str(tmp_path / "mine.npy"), "--model.rank", "2"]
+    quiet = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    assert main([*words, *quiet, f"--trainer.default_root_dir={tmp_path / 'runs'}"]) == 0
+    (checkpoint,) = (tmp_path / "runs" / "version_0" / "checkpoints").glob("last.ckpt")
+    counted = torch.load(checkpoint, weights_only=True)["CompletionDataModule"]["num_entries"]
+    assert counted == {"train": known - round(0.05 * known), "val": round(0.05 * known)}
