@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
+from tenzoo.cli.configs import load
 from tenzoo.data.sources import DATASETS
 
 OPTIMIZER = "model.optimizer"
@@ -202,6 +203,6 @@ def _load(value: str) -> Any:
     path = Path(value)
     try:
         is_file = path.suffix in (".yaml", ".yml", ".json") and path.is_file()
-        return yaml.safe_load(path.read_text(encoding="utf-8") if is_file else value)
+        return load(path.read_text(encoding="utf-8-sig") if is_file else value)
     except (yaml.YAMLError, OSError, ValueError):
         return value

@@ -123,7 +123,7 @@ def _check_memory(shape: Sequence[int], rank: Rank, num_parameters: int) -> None
     needed, free = _TRAINED_BYTES * num_parameters, free_memory()
     if free is not None and needed > free:
         raise ValueError(
-            f"expected a model that fits into the {in_gigabytes(free)} of free memory in `rank`, got {rank} for "
+            f"expected a model to fit into memory, {in_gigabytes(free)} of it free, in `rank`, got {rank} for "
             f"{' × '.join(map(str, shape))}: {num_parameters} parameters, {in_gigabytes(needed)} with gradients and an "
             "optimizer's state; number the indices of each mode without gaps, or lower `rank`"
         )

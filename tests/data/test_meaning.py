@@ -324,7 +324,8 @@ def test_a_tensor_of_which_nothing_is_missing_is_asked_about(tmp_path, array, ze
 def test_a_model_that_does_not_fit_into_memory_is_refused_before_it_is_made():
     free_before = torch.get_rng_state()
     with pytest.raises(
-        ValueError, match=r"in `rank`, got 8 for 2000000001 × 5 × 4: \d+ parameters, 256.0 GB .*number the"
+        ValueError,
+        match=r"to fit into memory, .* in `rank`, got 8 for 2000000001 × 5 × 4: \d+ parameters, 256.0 GB .*number the",
     ):
         TensorCompletion((2_000_000_001, 5, 4), "cp", 8)
     assert torch.equal(torch.get_rng_state(), free_before)
