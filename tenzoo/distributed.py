@@ -4,6 +4,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+)
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -54,3 +61,49 @@ class _BuffersAreDue:
         if torch.is_grad_enabled():
             accumulates = self._trainer.fit_loop.epoch_loop._should_accumulate()
             model.require_forward_param_sync = not accumulates  # type: ignore[assignment]
+
+
+def check_strategy(strategy: Strategy, user: str) -> None:
+    """Refuse a strategy under which gradients and weights of single cores cannot be had.
+
+    Args:
+        strategy: Of the Trainer.
+        user: What needs them, as it is called in the message.
+
+    Raises:
+        ValueError: Naming the strategy and what to take instead.
+
+    Example:
+        >>> from lightning.pytorch.strategies import DDPStrategy
+        >>> check_strategy(DDPStrategy(), "`sam`")
+    """
+    reasons = {
+        FSDPStrategy: "which flattens all parameters into one and shards that: norms would be those of a part",
+        DeepSpeedStrategy: "which keeps and reduces the gradients in an engine of its own",
+    }
+    for kind, reason in reasons.items():
+        if isinstance(strategy, kind):
+            raise ValueError(
+                f"expected a strategy with whole parameters in `strategy` beside {user}, got {kind.__name__}, {reason}"
+                "; take 'ddp', or ModelParallelStrategy with fully_shard() in configure_model()"
+            )
+
+
+def check_two_passes(strategy: Strategy, *, sync_ascent: bool) -> None:
+    """Refuse a strategy that cannot run SAM's two backward passes in one step.
+
+    Args:
+        strategy: Of the Trainer.
+        sync_ascent: Whether the first of them is to be averaged over the ranks.
+
+    Raises:
+        ValueError: Naming the strategy or its setting and what to do.
+    """
+    check_strategy(strategy, "`sam`")
+    if isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("static_graph"):
+        raise ValueError("expected static_graph=False in the DDP strategy beside `sam`, got True: SAM runs two graphs")
+    if isinstance(strategy, ModelParallelStrategy) and not sync_ascent:
+        raise ValueError(
+            "expected True in `sam.sync_ascent` under ModelParallelStrategy, got False: a sharded parameter has no "
+            "gradient but that of all ranks"
+        )

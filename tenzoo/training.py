@@ -144,7 +144,11 @@ class EpochMean:
 
 
 class DivergenceError(ArithmeticError):
-    """Training diverged: a weight is not finite."""
+    """Training went wrong: a weight is not finite, or what must be equal is not."""
+
+
+class RanksPartedError(DivergenceError):
+    """The ranks of a run no longer hold the same weights."""
 
 
 def check_finite(module: nn.Module, *, when: str) -> None:

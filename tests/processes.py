@@ -12,8 +12,16 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
-_PRELOADED = ["lightning.pytorch", "tenzoo.callbacks", "tenzoo.tasks", "tenzoo.data", "tenzoo.compression"]
+_PRELOADED = [
+    "lightning.pytorch",
+    "tenzoo.callbacks",
+    "tenzoo.tasks",
+    "tenzoo.data",
+    "tenzoo.compression",
+    "tenzoo.cli",
+]
 
 
 def in_processes(function: Callable[..., Any], *args: Any, count: int = 2, timeout: float = 300) -> list[Any]:
@@ -65,6 +73,7 @@ def _work(rank: int, count: int, port: int, sender: Connection, function: Callab
     names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     os.environ.update({name: str(value) for name, value in names.items()})
+    rank_zero_only.rank = rank  # as it is where the variables are set before Lightning is imported
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     for message in _EXPECTED:

@@ -2,6 +2,7 @@
 
 from tenzoo.callbacks.monitor import NormDynamicsMonitor
 from tenzoo.callbacks.prediction import CompletedEntriesWriter, PredictedClassesWriter
+from tenzoo.callbacks.rank_watch import RankWatch
 from tenzoo.callbacks.rebalance import Rebalance
 from tenzoo.callbacks.scaling import DeviationAwareScaling
 
@@ -10,5 +11,6 @@ __all__ = [
     "DeviationAwareScaling",
     "NormDynamicsMonitor",
     "PredictedClassesWriter",
+    "RankWatch",
     "Rebalance",
 ]

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from typing_extensions import override
 
-from tenzoo.callbacks.groups import groups_for
+from tenzoo.callbacks.groups import CoreCallback, groups_for
 from tenzoo.callbacks.scaling import DeviationAwareScaling
 from tenzoo.cores import CoreGroup
 from tenzoo.dynamics import (
@@ -59,7 +59,7 @@ class _Step:
     setting: dict[str, Any]
 
 
-class NormDynamicsMonitor(Callback):
+class NormDynamicsMonitor(CoreCallback):
     """Log the norm dynamics of every core group at each step that is logged, and draw them when training ends.
 
     For each group, and for ``total`` over all of them (sums; the normalized deviation is that of the summed squares):

@@ -1,13 +1,13 @@
 """One-shot balancing of the core norms."""
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
-from tenzoo.callbacks.groups import groups_for
+from tenzoo.callbacks.groups import CoreCallback, groups_for
 from tenzoo.dynamics import rebalance_
 
 
-class Rebalance(Callback):
+class Rebalance(CoreCallback):
     """Give the cores of each group equal norms once, at the start of training, leaving the rebuilt tensors as they are.
 
     The cheap control beside SAM and DAS: what they do to the norms over many steps, done at once. A resumed run is not

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import LBFGS, SGD, Optimizer
 from typing_extensions import override
 
-from tenzoo.callbacks.groups import groups_for
+from tenzoo.callbacks.groups import CoreCallback, groups_for
 from tenzoo.cores import CoreGroup
 from tenzoo.dynamics import bound_factors, deviation_aware_factors, own_part, sam_deviation_rate, squared_norms
 from tenzoo.training import gradient_scale, log_to_loggers, logs_this_step, settings_of, steps_so_far
@@ -70,7 +70,7 @@ class _Record:
         return dict(zip(("das/max_abs_lambda", "das/bound_hit_rate"), values, strict=True))
 
 
-class DeviationAwareScaling(Callback):
+class DeviationAwareScaling(CoreCallback):
     """Scale each core by ``1 + λ_k`` just before the optimizer's step: SAM's norm dynamics at no second gradient.
 
     ``λ_k = η α u (γ_k − γ̄)/s_k`` (Cao et al., 2025, arXiv:2508.10435, Algorithm 2; see

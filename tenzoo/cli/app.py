@@ -8,11 +8,13 @@ from collections.abc import Sequence
 
 import torch
 from jsonargparse import ArgumentParser
+from lightning.pytorch.utilities import rank_zero_only
 
 from tenzoo.cli.commands import COMMANDS
 from tenzoo.cli.messages import answer
 from tenzoo.cli.trainer import Started, TenzooCLI, build, quiet
 from tenzoo.jobs import Preempted
+from tenzoo.training import DivergenceError
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -29,9 +31,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         0; or, after one line on stderr and with nothing trained, 2 if the input was refused, and 1 if a user's own
-        code raised an error, which the line names with its file and line; or, after one line, 1 if the disk was full
-        or could not be written to in training, and 128 and its number if a signal stopped it. Other errors during
-        training are raised. With ``JSONARGPARSE_DEBUG=true`` in the environment all errors are.
+        code raised an error, which the line names with its file and line; or, after one line, 1 if training diverged,
+        or the disk was full or could not be written to, and 128 and its number if a signal stopped it. Other errors
+        during training are raised. With ``JSONARGPARSE_DEBUG=true`` in the environment all errors are.
     """
     Started.reset()
     argv = list(sys.argv[1:] if args is None else args)
@@ -46,6 +48,10 @@ def main(args: Sequence[str] | None = None) -> int:
         raise
     except Preempted as stop:
         return int(stop.code or 0)
+    except DivergenceError as error:  # on all ranks, and it says all there is to know
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            print(f"tenzoo: error: {error}", file=sys.stderr)
+        return 1
     except (Exception, SystemExit) as error:
         if Started.begun and isinstance(error, OSError) and error.errno in _DISK:
             print(f"tenzoo: error: {error.strerror}: {error.filename}", file=sys.stderr)

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 import tenzoo.data  # noqa: F401  (its classes can be named without their module)
 from tenzoo import __version__
-from tenzoo.callbacks import CompletedEntriesWriter, PredictedClassesWriter
+from tenzoo.callbacks import CompletedEntriesWriter, PredictedClassesWriter, RankWatch
 from tenzoo.cli import cluster
 from tenzoo.cli.checkpoints import check_same_settings, read_checkpoint
 from tenzoo.cli.configs import PARSER_MODE, check_configs
@@ -106,7 +106,7 @@ class TenzooCLI(LightningCLI):
         callbacks = settings.get("callbacks") or []
         if settings.get("check_val_every_n_epoch") == 0:  # Lightning would divide by it
             raise ValueError("expected an int >= 1 or null in `trainer.check_val_every_n_epoch`, got 0")
-        extra: list[Callback] = [Started()]
+        extra: list[Callback] = [Started(), *([] if _any_of(callbacks, RankWatch) else [RankWatch()])]
         if settings.get("logger") in (None, True):
             kwargs["logger"] = _both_loggers(_root(settings))
         if settings.get("profiler") is None:

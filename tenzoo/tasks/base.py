@@ -15,14 +15,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tenzoo.cores import CoreGroup, CoreProvider, find_core_groups
-from tenzoo.distributed import share_buffers_
+from tenzoo.distributed import check_two_passes, share_buffers_
 from tenzoo.dynamics import SharpnessState, sharpness_perturbation
 from tenzoo.jobs import secure
+from tenzoo.tasks.ranks import as_of_all_ranks, logged_names
 from tenzoo.tasks.sam import SAM, ForwardState, without_sync
 from tenzoo.tasks.schedulers import Schedule, check_schedule, schedule_over_run, step_schedulers
 from tenzoo.training import (
@@ -108,6 +108,7 @@ class Task(LightningModule, CoreProvider):
         """Whether :meth:`loss` is being called at SAM's perturbed weights."""
         self._epoch_means = {"train/loss": EpochMean()}
         self._loss_is_watched = False
+        self._monitored: frozenset[str] = frozenset()
 
     def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
         """Save the arguments of ``__init__`` as every LightningModule does, those that are builtins.
@@ -159,7 +160,7 @@ class Task(LightningModule, CoreProvider):
         if self._loss_is_watched or logs_this_step(self.trainer):
             # On the host: Lightning's progress bar reads it again after every batch.
             value = mean_over_ranks(self.trainer, loss).cpu()
-            self.log("train/loss", value, prog_bar=True)
+            self.log("train/loss", value, prog_bar=True, sync_dist=False)
             if not value.isfinite():  # an overflow in float16 is none of the weights'
                 check_finite(self, when=f"after {self.trainer.global_step} steps")
 
@@ -244,10 +245,16 @@ class Task(LightningModule, CoreProvider):
         gamma = state.squared_grad_norms / scale.to(state.squared_grad_norms).square()
         return dataclasses.replace(state, squared_grad_norms=gamma)
 
-    def log(self, *args: Any, **kwargs: Any) -> None:
-        """Log as LightningModule does, except at SAM's perturbed weights: there nothing is logged."""
-        if not self.perturbed:
-            super().log(*args, **kwargs)
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Log as LightningModule does, except at SAM's perturbed weights: there nothing is logged.
+
+        With several processes a metric that is monitored is reduced over them, as with ``sync_dist=True``.
+        """
+        if self.perturbed:
+            return
+        if self._trainer is not None and self._trainer.world_size > 1:
+            value = as_of_all_ranks(self, value, kwargs, monitored=name in self._monitored)
+        super().log(name, value, *args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the running hook here, forty times a step. nn.Module would each time look for a parameter, a
@@ -308,6 +315,8 @@ class Task(LightningModule, CoreProvider):
         """Hand the accumulation to Lightning, which acts on it in automatic mode and counts steps by it in both."""
         if stage == "fit":
             self.trainer.accumulate_grad_batches = self.accumulate_grad_batches
+            if self.sam is not None:
+                check_two_passes(self.trainer.strategy, sync_ascent=self.sam.sync_ascent)
 
     def teardown(self, stage: str) -> None:
         """Give the Trainer back as it was."""
@@ -364,6 +373,8 @@ class Task(LightningModule, CoreProvider):
         watched = {f"`monitor` of {type(each).__name__}": getattr(each, "monitor", None) for each in callbacks}
         watched["`lr_scheduler_monitor`"] = self._scheduler_monitor
         self._loss_is_watched = "train/loss" in watched.values()
+        schedulers = [config.monitor for config in self.trainer.lr_scheduler_configs]
+        self._monitored = logged_names([*watched.values(), *schedulers])
         known = self.metric_names
         for where, name in watched.items():
             if known is not None and isinstance(name, str) and name not in known:
@@ -374,11 +385,6 @@ class Task(LightningModule, CoreProvider):
             raise ValueError(f"expected one optimizer beside `sam`, got {len(optimizers)}")
         if isinstance(optimizers[0], LBFGS):
             raise ValueError("expected a first-order optimizer beside `sam`, got LBFGS, which re-evaluates its closure")
-        model = self.trainer.strategy.model
-        if isinstance(model, DistributedDataParallel) and model.static_graph:
-            raise ValueError(
-                "expected static_graph=False in the DDP strategy beside `sam`, got True: SAM runs two graphs"
-            )
         for name, parameter in self.named_parameters():
             if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
                 raise ValueError(

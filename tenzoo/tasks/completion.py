@@ -151,7 +151,7 @@ class CompletionTask(Task):
         shown = "val/r2" if "val" in splits else "train/r2"
         for split in splits:
             for key, metric in self._metrics_of(split).items():
-                self.log(key, metric.compute(), prog_bar=key == shown)
+                self.log(key, metric.compute(), prog_bar=key == shown, sync_dist=True)
                 metric.reset()
 
     def validation_step(self, batch: CompletionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -1,28 +1,35 @@
-"""Two processes over gloo end where one process ends."""
+"""The command line in two processes ends where it ends in one."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch import Callback
 
 from tenzoo.cli import main
+from tests.processes import in_processes
 
 CONFIG = """
 seed_everything: 1
 trainer:
   accelerator: cpu
+  precision: 64-true
   max_epochs: 2
-  logger: false
-  enable_checkpointing: false
+  log_every_n_steps: 5
+  default_root_dir: ROOT
   enable_progress_bar: false
   enable_model_summary: false
-  limit_val_batches: 0
+  num_sanity_val_steps: 0
   callbacks:
-    - class_path: tests.tasks.test_ddp.SaveWeights
-      init_args: {path: WEIGHTS}
+    - class_path: tests.tasks.test_ddp.Outcome
+      init_args: {path: OUTCOME}
 model:
   class_path: tenzoo.tasks.CompletionTask
   init_args:
@@ -32,69 +39,66 @@ model:
     optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.001}}
 data:
   class_path: tenzoo.data.CompletionDataModule
-  init_args: {dataset: il2, observed_fraction: 0.5, validation_fraction: 0, batch_size: 400, standardize: true}
+  init_args:
+    dataset: synthetic
+    shape: [6, 7, 8]
+    num_entries: 301
+    observed_fraction: 0.6
+    validation_fraction: 0.1
+    batch_size: 37
+    standardize: true
 """
 
 
-class SaveWeights(Callback):
-    """Write what the first process ends with."""
+class Outcome(Callback):
+    """Write the weights and metrics that every rank ends with, after fit, validation and test."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def on_train_end(self, trainer, pl_module):
-        if trainer.is_global_zero:
-            torch.save({name: value.clone() for name, value in pl_module.state_dict().items()}, self.path)
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        weights = {name: value.clone() for name, value in pl_module.named_parameters()}
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        outcome = {"weights": {name: value.detach() for name, value in weights.items()}, "metrics": metrics}
+        torch.save(outcome, f"{self.path}.{trainer.state.fn.value}.{trainer.global_rank}")
 
 
-class SaveEveryRank(Callback):
-    """Write what every process ends with."""
+class OwnRate(Callback):
+    """Gives rank 1 another learning rate."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def on_train_end(self, trainer, pl_module):
-        torch.save(pl_module.network.state_dict(), f"{self.path}.{trainer.global_rank}")
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.global_rank == 1:
+            trainer.optimizers[0].param_groups[0]["lr"] *= 1.01
 
 
-class ImageBatches:
-    """Another three batches for every process."""
-
-    def __init__(self, rank: int) -> None:
-        generator = torch.Generator().manual_seed(rank)
-        images = torch.randn(3, 4, 3, 32, 32, generator=generator)
-        self.batches = [(batch, torch.randint(0, 10, (4,), generator=generator)) for batch in images]
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        return iter(self.batches)
+def written(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    config = folder / "config.yaml"
+    config.write_text(CONFIG.replace("OUTCOME", str(folder / "outcome")).replace("ROOT", str(folder / "runs")))
+    return config
 
 
-class RandomImages(LightningDataModule):
-    """In place of a data set that would have to be downloaded."""
-
-    def train_dataloader(self):
-        return ImageBatches(self.trainer.global_rank)
+def outcome(folder: Path, stage: str, rank: int = 0) -> Any:
+    return torch.load(folder / f"outcome.{stage}.{rank}", weights_only=True)
 
 
-def run_two(words):
-    command = [sys.executable, "-m", "tenzoo", *words, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
+def words_in(words: list[str]) -> tuple[int, str, str]:
+    """Run the program; its exit code, and what it wrote."""
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        code = main(words)
+    return code, out.getvalue(), errors.getvalue()
 
 
-def weights(tmp_path, processes, *arguments):
-    config, path = tmp_path / "config.yaml", tmp_path / f"{processes}.pt"
-    config.write_text(CONFIG.replace("WEIGHTS", str(path)))
-    words = ["fit", "--config", str(config), *arguments]
-    if processes == 1:
-        assert main(words) == 0
-    else:
-        run_two(words)
-    return torch.load(path, weights_only=True)
+def compare(one: Path, two: Path, stages: list[str]) -> None:
+    for stage in stages:
+        expected = outcome(one, stage)
+        for rank in (0, 1):
+            found = outcome(two, stage, rank)
+            assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-6), stage
+            for name, value in expected["weights"].items():
+                torch.testing.assert_close(found["weights"][name], value, rtol=1e-9, atol=1e-12)
+        assert outcome(two, stage, 0)["metrics"] == outcome(two, stage, 1)["metrics"]
 
 
 METHODS = {
@@ -103,75 +107,82 @@ METHODS = {
     "sam": ["--model.init_args.sam.rho=0.05"],
     "accumulating": ["--model.init_args.sam.rho=0.05", "--model.init_args.accumulate_grad_batches=2"],
 }
+IN_TWO = ["--trainer.strategy=ddp", "--trainer.devices=2"]
 
 
-def compare(tmp_path, method):
-    one, two = (weights(tmp_path, processes, *METHODS[method]) for processes in (1, 2))
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
+def test_fit_validate_test_and_predict_give_what_one_process_gives(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert words_in(["fit", "--config", str(written(one)), *METHODS["sam"]])[0] == 0
+    config = str(written(two))
+    for code, _, errors in in_processes(words_in, ["fit", "--config", config, *METHODS["sam"], *IN_TWO]):
+        assert (code, errors) == (0, "")
+    compare(one, two, ["fit"])
+    (checkpoint,) = map(str, (two / "runs/version_0/checkpoints").glob("*.ckpt"))
+    for command in ("validate", "test", "predict"):
+        rest = [*METHODS["sam"], "--ckpt_path", checkpoint, f"--trainer.default_root_dir={tmp_path / command}"]
+        code, _, errors = words_in([command, "--config", str(one / "config.yaml"), *rest])
+        assert (code, errors) == (0, "")
+        for code, _, errors in in_processes(words_in, [command, "--config", config, *rest, *IN_TWO]):
+            assert (code, errors) == (0, "")
+    compare(one, two, ["validate", "test"])
+    with (
+        np.load(tmp_path / "predict/version_0/completed.npz") as first,
+        np.load(tmp_path / "predict/version_1/completed.npz") as second,
+    ):
+        for name in ("indices", "values"):
+            np.testing.assert_array_equal(first[name], second[name])
 
 
-def test_sam_climbs_by_the_gradient_of_all_processes(tmp_path):
-    compare(tmp_path, "sam")
+def test_a_run_whose_ranks_part_ends_in_one_line(tmp_path):
+    config = written(tmp_path)
+    part = ["--trainer.callbacks+=tests.tasks.test_ddp.OwnRate"]
+    (code, _, errors), (other, _, nothing) = in_processes(words_in, ["fit", "--config", str(config), *part, *IN_TWO])
+    assert code == other == 1
+    assert errors.startswith("tenzoo: error: expected the same weights on all 2 ranks, got others in 'model.tensor.")
+    assert errors.count("\n") == 1
+    assert nothing == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--trainer.strategy=DDPStrategy", "--trainer.strategy.static_graph=true", *METHODS["sam"]],
+            "expected static_graph=False in the DDP strategy beside `sam`, got True",
+        ),
+    ],
+)
+def test_what_cannot_be_right_is_refused_in_one_line(tmp_path, words, message):
+    fit = ["fit", "--config", str(written(tmp_path)), "--trainer.devices=2", *words]
+    for code, _, errors in in_processes(words_in, fit):
+        assert code == 2
+        assert message in errors
+        assert errors.count("\n") == 1
+
+
+# --- as it is started ------------------------------------------------------------------------------------------------
+
+
+def started(command: list[str]) -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, timeout=600, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["plain", "das", "accumulating"])
-def test_two_processes_are_one(tmp_path, method):
-    compare(tmp_path, method)
-
-
-RING = """
-seed_everything: 1
-trainer:
-  accelerator: cpu
-  max_epochs: 1
-  logger: false
-  enable_checkpointing: false
-  enable_progress_bar: false
-  enable_model_summary: false
-  limit_val_batches: 0
-  callbacks:
-    - class_path: tests.tasks.test_ddp.SaveEveryRank
-      init_args: {path: WEIGHTS}
-model:
-  class_path: tenzoo.tasks.ImageClassificationTask
-  init_args:
-    network: {class_path: tenzoo.models.CIFARResNet, init_args: {depth: 20, factorization: tr, rank: 4}}
-    optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.05, momentum: 0.9, nesterov: true}}
-data: {class_path: tests.tasks.test_ddp.RandomImages}
-"""
+@pytest.mark.parametrize("method", METHODS)
+def test_the_program_starts_its_second_process(tmp_path, method):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main(["fit", "--config", str(written(one)), *METHODS[method]]) == 0
+    started(["-m", "tenzoo", "fit", "--config", str(written(two)), *METHODS[method], *IN_TWO])
+    compare(one, two, ["fit"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["plain", "das", "sam"])
-def test_both_processes_end_with_the_same_network(tmp_path, method):
-    config = tmp_path / "config.yaml"
-    config.write_text(RING.replace("WEIGHTS", str(tmp_path / "weights")))
-    run_two(["fit", "--config", str(config), *METHODS[method]])
-    first, second = (torch.load(tmp_path / f"weights.{rank}", weights_only=True) for rank in (0, 1))
-    parameters = [name for name in first if "running" not in name]  # each process averages its own batches
-    assert len(parameters) > 100
-    for name in parameters:
-        assert first[name].equal(second[name]), name
-
-
-@pytest.mark.slow
-def test_without_sync_each_process_climbs_by_its_own_batch(tmp_path):
-    synced = weights(tmp_path, 2, *METHODS["sam"])
-    alone = weights(tmp_path, 2, *METHODS["sam"], "--model.init_args.sam.sync_ascent=false")
-    assert any(not value.equal(synced[name]) for name, value in alone.items())
-    for name, value in alone.items():
-        torch.testing.assert_close(synced[name], value, rtol=0.1, atol=0.05)
-
-
-@pytest.mark.slow
-def test_a_static_graph_is_refused_beside_sam(tmp_path):
-    config = tmp_path / "config.yaml"
-    config.write_text(CONFIG.replace("WEIGHTS", str(tmp_path / "unused.pt")))
-    strategy = ["--trainer.strategy=DDPStrategy", "--trainer.strategy.static_graph=true"]
-    words = ["fit", "--config", str(config), "--trainer.devices=2", *strategy, *METHODS["sam"]]
-    command = [sys.executable, "-m", "tenzoo", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 2
-    assert "expected static_graph=False in the DDP strategy beside `sam`" in done.stderr
+@pytest.mark.parametrize("method", METHODS)
+def test_torchrun_starts_both(tmp_path, method):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main(["fit", "--config", str(written(one)), *METHODS[method]]) == 0
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "tenzoo"]
+    started([*launch, "fit", "--config", str(written(two)), *METHODS[method], *IN_TWO])
+    compare(one, two, ["fit"])

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tenzoo.tasks import SAM
 from tests.processes import in_processes
@@ -59,3 +61,73 @@ def test_buffers_are_those_of_rank_0_as_in_automatic_mode(tmp_path, accumulate):
         assert rank[1] == plain_losses
     for name, value in states[-1].items():
         assert value.equal(saved[name]), name
+
+
+class OwnSplits(Batches):
+    """Batches of a rank's own, of as many items as it is told."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__(count=3, size=size, seed=20 + rank)
+
+
+class Followed(Callback):
+    """Keeps the learning rates, and the monitored metric, of every epoch."""
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+        self.rates: list[float] = []
+        self.values: list[float] = []
+        self.own: list[float] = []
+        self.errors: list[tuple[float, int]] = []
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any) -> None:
+        self.errors.append((float(pl_module.error(batch)), len(batch[0])))
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self.values.append(float(trainer.callback_metrics["val/loss"]))
+
+
+def followed(monitor: str, sam: SAM | None, folder: str) -> dict[str, Any]:
+    """Plateau scheduler, early stopping and checkpoints follow what no one reduced; batches differ in size."""
+    torch.manual_seed(1)
+    seen = Followed(monitor)
+    stop = EarlyStopping("val/loss", patience=5)
+    keep = ModelCheckpoint(folder, monitor="val/loss", save_top_k=2)
+    task = Regression(
+        optimizer=sgd(1.5),
+        sam=sam,
+        lr_scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, patience=0, factor=0.7, threshold=0.1),
+        lr_scheduler_monitor=monitor,
+    )
+    settings: dict[str, Any] = {"strategy": "ddp", "devices": 2, "max_epochs": 12, "enable_checkpointing": True}
+    fit = trainer(num_sanity_val_steps=0, callbacks=[seen, stop, keep], **settings)
+    rank = fit.global_rank
+    fit.fit(task, OwnSplits(rank, 8), OwnSplits(rank, 3 - rank))
+    return {
+        "rates": seen.rates,
+        "values": seen.values,
+        "errors": seen.errors,
+        "stopped": stop.stopped_epoch,
+        "best": float(keep.best_model_score),
+        "path": keep.best_model_path,
+        "weights": task.state_dict(),
+    }
+
+
+@pytest.mark.parametrize("sam", [None, SAM(rho=0.05)], ids=["automatic", "manual"])
+@pytest.mark.parametrize("monitor", ["val/loss", "train/mse"])
+def test_what_is_followed_is_the_same_on_all_ranks(tmp_path, monitor, sam):
+    first, second = in_processes(followed, monitor, sam, str(tmp_path))
+    assert len(set(first["rates"])) > 2
+    for key in ("rates", "values", "stopped", "best", "path"):
+        assert first[key] == second[key], key
+    for name, value in first["weights"].items():
+        assert value.equal(second["weights"][name]), name
+    # Every item counts once, though one rank has half as many again as the other.
+    for epoch, value in enumerate(first["values"]):
+        batches = [*first["errors"][3 * epoch : 3 * epoch + 3], *second["errors"][3 * epoch : 3 * epoch + 3]]
+        expected = sum(error * size for error, size in batches) / sum(size for _, size in batches)
+        assert value == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,71 @@
+"""What is logged by one of several processes, and is to hold for all of them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor
+from torchmetrics import Metric
+
+_MEANS = ("training_step", "validation_step", "test_step")
+
+
+def logged_names(monitored: Iterable[object]) -> frozenset[str]:
+    """The names that were logged for names that are monitored, which may say more: of which loader, step or epoch.
+
+    Example:
+        >>> sorted(logged_names(["val/loss/dataloader_idx_1", "train/loss_epoch", None]))
+        ['train/loss', 'train/loss_epoch', 'val/loss', 'val/loss/dataloader_idx_1']
+    """
+    names: set[str] = set()
+    for name in monitored:
+        if isinstance(name, str):
+            plain = name.split("/dataloader_idx_")[0]
+            names |= {name, plain, plain.removesuffix("_step"), plain.removesuffix("_epoch")}
+    return frozenset(names)
+
+
+def as_of_all_ranks(module: LightningModule, value: Any, settings: dict[str, Any], *, monitored: bool) -> Any:
+    """Make what is about to be logged that of all ranks, where it has to be.
+
+    A metric that is monitored is reduced, unless the caller says otherwise: ranks that each follow a number of their
+    own would stop, step their schedulers and choose checkpoints apart. And a mean over an epoch counts every item of
+    all ranks once: Lightning divides by the mean size of the ranks' data *as an integer*, unless sizes are floats.
+
+    Args:
+        module: The one that logs; it has a trainer with several processes.
+        value: What is logged.
+        settings: The other arguments of ``log``, which are completed.
+        monitored: Whether something follows this metric.
+
+    Returns:
+        The value, on the device of the module if it is to be reduced.
+    """
+    if isinstance(value, Metric):  # reduces itself
+        return value
+    if monitored and not settings.get("rank_zero_only"):
+        settings.setdefault("sync_dist", True)
+    if not settings.get("sync_dist"):
+        return value
+    if _is_mean(module, settings):
+        size = settings.get("batch_size") or _size_of_batch(module)
+        settings["batch_size"] = None if size is None else float(size)
+    return value.to(module.device) if isinstance(value, Tensor) else value
+
+
+def _is_mean(module: LightningModule, settings: dict[str, Any]) -> bool:
+    hook = module._current_fx_name
+    on_epoch = settings.get("on_epoch")
+    if on_epoch is None:
+        on_epoch = hook != "training_step"
+    return hook in _MEANS and bool(on_epoch) and settings.get("reduce_fx", "mean") == "mean"
+
+
+def _size_of_batch(module: LightningModule) -> int | None:
+    results = module.trainer._results
+    if results is None or results.batch is None:
+        return None
+    if results.batch_size is None:
+        results.batch_size = extract_batch_size(results.batch)
+    return results.batch_size
