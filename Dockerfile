@@ -1,13 +1,17 @@
 # tenzoo for cluster jobs: one image for any launcher, since Lightning reads the ranks that the launcher sets.
-#   torchrun    docker run --gpus all --ipc=host --entrypoint torchrun IMAGE --nproc-per-node 8 -m tenzoo fit --config …
-#   PyTorchJob  a GPU per pod, no command:, args: [fit, --config, …, --trainer.devices, "1", --trainer.num_nodes, "8"]
-#   Slurm       srun --ntasks-per-node=8 apptainer exec --nv --pwd /workspace --bind $PWD/runs:/workspace/runs tenzoo.sif
-#               python -m tenzoo fit --config … --trainer.devices 8 --trainer.num_nodes 4
+# examples/cluster has it under torchrun, Slurm and as a Kubernetes PyTorchJob, each going on after it was preempted.
+#   docker run --gpus all --ipc=host tenzoo fit --config configs/tr_resnet20_cifar10.yaml
 #
 # Without build arguments torch is PyPI's, with its CUDA runtime. For another CUDA, ROCm or CPU build, name the index
 # that PyTorch's installation page gives for it:  docker build --build-arg TORCH_INDEX_URL=… -t tenzoo .
-# Any uid may run the image (docker run --user 12345). Results go to /workspace/runs: mount a volume there to keep them,
-# writable by that uid.
+#
+# Any uid may run the image (docker run --user 12345), also on a read-only root file system: all that is written goes to
+# /workspace/runs and, if CIFAR-10 is to be downloaded, /workspace/data (mount volumes that the uid may write to), and to
+# /tmp:  docker run --read-only --tmpfs /tmp:exec -v $PWD/runs:/workspace/runs tenzoo
+#
+# There is no C compiler. tenzoo compiles nothing: it neither calls torch.compile nor computes what torch on CUDA sends to
+# Triton. A program of your own that does needs one:  FROM tenzoo / USER root / RUN apt-get update && apt-get install -y gcc
+# (Triton loads what it compiled from TRITON_CACHE_DIR, so /tmp must not be mounted noexec.)
 
 # ---- what changes with the project -----------------------------------------------------------------------------------
 FROM python:3.11-slim AS source
@@ -37,9 +41,12 @@ COPY --from=source /requirements.txt /opt/tenzoo/
 RUN pip install --no-cache-dir -r /opt/tenzoo/requirements.txt
 
 # World-writable like /tmp, since the uid may be any; USER because a uid without a passwd entry has no name to look up.
-RUN useradd --uid 1000 --no-create-home --home-dir /home/tenzoo tenzoo \
-    && install --directory --mode 1777 /home/tenzoo /workspace /workspace/runs
-ENV HOME=/home/tenzoo USER=tenzoo MPLBACKEND=Agg PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# Caches of all kinds go to /tmp, the one place that is there to write to in any case.
+RUN useradd --uid 1000 --no-create-home --home-dir /tmp tenzoo \
+    && install --directory --mode 1777 /workspace /workspace/data /workspace/runs
+ENV HOME=/tmp USER=tenzoo XDG_CACHE_HOME=/tmp/cache MPLCONFIGDIR=/tmp/cache/matplotlib MPLBACKEND=Agg \
+    TORCHINDUCTOR_CACHE_DIR=/tmp/cache/inductor TRITON_CACHE_DIR=/tmp/cache/triton CUDA_CACHE_PATH=/tmp/cache/cuda \
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
 COPY --from=source /wheel /opt/tenzoo/wheel
 RUN pip install --no-cache-dir --no-deps /opt/tenzoo/wheel/*.whl
