@@ -180,8 +180,8 @@ def test_what_waits_is_named(monkeypatch):
             return super().loss(batch, batch_idx)
 
     task = Waiting(fits.network(), optimizer=fits.sgd)
-    data = fits.RandomImages(60, 8, batch_size=4)
-    finding = training._waits(CPU, "network", task, data, 12, [], "32-true")
+    data = fits.RandomImages(88, 8, batch_size=4)
+    finding = training._waits(CPU, "network", task, data, 21, [], "32-true")
     assert modes == ["error", "default"]
     assert not finding.ok
     assert "tenzoo/tasks/base.py" in finding.figure
@@ -189,6 +189,13 @@ def test_what_waits_is_named(monkeypatch):
 
 def _on_cpu(trainer_of):
     return lambda *args, **kwargs: trainer_of(*args, **{**kwargs, "accelerator": "cpu"})
+
+
+def test_an_epoch_is_longer_than_what_is_watched():
+    """Else the watch would never be told to end."""
+    for place in (CPU, Place(torch.device("cuda"))):
+        data = training._images(place)
+        assert data._count // data._batch_size >= 2 * training._LOGGED - 1
 
 
 def test_kernels_are_counted_without_copies():

@@ -28,10 +28,13 @@ from tenzoo.tasks import SAM, CompletionTask
 _BOUNDS = {"32-true": 1e-3, "bf16-mixed": 5e-2, "16-mixed": 5e-2}
 """Largest difference of a loss in 20 steps, relative to it."""
 
+_LOGGED = 11
+"""Steps from one that is logged to the next; what was logged stays in the progress bar, which reads it every time."""
+
 
 def _images(place: Place) -> RandomImages:
     batch = place.pick(64, 4)
-    return RandomImages(20 * batch, place.pick(32, 8), batch_size=batch)
+    return RandomImages(24 * batch, place.pick(32, 8), batch_size=batch)  # more batches than any check here takes
 
 
 def against_cpu(place: Place) -> Iterator[Finding]:
@@ -74,27 +77,27 @@ def sam_at_zero(place: Place) -> Iterator[Finding]:
 
 
 class _NoWaiting(Callback):
-    """Lets torch raise an error wherever the host waits for the device, in the batches from the third on."""
+    """Lets torch raise an error wherever the host waits for the device, from one logged step to the next."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._place.real and batch_idx == 3:
+        if self._place.real and batch_idx == _LOGGED + 1:
             torch.cuda.set_sync_debug_mode("error")
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._place.real and batch_idx == 10:
+        if self._place.real and batch_idx == 2 * _LOGGED - 2:
             torch.cuda.set_sync_debug_mode("default")
 
 
 def without_waiting(place: Place) -> Iterator[Finding]:
     """Steps that are not logged never wait for the device, drawing the batches included."""
-    steps = place.pick(12, 2)
+    steps = place.pick(2 * _LOGGED - 1, 2)
     problems: dict[str, Any] = {
         "network": (lambda sam: classification(sam=sam), lambda: _images(place)),
         "completion": (
@@ -123,7 +126,8 @@ def _waits(
     watched = [*callbacks, NormDynamicsMonitor(), _NoWaiting(place)]
     figure, ok = ("none", True) if place.real else ("not measured", None)
     try:
-        fit(place, task, data, steps, watched, precision=precision)
+        settings = {"log_every_n_steps": place.pick(_LOGGED, 1), "enable_progress_bar": True}
+        fit(place, task, data, steps, watched, precision=precision, **settings)
     except RuntimeError as error:
         if "synchroniz" not in str(error):
             raise
@@ -131,7 +135,7 @@ def _waits(
     finally:
         if place.real:
             torch.cuda.set_sync_debug_mode("default")
-    return Finding(f"waits of the host in steps 4 to 11, {name}", figure, "none", ok)
+    return Finding(f"waits of the host in steps {_LOGGED + 2} to {2 * _LOGGED - 1}, {name}", figure, "none", ok)
 
 
 def _where(error: BaseException) -> str:
