@@ -1,24 +1,38 @@
 """``tenzoo compress``: from a dense network's weights to a plan and the weights of a compressed one."""
 
+import logging
+import math
+import tempfile
+import time
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from shutil import get_terminal_size
 
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
-from torch import Tensor, nn
+from torch import nn
 
 import tenzoo.data
 import tenzoo.models  # noqa: F401  (their classes can be named without their modules)
+from tenzoo.atomic import atomic_write
 from tenzoo.cli.configs import PARSER_MODE, check_configs
 from tenzoo.cli.messages import explain
 from tenzoo.compression import Plan, apply_, plan
+from tenzoo.compression.calls import Call, read_batches, said
+from tenzoo.compression.progress import LOGGER
 from tenzoo.weights import load_weights_
 
 PLAN, WEIGHTS = "plan.json", "weights.pt"
 """What is written."""
+
+_WIDEST = 140
+"""Columns of the plan, where the terminal is not narrower."""
+
+_SECONDS = 5
+"""Between two lines of one phase."""
 
 
 def compress(
@@ -53,15 +67,16 @@ def compress(
             raise ValueError(f"expected a folder without {name} in `output`, got {output!r}, where there is one")
     if isinstance(calibration_size, bool) or calibration_size < 1:
         raise ValueError(f"expected an int >= 1 in `calibration_size`, got {calibration_size}")
+    _check_writable(folder)
+    LOGGER.info("reading the weights")
     load_weights_(network, weights)
-    inputs = None if calibration is None else _inputs(calibration, calibration_size)
+    inputs = None if calibration is None else _inputs(network, calibration, calibration_size)
     made = plan(
         network, factorization=factorization, budget=budget, ranks=ranks, calibration=inputs, exclude=exclude or []
     )
     apply_(network, made, calibration=inputs)
-    folder.mkdir(parents=True, exist_ok=True)
-    made.save(folder / PLAN)
-    torch.save(network.state_dict(), folder / WEIGHTS)
+    LOGGER.info("writing the files")
+    _write(folder, made, network)
     return made
 
 
@@ -79,7 +94,9 @@ def compress_command(argv: Sequence[str]) -> int:
     except ArgumentError as error:
         raise ValueError(explain(str(error), parser)) from error
     arguments.pop("config")
-    print(compress(**arguments))
+    with _told():
+        made = compress(**arguments)
+    print(made.table(min(_WIDEST, get_terminal_size((_WIDEST, 24)).columns)))
     folder = arguments["output"]
     print(
         f"Written: {folder}/{PLAN} and {folder}/{WEIGHTS}. Train it further as the network "
@@ -88,22 +105,80 @@ def compress_command(argv: Sequence[str]) -> int:
     return 0
 
 
-def _inputs(data: LightningDataModule, size: int) -> Tensor:
+def _inputs(network: nn.Module, data: LightningDataModule, size: int) -> list[Call]:
     """The first training inputs."""
+    LOGGER.info("reading calibration data")
     data.prepare_data()
     data.setup("fit")
-    inputs: list[Tensor] = []
-    for number, batch in enumerate(data.train_dataloader()):
-        if sum(map(len, inputs)) >= size:
-            break
-        inputs.append(_first(data.on_after_batch_transfer(batch, number)))
-    return torch.cat(inputs)[:size]
+    batches = (data.on_after_batch_transfer(batch, number) for number, batch in enumerate(data.train_dataloader()))
+    return read_batches(batches, "calibration", network, samples=size)
 
 
-def _first(batch: Any) -> Tensor:
-    first = batch[0] if isinstance(batch, list | tuple) else batch
-    if not isinstance(first, Tensor):
-        raise ValueError(
-            f"expected batches whose first item is a tensor from `calibration`, got {type(first).__name__}"
-        )
-    return first
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written to, before minutes of work; it is left as it was found."""
+    with _made(folder) as created, tempfile.TemporaryFile(dir=folder):
+        pass
+    _remove(created)
+
+
+def _write(folder: Path, made: Plan, network: nn.Module) -> None:
+    with _made(folder), atomic_write(folder / WEIGHTS) as file:
+        try:
+            torch.save(network.state_dict(), file)
+        except RuntimeError as error:  # torch's for a full disk
+            raise OSError(f"writing fails: {said(error)}") from error
+        made.save(folder / PLAN)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[list[Path]]:
+    """Make a folder, and take it away if what is written into it fails."""
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield created
+    except OSError as error:
+        _remove(created)
+        raise OSError(
+            f"expected a folder that can be written to in `output`, got {str(folder)!r}: {error.strerror or error}"
+        ) from error
+
+
+def _remove(created: Sequence[Path]) -> None:
+    for path in created:
+        with suppress(OSError):
+            path.rmdir()
+
+
+# --- progress ------------------------------------------------------------------------------------------------------
+
+
+class _Lines(logging.Handler):
+    """Prints phases, and of the layers within a phase one every few seconds; no line is wider than the terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = -math.inf
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line at once, also where the output is not a terminal."""
+        now = time.monotonic()
+        if record.levelno >= logging.INFO or now - self._last > _SECONDS:
+            self._last = now
+            print(record.getMessage()[: get_terminal_size((80, 24)).columns], flush=True)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Print what is being done."""
+    lines, level = _Lines(), LOGGER.level
+    LOGGER.addHandler(lines)
+    LOGGER.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
+        LOGGER.removeHandler(lines)

@@ -1,6 +1,7 @@
 """Carrying out a plan, and going back."""
 
 import copy
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from tenzoo.compression.calls import Call, Example, fingerprint, read_call, read_calls, said
 from tenzoo.compression.inputs import check_seen, evaluating, input_metrics, observe, repeatably
 from tenzoo.compression.plan import LayerPlan, Plan
+from tenzoo.compression.progress import LOGGER, each
 from tenzoo.compression.readers import described, readers_in_code
 from tenzoo.compression.weights import (
     Weight,
@@ -88,7 +90,10 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
         empty = {weight.name: weight.empty(**_settings(layer)) for weight, layer in pairs}
         layers = {name: made for name, made in empty.items() if isinstance(made, TensorizedLayer)}
         metrics = input_metrics(model, layers, calls)
-    made = [(weight, _decomposed(weight, layer, metrics.get(weight.name))) for weight, layer in pairs]
+    made = [
+        (weight, _decomposed(weight, layer, metrics.get(weight.name)))
+        for weight, layer in each(pairs, "replacing layers")
+    ]
     with _put(model, made):
         if trial:
             _try(model, [weight for weight, _ in pairs], trial, argument)
@@ -318,33 +323,36 @@ def _try(model: nn.Module, weights: Sequence[Weight], call: Call, argument: str)
     called: list[str] = []
     handles = [owner.register_forward_pre_hook(lambda dense, _: called.append(names[dense])) for owner in names]
     expected = f"expected a model that runs on `{argument}` with its layers made of cores, got"
+    LOGGER.info("running the compressed model once")
+    failed = None
     try:
         with evaluating(model):
             repeatably(model, call, argument)
     except ValueError as error:
         cause = error.__cause__ or error
-        raise ValueError(f"{expected} {said(cause)}{_where(model, cause)}") from cause
+        failed = f"{expected} {said(cause)}{_where(model, cause)}"
     finally:
         for handle in handles:
             handle.remove()
+    if failed:  # without its cause, which would put the blame on code that runs with the dense model
+        raise ValueError(failed)
     if called:
         raise ValueError(f"{expected} a call of the dense {called[0]!r}, which is held outside of the model's modules")
 
 
 def _where(model: nn.Module, error: BaseException) -> str:
-    """In which module of a model an error arose, and which of its layers are made of cores."""
+    """In which module of a model an error arose, at which line, and which of its layers are made of cores."""
     names = {module: name for name, module in named_modules(model) if not isinstance(module, TensorizedLayer)}
-    reader, trace = None, error.__traceback__
-    while trace is not None:
-        caller = trace.tb_frame.f_locals.get("self")
-        if isinstance(caller, nn.Module) and caller in names:
-            reader = caller
-        trace = trace.tb_next
+    reader, place = None, ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, nn.Module) and caller in names and not frame.f_globals["__name__"].startswith("torch.nn"):
+            reader, place = caller, f"{frame.f_code.co_filename}:{line}"
     if reader is None:
         return ""
-    layers = [name for name, child in reader.named_modules() if isinstance(child, TensorizedLayer)]
+    layers = [name for name, child in named_modules(reader) if isinstance(child, TensorizedLayer)]
     full = [f"{names[reader]}.{name}" if names[reader] else name for name in layers]
-    return f" in {described(names[reader], reader)}, whose layers {full[:3]} are; exclude what it reads"
+    return f" in {described(names[reader], reader)} ({place}), whose layers {full[:3]} are; exclude what it reads"
 
 
 def _replaced(model: M, made: Mapping[nn.Module, nn.Module]) -> M:

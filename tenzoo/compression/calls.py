@@ -8,6 +8,7 @@ a tuple or a list ``(a, b)``            ``model(a, b)``; None and nested values 
 a mapping ``{"a": a}``, such as what    ``model(a=a)``
 a tokenizer returns
 a ``DataLoader``                        one call for each of its batches, see :func:`read_calls`
+a list of :class:`Call`                 these
 ======================================  =====================================================
 
 A model whose only argument is a list or a mapping takes it in a tuple: ``([image, image],)``.
@@ -160,25 +161,23 @@ def read_calls(
         >>> [call.size for call in calls], len(calls[0].args)
         ([100, 28], 1)
     """
-    if not isinstance(example, DataLoader):
-        calls = [_call(example, argument)]
+    if isinstance(example, list) and example and all(isinstance(call, Call) for call in example):
+        calls: list[Call] = example
+    elif isinstance(example, DataLoader):
+        return read_batches(example, argument, model, samples=samples, cut=cut)
     else:
-        calls = list(take(_of_loader(example, argument, model), samples, cut=cut))
-        if not calls:
-            raise ValueError(f"expected batches from the DataLoader in `{argument}`, got none")
-    for call in calls:
-        _check(call, argument)
-    return calls
+        calls = [_call(example, argument)]
+    return _checked(calls, argument)
 
 
-def read_batches(batches: Iterable[Any], argument: str, model: nn.Module, *, samples: int) -> list[Call]:
-    """As :func:`read_calls` from a ``DataLoader``, from batches that were changed on their way."""
-    calls = list(take((_of_batch(batch, argument, model) for batch in batches), samples))
+def read_batches(
+    batches: Iterable[object], argument: str, model: nn.Module, *, samples: int = SAMPLES, cut: bool = True
+) -> list[Call]:
+    """The calls that batches stand for; arguments, errors and labels as with :func:`read_calls`."""
+    calls = list(take((_of_batch(batch, argument, model) for batch in batches), samples, cut=cut))
     if not calls:
-        raise ValueError(f"expected batches from `{argument}`, got none")
-    for call in calls:
-        _check(call, argument)
-    return calls
+        raise ValueError(f"expected batches of inputs in `{argument}`, got none")
+    return _checked(calls, argument)
 
 
 def take(calls: Iterable[Call], samples: int, *, cut: bool = True) -> Iterator[Call]:
@@ -229,6 +228,12 @@ def _call(example: object, argument: str) -> Call:
     )
 
 
+def _checked(calls: list[Call], argument: str) -> list[Call]:
+    for call in calls:
+        _check(call, argument)
+    return calls
+
+
 def _check(call: Call, argument: str) -> None:
     if not call.args and not call.kwargs:
         raise ValueError(f"expected the arguments of the model in `{argument}`, got none")
@@ -262,10 +267,6 @@ def _described(value: Any) -> str:
 # --- loaders -------------------------------------------------------------------------------------------------------
 
 
-def _of_loader(loader: Iterable[Any], argument: str, model: nn.Module) -> Iterator[Call]:
-    return (_of_batch(batch, argument, model) for batch in loader)
-
-
 def _of_batch(batch: object, argument: str, model: nn.Module) -> Call:
     call = _call(batch, argument)
     if not isinstance(batch, tuple | list):
@@ -278,7 +279,7 @@ def _of_batch(batch: object, argument: str, model: nn.Module) -> Call:
         return Call(call.args[:required], {})
     takes = "any number of" if math.isinf(accepted) else f"{required} to {accepted:.0f}"
     raise ValueError(
-        f"expected batches of inputs alone from the DataLoader in `{argument}`, got batches of {given} items where "
+        f"expected batches of inputs alone in `{argument}`, got batches of {given} items where "
         f"{type(model).__name__}.forward takes {takes if required != accepted else required} arguments, so that labels "
         f"cannot be told from inputs; give batches that are mappings of arguments by name, or tensors"
     )

@@ -5,9 +5,8 @@ import importlib
 import inspect
 import logging
 import re
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from tenzoo.atomic import atomic_write
 from tenzoo.compression.apply import fold_
 from tenzoo.compression.calls import Call, Example, read_call, tensors_in
 from tenzoo.compression.weights import check_module
@@ -74,11 +74,13 @@ def export(
             its weights do not fit into an ONNX file, or the outputs of the file are not the model's.
         FileExistsError: If there is a file already.
         FileNotFoundError: If there is no folder for it.
+        OSError: If it cannot be written.
         ImportError: If a package for ONNX is missing.
 
     Example:
         >>> from tenzoo.layers import TensorizedLinear
         >>> model = nn.Sequential(TensorizedLinear(64, 10, factorization="tt", rank=4))
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     export(model, Path(folder) / "model.pt2", torch.randn(1, 64), factors=True)
         ...     program = torch.export.load(Path(folder) / "model.pt2").module()
@@ -101,16 +103,14 @@ def export(
         made = _settled(copied) if factors else _folded(copied)
         program = _program(made, example, size)
         _check_free(path)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
-            file = Path(folder) / path.name
+        with atomic_write(path) as file:
             write(program, file, [_varies(x, size) for x in example.tensors], _names(first))
-            with _refusing("expected a file that runs as the model does", folder), _quiet():
+            with _refusing("expected a file that runs as the model does", {str(file): path.name}), _quiet():
                 loaded = load(file)
                 found = [loaded(inputs) for inputs, _ in trials]
             for actual, (_, expected) in zip(found, trials, strict=True):
                 _compare(actual, tensors_in(expected))
             _check_free(path)
-            file.rename(path)
 
 
 # --- arguments -----------------------------------------------------------------------------------------------------
@@ -301,8 +301,8 @@ def _error(actual: Tensor, expected: Tensor) -> float:
 
 
 @contextmanager
-def _refusing(expected: str, folder: str = "") -> Iterator[None]:
-    """Whatever goes wrong in another library becomes one line, without the name of a temporary folder."""
+def _refusing(expected: str, names: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Whatever goes wrong in another library becomes one line, with other names of files."""
     try:
         yield
     except MemoryError:
@@ -310,7 +310,9 @@ def _refusing(expected: str, folder: str = "") -> Iterator[None]:
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reasons = [line.removeprefix("- ").split(". ")[0] for line in lines if line.startswith("- ")]  # torch.export's
-        text = ": ".join([type(error).__name__, *(reasons or lines)[:1]]).replace(f"{folder}/", "")
+        text = ": ".join([type(error).__name__, *(reasons or lines)[:1]])
+        for old, new in (names or {}).items():
+            text = text.replace(old, new)
         raise ValueError(f"{expected}, got {text}") from error
 
 

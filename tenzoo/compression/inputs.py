@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call, tensors_in
+from tenzoo.compression.progress import LOGGER, each
 from tenzoo.compression.readers import Uses
 from tenzoo.compression.weights import Weight
 from tenzoo.layers import TensorizedLayer
@@ -31,6 +32,7 @@ def observe(model: nn.Module, weights: Sequence[Weight], calls: Sequence[Call], 
     Raises:
         ValueError: If the model does not take the input.
     """
+    LOGGER.info("running the model on `%s`, samples: %d", argument, sum(call.size for call in calls))
     uses = Uses(model, _owners(weights))
     with evaluating(model), uses.following():
         for call in calls:
@@ -165,7 +167,7 @@ def sensitivities(
         before = outputs(model, calls)
         size = _squares(before)
         found: dict[str, float] = {}
-        for name, (weight, error) in changed.items():
+        for name, (weight, error) in each(list(changed.items()), "measuring how far the outputs move with layers"):
             path, _, key = name.rpartition(".")
             parameter = model.get_submodule(path)._parameters[key]
             assert parameter is not None
@@ -258,6 +260,7 @@ def _watch(
 
         handles.append(model.get_submodule(name).register_forward_hook(tell, with_kwargs=True))
     try:
+        LOGGER.info("measuring the inputs of %d layers", len(layers))
         with evaluating(model):
             for call in calls:
                 repeatably(model, call, argument)

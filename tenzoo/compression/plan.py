@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from tenzoo.atomic import atomic_write
 from tenzoo.factorizations import factorization_class
 
 if TYPE_CHECKING:
@@ -85,14 +86,17 @@ class Plan:
         return _sum([layer.dense_multiplications for layer in self.layers])
 
     def save(self, path: str | Path) -> None:
-        """Write a JSON file.
+        """Write a JSON file, whole or not at all.
 
         Raises:
             FileExistsError: If there is one already.
+            OSError: If it cannot be written.
         """
-        with Path(path).open("x", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=1)
-            file.write("\n")
+        path = Path(path)
+        if path.exists():
+            raise FileExistsError(f"expected a new file in `path`, got {str(path)!r}, which exists")
+        with atomic_write(path) as file:
+            file.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -116,23 +120,31 @@ class Plan:
             ) from error
 
     def __str__(self) -> str:
+        return self.table(140)
+
+    def table(self, columns: int) -> str:
+        """What becomes of each layer, and the totals.
+
+        Args:
+            columns: How wide the text may be.
+        """
         from rich.console import Console
 
-        console = Console(width=140)
+        console = Console(width=columns)
         with console.capture() as capture:
             console.print(self._table())
         return capture.get().rstrip()
 
     def _table(self) -> "Table":
-        from rich.table import Table
+        from rich.table import Column, Table
 
         counted = self.multiplications is not None
-        table = Table("layer", "weight", "becomes", "parameters", "dense", "error")
+        table = Table(*(Column(name, overflow="fold") for name in ("layer", "weight", "becomes")))
+        for name in ("parameters", "dense", "error"):
+            table.add_column(name, justify="right", no_wrap=True)
         if counted:
-            table.add_column("multiplications", justify="right")
-            table.add_column("dense", justify="right")
-        for column in table.columns[3:6]:
-            column.justify = "right"
+            table.add_column("multiplications", justify="right", no_wrap=True)
+            table.add_column("dense", justify="right", no_wrap=True)
         for layer in self.layers:
             becomes = f"dense: {layer.reason}" if layer.rank is None else f"{layer.factorization} {_listed(layer.rank)}"
             error = "" if layer.rank is None else f"{layer.error:.3f}"

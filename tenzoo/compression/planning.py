@@ -14,6 +14,7 @@ from tenzoo.compression.candidates import Candidate, allocate, rank_errors
 from tenzoo.compression.inputs import check_seen, count_positions, input_metrics, observe, sensitivities
 from tenzoo.compression.obstacles import multiplied, obstacles
 from tenzoo.compression.plan import LayerPlan, Plan
+from tenzoo.compression.progress import each
 from tenzoo.compression.weights import Weight, find_weights, has_counterpart
 from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.factorizations.decomposition import multiply_modes, relative_norm, scaled_to_safety
@@ -142,7 +143,8 @@ def plan(
         if _is_fraction(ranks) and not any(chosen) and not all(option.reason for option in options):
             raise ValueError(f"expected `ranks` that leave room for rank one in some layer, got {ranks!r}")
     owned = _own_parameters(weights)
-    planned = tuple(option.planned(rank, own) for option, rank, own in zip(options, chosen, owned, strict=True))
+    settled = list(zip(options, chosen, owned, strict=True))
+    planned = tuple(option.planned(rank, own) for option, rank, own in each(settled, "decomposing layers"))
     everything = sum(parameter.numel() for parameter in model.parameters())
     other = everything - sum(layer.dense_parameters for layer in planned)
     return Plan(planned, other, data_aware=bool(calls), calibration=fingerprint(calls) if calls else None)
@@ -260,7 +262,7 @@ def _weigh(model: nn.Module, options: Sequence[_Option], calls: Sequence[Call]) 
     logarithmic scale, between what was measured and all layers alike.
     """
     changed: dict[str, tuple[Tensor, float]] = {}
-    for option in options:
+    for option in each(options, "trying ranks of layers"):
         inexact = {} if option.reason else {rank: error for rank, error in option.errors.items() if error > 0}
         if inexact:
             rank = min(inexact, key=lambda rank: abs(math.sqrt(inexact[rank]) - _TRIED_ERROR))
@@ -277,7 +279,7 @@ def _weigh(model: nn.Module, options: Sequence[_Option], calls: Sequence[Call]) 
 def _within(
     model: nn.Module, options: Sequence[_Option], budget: float, count: Budgeted
 ) -> list[tuple[int, ...] | None]:
-    candidates = [option.candidates(count) for option in options]
+    candidates = [option.candidates(count) for option in each(options, "choosing ranks of layers")]
     whole = sum(row[-1].cost for row in candidates)
     fixed = 0.0
     if count == "parameters":

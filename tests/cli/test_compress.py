@@ -1,15 +1,23 @@
 """``tenzoo compress``: weights in, plan and weights out, and what is refused."""
 
+import re
+from unittest.mock import Mock
+
 import pytest
 import torch
 import yaml
+from lightning.pytorch import LightningDataModule
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from tenzoo.cli import main
+from tenzoo.cli.compress import _told
 from tenzoo.compression import Plan, apply_
+from tenzoo.compression.progress import each
 from tenzoo.data import CIFAR10DataModule
 from tenzoo.models import CIFARResNet, CompressedNetwork
+from tests.compression.test_readers import product
 from tests.models.test_resnet import with_statistics
 
 OFFLINE = ["--calibration.download", "false"]
@@ -126,6 +134,176 @@ def test_nothing_is_overwritten(config, capsys):
     assert compress(config, "--budget", "0.4") == 2
     assert "without plan.json in `output`" in capsys.readouterr().err
     assert (config.parent / "small" / "plan.json").read_text() == before
+
+
+# --- what is printed -----------------------------------------------------------------------------------------------
+
+
+def test_phases_are_printed_at_once_and_fit_a_narrow_terminal(config, root, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = []
+    monkeypatch.setattr(
+        "builtins.print", lambda *words, flush=False, **_: printed.append((" ".join(map(str, words)), flush))
+    )
+    data = {"class_path": "CIFAR10DataModule", "init_args": {"root": root, "validation_size": 10, "batch_size": 8}}
+    settings = yaml.safe_load(config.read_text()) | {"calibration": data, "calibration_size": 8}
+    config.write_text(yaml.safe_dump(settings))
+    assert compress(config) == 0
+    phases = [line for line, flush in printed if flush]
+    assert [
+        re.sub(r"\d+", "N", phase.partition(":")[0]) for phase in phases if " of " not in phase.partition(":")[2]
+    ] == [
+        "reading the weights",
+        "reading calibration data",
+        "running the model on `calibration`, samples",
+        "measuring the inputs of N layers",
+        "trying ranks of layers",
+        "measuring how far the outputs move with layers",
+        "choosing ranks of layers",
+        "decomposing layers",
+        "running the model on `calibration`, samples",
+        "measuring the inputs of N layers",
+        "replacing layers",
+        "running the compressed model once",
+        "writing the files",
+    ]
+    table = printed[-2][0]
+    assert max(map(len, "\n".join([*phases, table]).splitlines())) <= 80
+    made = Plan.load(config.parent / "small" / "plan.json")
+    assert f"{made.parameters:,}" in table
+    assert f"{made.dense_parameters:,}" in table
+
+
+def test_layers_are_told_every_few_seconds(monkeypatch, capsys):
+    now = iter([0.0, 3, 6, 7, 13])
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    with _told():
+        list(each("abcd", "decomposing layers"))
+    list(each("abcd", "decomposing layers"))
+    expected = ["decomposing layers: 4", "decomposing layers: 2 of 4", "decomposing layers: 4 of 4"]
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+# --- folders and disks ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output", ["/proc/tenzoo/small", "{file}/small", "/dev/null/a/b"])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_weights_are_read(config, capsys, output):
+    (file := config.parent / "file").write_text("")
+    assert compress(config, "--output", output.format(file=file), "--weights", "nowhere.pt") == 2
+    error = capsys.readouterr().err.strip()
+    assert error.count("\n") == 0
+    assert "expected a folder" in error
+    assert "in `output`, got" in error
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
+def test_a_full_disk_leaves_nothing(config, capsys, monkeypatch, error):
+    monkeypatch.setattr("torch.save", Mock(side_effect=error))
+    before = sorted(config.parent.rglob("*"))
+    assert compress(config) == 2
+    message = capsys.readouterr().err.strip()
+    assert "a folder that can be written to in `output`" in message
+    assert (error.strerror if isinstance(error, OSError) else str(error)) in message
+    assert sorted(config.parent.rglob("*")) == before
+    (config.parent / "small").mkdir()
+    assert compress(config) == 2
+    assert not list((config.parent / "small").iterdir())
+
+
+# --- inputs and models ---------------------------------------------------------------------------------------------
+
+
+class Pairs(LightningDataModule):
+    """Batches of two arguments and labels, or of arguments by name."""
+
+    def __init__(self, by_name=False):
+        super().__init__()
+        self.by_name = by_name
+
+    def train_dataloader(self):
+        x = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+        data = [{"x": row, "y": row} for row in x] if self.by_name else TensorDataset(x, x, torch.zeros(20))
+        return DataLoader(data, batch_size=6)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self, hidden=False):
+        super().__init__()
+        self.first, self.second, self.hidden = nn.Linear(8, 16), nn.Linear(16, 16), hidden
+
+    def forward(self, x, y):
+        z = self.first(x + y)
+        if self.hidden:
+            return product(self.second, z)
+        return self.second(z)
+
+
+class Optional(TwoInputs):
+    def forward(self, x, y, z=None):
+        return super().forward(x, y)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    torch.manual_seed(0)
+    torch.save(TwoInputs().state_dict(), tmp_path / "dense.pt")
+
+    def run(network, *arguments):
+        words = ["--network", f"{__name__}.{network}", "--weights", str(tmp_path / "dense.pt"), *arguments]
+        return main(
+            ["compress", *words, "--output", str(tmp_path / "small"), "--factorization", "tt", "--budget", "0.8"]
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("by_name", ["true", "false"])
+def test_calibration_data_of_several_arguments(pairs, tmp_path, by_name):
+    data = ["--calibration", f"{__name__}.Pairs", "--calibration.by_name", by_name, "--calibration_size", "10"]
+    assert pairs("TwoInputs", *data) == 0
+    x = next(iter(Pairs().train_dataloader()))[0], list(Pairs().train_dataloader())[1][0][:4]
+    from tenzoo.compression import plan
+
+    dense = TwoInputs()
+    dense.load_state_dict(torch.load(tmp_path / "dense.pt"))
+    x = torch.cat(x)
+    expected = plan(dense, factorization="tt", budget=0.8, calibration=(x, x))
+    made = Plan.load(tmp_path / "small" / "plan.json")
+    assert [layer.rank for layer in made.layers] == [layer.rank for layer in expected.layers]
+    assert made.layers[0].error == pytest.approx(expected.layers[0].error)
+
+
+def test_labels_that_could_be_an_argument_are_refused(pairs, tmp_path, capsys):
+    assert pairs("Optional", "--calibration", f"{__name__}.Pairs") == 2
+    assert "labels cannot be told from inputs" in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_network_that_does_not_run_is_not_written(pairs, tmp_path, capsys, monkeypatch):
+    # Neither the code nor the dense model tells that something wants a Linear.
+    monkeypatch.setattr(TwoInputs, "forward", lambda self, x, y: wants_linear(self.second)(self.first(x + y)))
+    assert pairs("TwoInputs", "--calibration", f"{__name__}.Pairs") == 2
+    error = capsys.readouterr().err.strip()
+    assert error.count("\n") == 0
+    assert "with its layers made of cores, got RuntimeError: no Linear in TwoInputs (" in error
+    assert not (tmp_path / "small").exists()
+
+
+def wants_linear(layer):
+    if type(layer) is not nn.Linear:
+        raise RuntimeError("no Linear")
+    return layer
+
+
+def test_a_reader_is_found_in_time(pairs, tmp_path):
+    assert pairs("TwoInputs", "--network.hidden", "true", "--calibration", f"{__name__}.Pairs") == 0
+    made = Plan.load(tmp_path / "small" / "plan.json")
+    assert "second.weight" in [layer.name for layer in made.layers]
+    network = CompressedNetwork(
+        TwoInputs(hidden=True), str(tmp_path / "small" / "plan.json"), str(tmp_path / "small" / "weights.pt")
+    )
+    assert network(torch.ones(2, 8), torch.ones(2, 8)).shape == (2, 16)
 
 
 def test_files_that_do_not_fit_the_network(config):

@@ -44,6 +44,7 @@ FORMS = {
     "dict": {"x": X, "mask": MASK},
     "dict with None": {"mask": MASK, "x": X, "scale": None},
     "tokenizer's": BatchEncoding(x=X, mask=MASK),
+    "calls": [Call((X, MASK), {})],
     "loader of dicts": DataLoader([{"x": x, "mask": m} for x, m in zip(X, MASK, strict=True)], batch_size=6),
 }
 
@@ -137,7 +138,7 @@ class Two(nn.Linear):
 @pytest.mark.parametrize("kind", [Masked, Open])
 def test_labels_that_could_be_an_argument_are_refused(kind):
     message = (
-        rf"inputs alone from the DataLoader in `calibration`, got batches of 2 items where {kind.__name__}\.forward "
+        rf"inputs alone in `calibration`, got batches of 2 items where {kind.__name__}\.forward "
         "takes .* arguments, so that labels cannot be told from inputs"
     )
     with pytest.raises(ValueError, match=message):
@@ -152,7 +153,7 @@ def test_a_batch_with_less_than_the_model_needs_is_refused():
 
 
 def test_a_loader_without_batches():
-    with pytest.raises(ValueError, match="batches from the DataLoader in `calibration`, got none"):
+    with pytest.raises(ValueError, match="batches of inputs in `calibration`, got none"):
         plan(nn.Sequential(nn.Linear(1, 2)), factorization="tt", ranks=1, calibration=loader(IMAGES[:0]))
 
 
