@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 import tenzoo
 from benchmarks.__main__ import main
@@ -233,6 +234,36 @@ def test_every_check_is_met_on_the_cpu(name):
     threads = torch.get_num_threads()
     found_by(name)
     assert torch.get_num_threads() == threads
+
+
+class FakeCard(Place):
+    """Takes the CPU for a card, at tiny sizes: what is measured means nothing, but all the code runs."""
+
+    real = True
+
+    def pick(self, card, dry):
+        return dry
+
+
+@pytest.fixture
+def card(monkeypatch):
+    for name in ("synchronize", "reset_peak_memory_stats", "empty_cache", "set_sync_debug_mode"):
+        monkeypatch.setattr(torch.cuda, name, lambda *args: None)
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda *args: 2**20)
+    monkeypatch.setattr(speed, "profile", lambda activities: profile(activities=[ProfilerActivity.CPU]))
+    return FakeCard(torch.device("cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "count"), [("steps", 24), ("completion", 6), ("evaluation", 4), ("rates", 5)])
+def test_on_a_card_everything_is_measured(card, name, count):
+    findings = list(CHECKS[name](card))
+    assert len(findings) == count
+    assert not any("not measured" in finding.figure for finding in findings)
+    judged = [finding for finding in findings if "≤" in finding.expected or "<" in finding.expected]
+    assert all(finding.ok is not None for finding in judged)
+    assert len(judged) == {"steps": 16, "completion": 6, "evaluation": 4, "rates": 0}[name]
 
 
 @pytest.mark.slow

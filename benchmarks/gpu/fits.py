@@ -93,7 +93,7 @@ class Losses(Callback):
 def trainer_of(place: Place, steps: int, callbacks: Iterable[Callback] = (), **kwargs: Any) -> Trainer:
     """A Trainer for so many steps, none of them logged."""
     defaults: dict[str, Any] = {
-        "accelerator": "cuda" if place.real else "cpu",
+        "accelerator": place.device.type,
         "devices": 1,
         "max_steps": steps,
         "max_epochs": -1,

@@ -24,7 +24,7 @@ def _images() -> RandomImages:
 
 def ddp(place: Place) -> Iterator[Finding]:
     """DDP over NCCL with the one process that a single card takes, against training without it."""
-    backend = "nccl" if place.real else "gloo"
+    backend = "nccl" if place.device.type == "cuda" else "gloo"
     deterministic(True)
     try:
         for method, (sam, callbacks) in METHODS.items():
