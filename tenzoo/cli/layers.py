@@ -26,6 +26,9 @@ _PENALIZES = frozenset({"SGD", "ASGD", "Adam", "Adamax", "NAdam", "RAdam", "Adag
 _HOW = frozenset({"foreach", "fused", "capturable", "differentiable", "maximize"})
 """How a step is carried out, whichever it is."""
 
+_OF_DATA = frozenset({"observed_fraction", "shape", "num_entries", "predict_index"})
+"""What is chosen for one data set and means nothing for another."""
+
 
 @dataclass
 class Layer:
@@ -164,21 +167,23 @@ def _default(path: str, name: str) -> Any:
 
 def _settle_split(config: Namespace, given: Sequence[Layer]) -> str | None:
     dataset: Any = None
-    meant_for: Any = None
+    meant_for: dict[str, Any] = {}
     for layer in given:
         dataset = layer.given.get("data.dataset", dataset)
-        if "data.observed_fraction" in layer.given:
-            meant_for = None if layer.by_hand else dataset
-    if meant_for is None or meant_for == dataset or dataset in DATASETS:
-        return None
+        for name in _OF_DATA & {key.removeprefix("data.") for key in layer.given}:
+            meant_for[name] = None if layer.by_hand else dataset
     data = config.get("data.init_args")
-    if data is None or data.get("observed_fraction") is None:
+    if dataset in DATASETS or data is None:
         return None
-    fraction, data["observed_fraction"] = data["observed_fraction"], None
-    return (
-        f"observed_fraction {fraction} is the config's for {meant_for!r}: all known entries of {dataset!r} are used; "
-        "give --data.init_args.observed_fraction to hold some out"
-    )
+    dropped = []
+    for name, origin in sorted(meant_for.items()):
+        if origin not in (None, dataset) and data.get(name) is not None:
+            dropped.append(f"{name} {data[name]} is the config's for {origin!r}")
+            data[name] = None
+    if not dropped:
+        return None
+    known = ", of which all known entries are" if "observed_fraction" in meant_for else ""
+    return f"{'; '.join(dropped)}: not used for {dataset!r}{known}; give your own as arguments to change that"
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -40,16 +40,25 @@ def read_npz(path: Path) -> dict[str, Array]:
     """
     arrays: dict[str, Array] = {}
     with zipfile.ZipFile(path) as archive:
-        members, own = archive.infolist(), path.stat().st_size
-        size = sum(member.file_size for member in members)
-        if size > max(_MAX_INFLATED, _MAX_INFLATION * own):
-            raise TooLargeError(f"{own} bytes that hold {in_gigabytes(size)}; write it again by numpy.savez")
+        members = archive.infolist()
+        check_inflation(archive, path.stat().st_size)
         if len({member.filename for member in members}) < len(members):
             raise ValueError("two arrays of one name")
         for member in members:
             with archive.open(member) as file:
                 arrays[member.filename.removesuffix(".npy")] = _read_array(file, member.file_size)
     return arrays
+
+
+def check_inflation(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse an archive of this size that was made to hold far more.
+
+    Raises:
+        TooLargeError: If so.
+    """
+    inflated = sum(member.file_size for member in archive.infolist())
+    if inflated > max(_MAX_INFLATED, _MAX_INFLATION * size):
+        raise TooLargeError(f"{size} bytes that hold {in_gigabytes(inflated)}; write it again without compression")
 
 
 def _read_array(file: IO[bytes], size: int) -> Array:

@@ -27,6 +27,8 @@ SHA1 = {
 """The digests of the official files; the last one is the test set, the others are the training set in its order."""
 
 _RECORD = 1 + 3 * 32 * 32
+_LARGEST = 10_000 * _RECORD
+"""Bytes of an official file."""
 
 
 def fetch(root: Path, *, download: bool) -> None:
@@ -95,6 +97,12 @@ def read(root: Path) -> tuple[Images, Images]:
 
 
 def _read_file(path: Path, sha1: str) -> Images:
+    size = path.stat().st_size
+    if size > _LARGEST:
+        raise ValueError(
+            f"expected the official {path.name} of {_LARGEST} bytes in `root`, got {size} bytes in {str(path)!r}; "
+            "delete it, so that it is unpacked or downloaded again"
+        )
     content = path.read_bytes()
     actual = hashlib.sha1(content, usedforsecurity=False).hexdigest()
     if actual != sha1:

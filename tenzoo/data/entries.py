@@ -129,8 +129,8 @@ def check_values(values: Array, *, arg: str) -> Array:
     """Values of any shape as float32.
 
     Raises:
-        ValueError: If they are not real numbers, one is infinite or too large for float32, or float32 rounds at their
-            mean by more than a hundredth of their standard deviation.
+        ValueError: If they are not real numbers, one is infinite or beyond float32, at either end, or float32 rounds at
+            their mean by more than a hundredth of their standard deviation.
 
     Example:
         >>> check_values(np.array([1, 2]), arg="dataset").dtype.name
@@ -144,6 +144,10 @@ def check_values(values: Array, *, arg: str) -> Array:
         raise ValueError(
             f"expected finite float32 values in `{arg}`, got {count} infinite ones; "
             "mark missing entries by NaN, or rescale the values"
+        )
+    if count := int(((converted == 0) & (values != 0)).sum()):
+        raise ValueError(
+            f"expected values in `{arg}` that float32 tells from 0, got {count} that it does not; rescale the values"
         )
     _check_rounding(values[~np.isnan(converted)], arg=arg)
     return converted

@@ -1,6 +1,7 @@
 """The user's own files. Nothing in them is ever executed: no pickles, no code."""
 
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -8,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from tenzoo.data.arrays import TooLargeError, read_npy, read_npz
+from tenzoo.data.arrays import TooLargeError, check_inflation, read_npy, read_npz
 from tenzoo.data.entries import Array, Entries, check_index, check_shape, dense_entries, sparse_entries
 from tenzoo.data.meaning import check_columns, check_dense, check_markers, check_numbering
 
@@ -124,6 +125,9 @@ def _read(path: Path, parse: Callable[[Path], T], arg: str) -> T:
 
 
 def _parse_pt(path: Path) -> object:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            check_inflation(archive, path.stat().st_size)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -108,13 +108,13 @@ def described(dataset: str, data: PreparedData) -> str:
         >>> options = {"standardize": False, "shape": None, "num_entries": None, "predict_index": None}
         >>> data = prepare("il2", observed_fraction=0.5, validation_fraction=0.0, seed=1, **options)
         >>> described("x", data)
-        "'x': 13 × 4 × 12 × 8 cells, 4800 known (96 %), 828 of them 0: 2400 to train on, 0 to validate, 2400 held out"
+        "'x': 13 × 4 × 12 × 8 cells, 4800 known (96.2 %), 828 of them 0: 2400 to train on, 0 to validate, 2400 held out"
     """
     cells, count = math.prod(data.shape), len(data.known)
     size = {name: len(split) for name, split in data.splits.items()}
     zeros = int((data.known.value == 0).sum())
     line = (
-        f"{dataset!r}: {' × '.join(map(str, data.shape))} cells, {count} known ({100 * count / cells:.2g} %)"
+        f"{dataset!r}: {' × '.join(map(str, data.shape))} cells, {count} known ({100 * count / cells:.3g} %)"
         f"{f', {zeros} of them 0' if zeros else ''}: {size['train']} to train on, {size.get('val', 0)} to validate, "
         f"{size.get(HELD_OUT, 0)} held out"
     )

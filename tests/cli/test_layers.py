@@ -162,8 +162,20 @@ def test_a_config_of_ones_own_sets_what_it_names(tmp_path, said):
 )
 def test_the_split_of_a_benchmark_is_not_that_of_a_tensor_of_ones_own(said, words, fraction):
     assert parsed(*OVER_ADAM, *words).data.init_args.observed_fraction == fraction
-    expected = "observed_fraction 0.3 is the config's for 'covid': all known entries of 'mine.csv' are used; "
+    expected = (
+        "observed_fraction 0.3 is the config's for 'covid': not used for 'mine.csv', of which all known entries are; "
+    )
     assert [line[: len(expected)] for line in said] == ([expected] if fraction is None else [])
+
+
+def test_no_setting_of_a_benchmark_is_taken_for_that_of_a_tensor_of_ones_own(said):
+    words = ["--config", ROOT / "synthetic_sparse_cp.yaml", "--data.dataset=mine.csv"]
+    data = parsed(*words).data.init_args
+    assert (data.observed_fraction, data.shape, data.num_entries) == (None, None, None)
+    assert said[0].startswith(
+        "num_entries 4000000 is the config's for 'synthetic'; observed_fraction 0.9 is the config's"
+    )
+    assert parsed(*words, "--data.shape=[9,9]").data.init_args.shape == [9, 9]
 
 
 def test_configs_of_ones_own_count_as_arguments_do(tmp_path, said):

@@ -144,3 +144,10 @@ def test_the_real_files():
     train = data.splits["train"].image.double() / 255
     assert train.mean((0, 2, 3)).tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-3)
     assert train.std((0, 2, 3)).tolist() == pytest.approx([0.2470, 0.2435, 0.2616], abs=1e-3)
+
+
+def test_a_file_larger_than_the_official_one_is_not_read(root):
+    with file(root, "data_batch_2.bin").open("r+b") as large:
+        large.truncate(10**12)
+    with pytest.raises(ValueError, match=r"official data_batch_2.bin of 30730000 bytes in `root`, got 10{12} bytes"):
+        ready(root)

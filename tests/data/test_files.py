@@ -116,6 +116,10 @@ WRITERS = {
     "none.npy": (lambda p: save_npy(p, np.ones((0, 3))), "known entries"),
     "all_nan.npy": (lambda p: save_npy(p, np.full((2, 2), np.nan)), "known entries"),
     "infinite.npy": (lambda p: save_npy(p, np.array([[1, np.inf], [2, 3]])), "finite float32 values"),
+    "tiny.npy": (
+        lambda p: save_npy(p, np.array([[1, 1e-300], [2, 3]])),
+        "tells from 0, got 1 that it does not; rescale",
+    ),
     "large.npy": (lambda p: save_npy(p, np.array([[1, 1e300], [2, 3]])), "finite float32 values"),
     "offset.npy": (
         lambda p: save_npy(p, OFFSET),

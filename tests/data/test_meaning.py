@@ -186,7 +186,11 @@ def test_arrays_that_are_plain(tmp_path, array):
 
 
 def bomb(path, size):
-    """Some kilobytes that hold an array of zeros of this many bytes."""
+    """Some kilobytes that hold an array of zeros of this many bytes, or a tensor."""
+    if path.suffix == ".pt":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("x/data/0", bytes(size))
+        return
     header = {"descr": "<f4", "fortran_order": False, "shape": (size // 4096, 1024)}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as file:
         np.lib.format.write_array_header_1_0(file, header)
@@ -194,14 +198,16 @@ def bomb(path, size):
             file.write(bytes(2**20))
 
 
-def test_a_bomb_is_refused_before_it_is_read(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["x.npz", "x.pt"])
+def test_a_bomb_is_refused_before_it_is_read(tmp_path, monkeypatch, name):
     monkeypatch.setattr("tenzoo.data.arrays._MAX_INFLATED", 2**20)
-    bomb(tmp_path / "x.npz", 2**25)
+    bomb(tmp_path / name, 2**25)
     monkeypatch.setattr("tenzoo.data.arrays._read_array", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("it was read"))
     with pytest.raises(
         ValueError, match=r"fits into memory in `dataset`, got \d+ bytes that hold 0.03 GB; write it again"
     ):
-        read_entries(tmp_path / "x.npz", None)
+        read_entries(tmp_path / name, None)
 
 
 def sparse_file(path, shape):
