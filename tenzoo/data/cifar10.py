@@ -144,7 +144,7 @@ class CIFAR10DataModule(ResumableDataModule[PreparedImages, ImageLoader]):
         # refuse a task with an argument of the same name and another value.
         self.save_hyperparameters(logger=False)
         self._root, self._download = Path(root).expanduser(), download
-        self._batch_size, self._validation_size, self._seed = batch_size, validation_size, seed
+        self._validation_size, self._seed = validation_size, seed
         self._augment, self._normalization, self._noisy_validation = augment, normalization, noisy_validation
         self._moments: tuple[Tensor, Tensor] | None = None
 
@@ -223,7 +223,7 @@ class CIFAR10DataModule(ResumableDataModule[PreparedImages, ImageLoader]):
         images = self.splits["train"]
         return ImageLoader(
             images,
-            batch_size=self._batch_size,
+            batch_size=self.batch_size or len(self.splits["train"]),
             seed=self._seed,
             augment=self._augment,
             device=self._home_of(images.image, images.label),
@@ -246,7 +246,7 @@ class CIFAR10DataModule(ResumableDataModule[PreparedImages, ImageLoader]):
         return self.test_dataloader()
 
     def _sequential(self, images: Images) -> SequentialImageLoader:
-        return SequentialImageLoader(images, batch_size=max(self._batch_size, EVALUATION_IMAGES))
+        return SequentialImageLoader(images, batch_size=max(self.batch_size or 0, EVALUATION_IMAGES))
 
     @override
     def _prepare(self) -> PreparedImages:

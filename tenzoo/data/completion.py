@@ -95,7 +95,7 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
         # After the checks, which leave builtins only: checkpoints hold nothing else. Loggers are left out since they
         # refuse a task with an argument of the same name (`shape`) and another value.
         self.save_hyperparameters(logger=False)
-        self._seed, self._batch_size, self._steps_per_epoch = seed, batch_size, steps_per_epoch
+        self._seed, self._steps_per_epoch = seed, steps_per_epoch
         self._dataset = dataset
         self._load = functools.partial(
             prepare,
@@ -155,7 +155,7 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
         entries = self.splits["train"]
         return EntryLoader(
             entries,
-            batch_size=self._batch_size,
+            batch_size=self.batch_size,
             steps_per_epoch=self._steps_per_epoch,
             seed=self._seed,
             device=self._home_of(entries.index, entries.value),
@@ -198,4 +198,4 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
 
     @property
     def _evaluation_size(self) -> int:
-        return max(self._batch_size or 0, EVALUATION_BATCH_SIZE)
+        return max(self.batch_size or 0, EVALUATION_BATCH_SIZE)

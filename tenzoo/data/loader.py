@@ -87,6 +87,8 @@ class ShuffledLoader(ABC, Generic[Batch]):
         self._in_flight = in_flight
         self._device = torch.device("cpu") if device is None else device
         self._step = 0
+        self.repeats: int | None = None
+        """How many batches of the stream come again and again, to be overfitted; None takes ever new ones."""
         self._permutation: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -95,7 +97,7 @@ class ShuffledLoader(ABC, Generic[Batch]):
 
     def __iter__(self) -> Iterator[Batch | Share[Batch]]:
         for _ in range(self._length):
-            step = self._step
+            step = self._step if self.repeats is None else self._step % self.repeats
             self._step += 1  # before the yield: a checkpoint is written while this batch is the last one handed out
             batch = self._batch(step)
             yield batch if self._world_size == 1 else Share(batch, self._weight(step))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from tenzoo.data.checks import check_int
 from tenzoo.data.loader import Share, ShuffledLoader
 from tenzoo.data.transfer import home_of
 
@@ -42,6 +43,17 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
         """What a mean over the current batch is multiplied by, so that all items of a batch that is shared out among
         several processes count alike (see :class:`~tenzoo.data.loader.Share`)."""
 
+    @property
+    def batch_size(self) -> int | None:
+        """Items per optimizer step, over all processes together; None means all. A new one begins a new stream."""
+        size: int | None = self.hparams["batch_size"]
+        return size
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        self.hparams["batch_size"] = check_int(size, arg="batch_size", least=1)
+        self._train_loader = None
+
     @abstractmethod
     def _prepare(self) -> P:
         """Load, check and split the data."""
@@ -66,6 +78,9 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
                 world_size=1 if self.trainer is None else self.trainer.world_size,
                 in_flight=self._in_flight,
             )
+            repeated: int | float = getattr(self.trainer, "overfit_batches", 0)  # a share of an epoch, if a float
+            length = len(self._train_loader)
+            self._train_loader.repeats = (repeated if isinstance(repeated, int) else int(repeated * length)) or None
         return self._train_loader
 
     @override
@@ -106,6 +121,8 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
                 )
         if "train_loader" in state_dict:
             self.train_dataloader().load_state_dict(state_dict["train_loader"])
+        elif self._train_loader is not None:  # saved before the first batch, as by a search that is undone afterwards
+            self._train_loader.load_state_dict({"permutation": 0, "batch": 0})
 
     @property
     def _data(self) -> P:

@@ -25,6 +25,7 @@ from tenzoo.jobs import secure
 from tenzoo.tasks.ranks import as_of_all_ranks, logged_names
 from tenzoo.tasks.sam import SAM, ForwardState, without_sync
 from tenzoo.tasks.schedulers import Schedule, check_schedule, schedule_over_run, step_schedulers
+from tenzoo.tasks.stock import check_callbacks, searches_learning_rate
 from tenzoo.training import (
     EpochMean,
     batches_in_window,
@@ -162,7 +163,11 @@ class Task(LightningModule, CoreProvider):
             value = mean_over_ranks(self.trainer, loss).cpu()
             self.log("train/loss", value, prog_bar=True, sync_dist=False)
             if not value.isfinite():  # an overflow in float16 is none of the weights'
-                check_finite(self, when=f"after {self.trainer.global_step} steps")
+                self._check_finite()
+
+    def _check_finite(self) -> None:
+        if not searches_learning_rate(self.trainer):
+            check_finite(self, when=f"after {self.trainer.global_step} steps")
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Backpropagate; the last batch of a short accumulation window makes its gradient a mean over the window."""
@@ -309,6 +314,8 @@ class Task(LightningModule, CoreProvider):
                     f"expected `{name}` as an argument of the task, got {value} on the Trainer; "
                     f"write model.init_args.{name}: {value} (in Python, {type(self).__name__}({name}={value}))"
                 )
+        accumulates = self.accumulate_grad_batches > 1
+        check_callbacks(self, self.trainer, sam=self.sam is not None, accumulates=accumulates)
         return secure(self.trainer)
 
     def setup(self, stage: str) -> None:
@@ -416,7 +423,12 @@ class Task(LightningModule, CoreProvider):
             self._step_schedulers("step", plateau=True)
 
     def on_train_epoch_start(self) -> None:
-        """Begin the means over the epoch."""
+        """Begin the means over the epoch; in one of forward passes alone, forget the gradients of the one before.
+
+        Stochastic weight averaging ends with such an epoch, and Lightning still steps the optimizer in it.
+        """
+        if self.trainer.fit_loop._skip_backward:
+            self.zero_grad()
         for mean in self._epoch_means.values():
             mean.reset()
 
@@ -426,7 +438,7 @@ class Task(LightningModule, CoreProvider):
         Raises:
             DivergenceError: If a weight is not finite.
         """
-        check_finite(self, when=f"after {self.trainer.global_step} steps")
+        self._check_finite()
         loss = self._epoch_mean("train/loss")
         if loss is not None:
             self.log("train/loss_epoch", loss, sync_dist=True)
