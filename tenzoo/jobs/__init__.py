@@ -24,7 +24,7 @@ def secure(trainer: Trainer) -> list[Callback]:
     """Make a Trainer's runs safe, before it begins one.
 
     Returns:
-        Callbacks to attach.
+        Callbacks to attach that are not attached yet.
 
     Raises:
         ValueError: If several processes were started, and the Trainer knows of another number.
@@ -32,4 +32,5 @@ def secure(trainer: Trainer) -> list[Callback]:
     check_world_size(trainer)
     write_atomically(trainer)
     handle_signals(trainer)
-    return [ExactResume(), StopOnSignal()]
+    attached = {type(each) for each in trainer.callbacks}  # type: ignore[attr-defined]  # by an earlier run
+    return [kind() for kind in (ExactResume, StopOnSignal) if kind not in attached]
