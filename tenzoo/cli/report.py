@@ -1,7 +1,6 @@
 """What a finished run prints."""
 
 import math
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tenzoo.callbacks import NormDynamicsMonitor
+from tenzoo.training import DivergenceError
 
 _TITLES = {"train": "train", "val": "validation", "held_out": "held out"}
 
@@ -21,11 +21,27 @@ def print_metrics(trainer: Trainer, logged: Mapping[str, Any], *, weights: str) 
         trainer: Its log directory is named below the table. Only the first process prints.
         logged: By name.
         weights: Which weights were judged.
+
+    Raises:
+        DivergenceError: Afterwards, if a metric is not finite.
     """
     metrics = {key: float(value) for key, value in logged.items()}
     directory = trainer.log_dir
-    if not trainer.is_global_zero or not metrics:
-        return
+    if trainer.is_global_zero and metrics:
+        _print_table(metrics, weights)
+        if directory is not None:
+            drawn = any(isinstance(callback, NormDynamicsMonitor) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+            print(f"Logs{', figure' if drawn else ''} and checkpoints: {directory}")
+    wrong = {key: value for key, value in metrics.items() if not math.isfinite(value)}
+    if wrong:
+        key, value = next(iter(wrong.items()))
+        raise DivergenceError(
+            f"{key} is {value}, and no number to compare by: training diverged (lower the learning rate, or bound the "
+            "gradient with model.init_args.gradient_clip_val), or the values of a split are all alike"
+        )
+
+
+def _print_table(metrics: Mapping[str, float], weights: str) -> None:
     names = list(dict.fromkeys(key.partition("/")[2] for key in metrics))
     title = f"Metrics of {weights}"
     table = Table(title=title, min_width=len(title))
@@ -36,11 +52,4 @@ def print_metrics(trainer: Trainer, logged: Mapping[str, Any], *, weights: str) 
         values = [metrics.get(f"{split}/{name}") for name in names]
         cells = ["" if value is None else f"{value:.4f}" for value in values]
         table.add_row(_TITLES.get(split, split), *cells)
-    console = Console()
-    console.print(table)
-    if not all(math.isfinite(value) for value in metrics.values()):
-        advice = "lower the learning rate, or bound the gradient with model.init_args.gradient_clip_val"
-        print(f"tenzoo: warning: training diverged, the metrics are not finite; {advice}", file=sys.stderr)
-    if directory is not None:
-        drawn = any(isinstance(callback, NormDynamicsMonitor) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        console.print(f"Logs{', figure' if drawn else ''} and checkpoints: {directory}", soft_wrap=True)
+    Console().print(table)

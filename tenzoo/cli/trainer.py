@@ -145,8 +145,8 @@ class TenzooCLI(LightningCLI):
             if is_overridden(loader, self.datamodule) and is_overridden(step, self.model):
                 judge(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
                 metrics.update(trainer.logged_metrics)
-        print_metrics(trainer, metrics, weights=weights)
         cluster.forget(trainer, _root(self._get(self.config_init, "trainer", default={})))
+        print_metrics(trainer, metrics, weights=weights)
 
     def after_validate(self) -> None:
         """Print the metrics."""

@@ -6,8 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from tenzoo.cli import main, trainer
+from tenzoo.cli.report import print_metrics
+from tenzoo.training import DivergenceError
 from tests.hostile import Bomb
 
 CONFIG = """
@@ -260,10 +263,23 @@ def test_a_resumed_run_names_its_best_weights_for_what_they_are(config, checkpoi
     assert "best val/r2 since the run was resumed" in capsys.readouterr().out.replace("\n", " ")
 
 
-def test_a_run_that_diverged_says_so(config, capsys):
+def test_a_run_that_diverged_fails_and_saves_no_such_weights(config, capsys):
     optimizer = ["--model.init_args.optimizer", "torch.optim.SGD", "--model.init_args.optimizer.init_args.lr", "1e6"]
-    assert run("fit", config, *optimizer) == 0
-    assert "tenzoo: warning: training diverged" in capsys.readouterr().err
+    assert run("fit", config, *optimizer) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line or "Error" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("tenzoo: error: ")
+    assert "training diverged" in lines[0]
+    for path in config.parent.rglob("*.ckpt"):
+        assert all(value.isfinite().all() for value in torch.load(path, weights_only=True)["state_dict"].values())
+
+
+def test_a_metric_that_is_not_finite_is_printed_and_fails(tmp_path, capsys):
+    judge = Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False)
+    with pytest.raises(DivergenceError, match="val/r2 is nan, and no number to compare by"):
+        print_metrics(judge, {"train/r2": torch.tensor(0.5), "val/r2": torch.tensor(torch.nan)}, weights="the weights")
+    assert "nan" in capsys.readouterr().out
+    print_metrics(judge, {"train/r2": torch.tensor(0.5)}, weights="the weights")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "pickle", "tensor", "missing"])
