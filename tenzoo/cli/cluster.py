@@ -5,20 +5,9 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.utilities import rank_zero_only
-from typing_extensions import override
 
-from tenzoo.jobs import handle_signals, slurm_job
-
-
-class _NoForeignCheckpoint(_CheckpointConnector):
-    """Loads what it is told to load: Lightning takes any ``hpc_ckpt_N.ckpt`` in the folder, of whatever run."""
-
-    @property
-    @override
-    def _hpc_resume_path(self) -> str | None:
-        return None
+from tenzoo.jobs import handle_signals, load_no_foreign_checkpoint, slurm_job
 
 
 def prepare(trainer: Trainer, root: str) -> None:
@@ -36,7 +25,7 @@ def prepare(trainer: Trainer, root: str) -> None:
             "expected 'ddp' in `trainer.strategy`, got one that spawns or forks processes, from which neither metrics "
             "nor predictions come back; ddp starts the same number of processes"
         )
-    trainer._checkpoint_connector = _NoForeignCheckpoint(trainer)
+    load_no_foreign_checkpoint(trainer)
     handle_signals(trainer, pointer=_pointer(root))
 
 

@@ -4,7 +4,8 @@ from lightning.pytorch import Callback, Trainer
 
 from tenzoo.jobs.checkpoint_io import AtomicCheckpointIO, CheckpointWriteError, write_atomically
 from tenzoo.jobs.resume import ExactResume
-from tenzoo.jobs.signals import Preempted, Signals, StopOnSignal, handle_signals, slurm_job
+from tenzoo.jobs.signals import Preempted, Signals, StopOnSignal, handle_signals
+from tenzoo.jobs.slurm import load_no_foreign_checkpoint, slurm_job
 from tenzoo.jobs.world import check_world_size
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Signals",
     "StopOnSignal",
     "handle_signals",
+    "load_no_foreign_checkpoint",
     "secure",
     "slurm_job",
 ]
@@ -32,5 +34,6 @@ def secure(trainer: Trainer) -> list[Callback]:
     check_world_size(trainer)
     write_atomically(trainer)
     handle_signals(trainer)
+    load_no_foreign_checkpoint(trainer)
     attached = {type(each) for each in trainer.callbacks}  # type: ignore[attr-defined]  # by an earlier run
     return [kind() for kind in (ExactResume, StopOnSignal) if kind not in attached]

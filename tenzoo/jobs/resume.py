@@ -15,6 +15,7 @@ from typing_extensions import override
 from tenzoo.jobs.epoch_metrics import epoch_metrics, set_epoch_metrics, updates
 from tenzoo.jobs.places import Place, go_on, place_of, place_of_counters, window_is_open
 from tenzoo.jobs.random_state import random_state, set_random_state
+from tenzoo.jobs.slurm import check_same_job, slurm_job
 
 _KEY = "tenzoo_resume"
 
@@ -78,6 +79,7 @@ class ExactResume(Callback):
         metrics = trainer._logger_connector._callback_metrics if trainer.interrupted else trainer.callback_metrics
         checkpoint[_KEY] = {
             "place": place,
+            "job": slurm_job(),
             "processes": self._of_all_processes(trainer, self._of_this_process(trainer, pl_module, place)),
             "metrics": {name: value.detach().cpu() for name, value in metrics.items()},
             "saved": {each.state_key: _saving(each) for each in _model_checkpoints(trainer)},
@@ -109,6 +111,7 @@ class ExactResume(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING or "loops" not in checkpoint:
             return
+        check_same_job(trainer, checkpoint.get(_KEY, {}))
         loops = checkpoint["loops"]["fit_loop"]
         self._resumed = {"place": place_of_counters(loops), **checkpoint.get(_KEY, {}), "loops": loops}
         states = [(each, checkpoint["callbacks"].get(each.state_key)) for each in _model_checkpoints(trainer)]

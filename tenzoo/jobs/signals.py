@@ -1,9 +1,7 @@
 """Signals that ask a run to stop: it saves where a batch ends, and stops in all processes together."""
 
 import os
-import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import FrameType
@@ -19,6 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from tenzoo.atomic import atomic_write
+from tenzoo.jobs.slurm import requeue
 
 SAVED_AS = "preempted.ckpt"
 """Name of the checkpoint of a run that was asked to stop, in the folder of its checkpoints."""
@@ -58,9 +57,9 @@ class Signals(_SignalConnector):
         self.noted, self._process = 0, os.getpid()
         self.received_sigterm = False  # Lightning would stop by itself, without saving
         self._watch(signal.SIGTERM)
-        requeue = None if self.slurm is None else self.slurm.requeue_signal
-        if requeue is not None and not self._has_already_handler(requeue):
-            self._watch(requeue)
+        number = None if self.slurm is None else self.slurm.requeue_signal
+        if number is not None and not self._has_already_handler(number):
+            self._watch(number)
 
     def _watch(self, number: signal.Signals) -> None:
         self._original_handlers.setdefault(number, signal.getsignal(number))
@@ -188,7 +187,7 @@ def _stop(trainer: Trainer, connector: Signals, number: int) -> None:
     if path is None:
         said += "nothing was saved, since checkpoints are switched off"
     else:
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         said += f"saved {path}; give it as `ckpt_path` to go on"
     if trainer.is_global_zero:
         if path is not None and connector.slurm is not None:
@@ -197,7 +196,7 @@ def _stop(trainer: Trainer, connector: Signals, number: int) -> None:
                 with atomic_write(connector.pointer) as unfinished:
                     unfinished.write_text(str(path.absolute()))
             if number != signal.SIGTERM:
-                said += f"; {_requeue()}"
+                said += f"; {requeue()}"
         print(said, file=sys.stderr, flush=True)
     trainer.strategy.barrier("preempted")
     # Lightning's own child processes keep still: it kills the parent, which may not be done, where one of them fails.
@@ -213,23 +212,3 @@ def _path(trainer: Trainer, connector: Signals) -> Path | None:
         path = trainer._checkpoint_connector.hpc_save_path(trainer.default_root_dir)
         return Path(trainer.strategy.broadcast(path))
     return Path(savers[0].dirpath or trainer.default_root_dir) / SAVED_AS
-
-
-def slurm_job() -> str | None:
-    """The name of this Slurm job, and of its task in an array; None outside of one. A requeued job keeps it."""
-    if not SLURMEnvironment.detect():
-        return None
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = os.environ.get("SLURM_JOB_ID", "") if array is None or task is None else f"{array}_{task}"
-    return job if re.fullmatch("[0-9_-]+", job) else None
-
-
-def _requeue() -> str:
-    job = slurm_job()
-    if job is None:
-        return "the job was not requeued, since it has no SLURM_JOB_ID"
-    try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"job {job} was not requeued: {error}"
-    return f"job {job} is requeued" if done.returncode == 0 else f"job {job} was not requeued: {done.stderr.strip()}"

@@ -120,7 +120,7 @@ class Program:
             words += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
         start = [sys.executable, "-m"]
         if torchrun:
-            start += ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0", "-m"]
+            start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
         self._process = subprocess.Popen(
             [*start, "tenzoo", *words],
             stdout=subprocess.PIPE,
@@ -208,7 +208,7 @@ def test_two_processes_stop_together(tmp_path, whole, ranks, where, torchrun):
 def test_processes_of_torchrun_do_not_train_alone(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.replace("ROOT", str(tmp_path)))
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     done = subprocess.run(
         [*start, "tenzoo", "fit", "--config", str(config)], capture_output=True, text=True, timeout=240, check=False
     )

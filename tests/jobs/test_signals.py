@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tenzoo.cli import main
 from tenzoo.jobs import Preempted
 from tests.tasks import test_resume_chains as chains
-from tests.tasks.toy import Batches, Regression, trainer
+from tests.tasks.toy import Batches, Regression, assert_same_weights, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
 
@@ -234,3 +234,27 @@ def test_in_python_a_job_is_saved_where_lightning_looks(tmp_path, slurm):
         run.fit(Regression(), Batches(), Batches(seed=9))
     assert slurm() == "requeue 17\n"
     assert (tmp_path / "hpc_ckpt_1.ckpt").exists()
+
+
+def test_in_python_a_job_resumes_its_own_checkpoint_alone(tmp_path, slurm, monkeypatch):
+    def fit(*callbacks):
+        torch.manual_seed(0)
+        task = Regression()
+        savers = [ModelCheckpoint(tmp_path / "checkpoints", save_top_k=0), *callbacks]
+        run = trainer(tmp_path, callbacks=savers, enable_checkpointing=True)
+        run.fit(task, Batches(count=1), Batches(seed=9))
+        return run, task
+
+    _, whole = fit()
+    with pytest.raises(Preempted):
+        fit(Send("on_before_optimizer_step", 2, signal.SIGUSR1))
+    run, resumed = fit()
+    assert_same_weights(whole, resumed)
+    (validated,) = run.validate(resumed, Batches(seed=9), verbose=False)  # not those of the requeue
+    (expected,) = trainer().validate(whole, Batches(seed=9), verbose=False, ckpt_path=None)
+    assert validated == expected
+    monkeypatch.setenv("SLURM_JOB_ID", "18")
+    with pytest.raises(
+        ValueError, match=r"expected a checkpoint of this Slurm job, 18, got '.*hpc_ckpt_1.*' of job 17"
+    ):
+        fit()

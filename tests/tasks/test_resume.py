@@ -89,6 +89,17 @@ def test_an_epoch_whose_last_batch_was_saved_is_counted_once(tmp_path):
     assert_same_weights(whole, resumed)
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
+def test_a_checkpoint_of_before_goes_on_as_well(tmp_path):
+    """Without what is added to Lightning's checkpoints, their counters tell the place."""
+    whole = run(tmp_path, "adam")
+    for step in (2, 3, 6):
+        checkpoint = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)
+        del checkpoint["tenzoo_resume"]
+        torch.save(checkpoint, tmp_path / "before.ckpt")
+        assert_same_weights(whole, run(tmp_path / "on", "adam", resume=tmp_path / "before.ckpt"))
+
+
 def run_images(path, folder, method, *, crash=None, resume=None):
     arguments, callbacks = METHODS[method]
     torch.manual_seed(3)
