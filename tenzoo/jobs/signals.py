@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor
 from typing_extensions import override
 
@@ -66,7 +66,9 @@ class Signals(_SignalConnector):
         self._register_signal(number, self._note)
 
     def _note(self, number: int | signal.Signals, frame: FrameType) -> None:
-        if os.getpid() != self._process or self.trainer.state.fn != TrainerFn.FITTING:
+        state = self.trainer.state
+        saves = state.fn == TrainerFn.FITTING and state.status == TrainerStatus.RUNNING
+        if os.getpid() != self._process or not (saves or self.noted):
             self._forward(number)
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)  # a worker of a data loader, or nothing that could be saved

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -258,3 +260,19 @@ def test_in_python_a_job_resumes_its_own_checkpoint_alone(tmp_path, slurm, monke
         ValueError, match=r"expected a checkpoint of this Slurm job, 18, got '.*hpc_ckpt_1.*' of job 17"
     ):
         fit()
+
+
+def test_what_cannot_be_saved_dies_of_sigterm_as_any_program(tmp_path):
+    """While it evaluates there is nothing to save, and nobody would stop it later."""
+    code = (
+        "import os, signal, warnings\n"
+        "from lightning.pytorch import Callback\n"
+        "from tests.tasks.toy import Batches, Regression, trainer\n"
+        "class Ask(Callback):\n"
+        "    def on_validation_batch_end(self, *_): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "trainer(callbacks=[Ask()]).validate(Regression(), Batches())\n"
+        "print('went on')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == -signal.SIGTERM
+    assert "went on" not in done.stdout
