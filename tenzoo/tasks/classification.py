@@ -173,14 +173,19 @@ class ImageClassificationTask(Task):
         images, labels = batch
         logits = self(images)
         weight = batch_weight(self)
-        if not self.perturbed and weight:
+        if not self.perturbed:
             self._count_correct(logits, labels)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return loss if weight == 1 else loss * weight
 
     def _count_correct(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a training batch to the accuracy of the epoch."""
-        self._epoch_means["train/accuracy"].add((logits.detach().argmax(1) == labels).sum(), len(labels))
+        """Add a training batch to the accuracy of the epoch; one that is another process's too counts nothing.
+
+        It is added all the same: the mean is one of all processes, in which each has to take part.
+        """
+        correct = (logits.detach().argmax(1) == labels).sum()
+        own = bool(batch_weight(self))
+        self._epoch_means["train/accuracy"].add(correct if own else torch.zeros_like(correct), len(labels) * own)
 
     def _accuracy_of(self, split: str) -> MulticlassAccuracy:
         return self.accuracy[f"{split}/accuracy"]  # type: ignore[return-value]

@@ -88,8 +88,7 @@ class DistillationTask(ImageClassificationTask):
         logits = self(images)
         weight = batch_weight(self)
         if not self.perturbed:
-            if weight:
-                self._count_correct(logits, labels)
+            self._count_correct(logits, labels)
             with torch.no_grad():
                 self._taught = self._logits_from(self._teacher[0], "teacher", images)
         assert self._taught is not None

@@ -1,15 +1,19 @@
 """Training batches shared out among processes: the average of their gradients is the gradient of one process."""
 
+import os
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
 
-from tenzoo.data import CIFAR10DataModule, CompletionDataModule
+from tenzoo.data import CIFAR10DataModule, CompletionDataModule, cifar10_files
 from tenzoo.data.loader import Share
 from tenzoo.tasks import CompletionTask, DistillationTask, ImageClassificationTask
 from tenzoo.training import batch_weight
+from tests.processes import in_processes
 
 CPU = torch.device("cpu")
 
@@ -110,7 +114,8 @@ def test_an_item_that_another_process_has_too_is_not_in_the_accuracy(root):
     moved = data.on_after_batch_transfer(data.transfer_batch_to_device(share, CPU, 0), 0)
     loss = task.loss(moved, 0)
     assert loss == 0
-    assert task.accuracy["train/accuracy"].update_count == 0
+    accuracy = task._epoch_means["train/accuracy"]  # that it is there at all matters: its mean is one of all processes
+    assert accuracy.state(SimpleNamespace(world_size=1)).tolist() == [[0, 0]]
 
 
 def test_the_weight_is_of_the_batch_at_hand():
@@ -125,3 +130,29 @@ def test_the_weight_is_of_the_batch_at_hand():
     assert batch_weight(task) == pytest.approx(86 / 85)
     data.transfer_batch_to_device(next(iter(data.val_dataloader()[0])), CPU, 0)
     assert batch_weight(task) == 1
+
+
+def train_on_single_images(root, digests):
+    """Two batches of one image each, in however many processes: all but the first have none of their own."""
+    cifar10_files.SHA1 = digests
+    torch.manual_seed(0)
+    task = ImageClassificationTask(small_network(), optimizer=partial(torch.optim.SGD, lr=0.1))
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    several = {"strategy": "ddp", "devices": 2} if "WORLD_SIZE" in os.environ else {}
+    short = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 0}
+    trainer = Trainer(accelerator="cpu", precision="64-true", **short, **quiet, **several)
+    trainer.fit(task, CIFAR10DataModule(root, validation_size=7, batch_size=1))
+    return [p.detach() for p in task.parameters()], trainer.callback_metrics["train/accuracy"]
+
+
+def test_fewer_items_than_processes_are_trained_on_once(root):
+    weights, accuracy = train_on_single_images(root, cifar10_files.SHA1)
+    for others, other_accuracy in in_processes(train_on_single_images, root, cifar10_files.SHA1):
+        assert other_accuracy == accuracy
+        for expected, actual in zip(weights, others, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
