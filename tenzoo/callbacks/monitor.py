@@ -51,8 +51,9 @@ class _Step:
     s: Tensor
     """Shape ``(G, K)``, as γ."""
     gamma: Tensor
-    grad_norm: Tensor
-    """Of what the optimizer is given, before it is clipped; shape ``(G,)``, as the rates."""
+    grad_norm: Tensor | None
+    """Of what the optimizer is given, before it is clipped, shape ``(G,)`` as the rates; None where the optimizer
+    unscales it itself, which rules out clipping."""
     sam_rate: Tensor
     das_rate: Tensor
     optimizer: Optimizer
@@ -147,17 +148,18 @@ class NormDynamicsMonitor(CoreCallback):
         s = torch.stack([self._before[group.name] for group in groups])
         given = _squared_grad_norms(groups)
         gamma, state = given, _sharpness(module)
+        scale = gradient_scale(trainer, optimizer)
         if state is not None:  # then the gradients are those at the perturbed weights
             found = state.squared_grad_norms_of([core for group in groups for core in _trainable(group)])
             assert found is not None
             gamma = found.view_as(s)
-        elif (scale := gradient_scale(trainer, optimizer)) is not None:
+        elif scale is not None:
             gamma = given / scale.to(given).square()
         return _Step(
             groups,
             s,
             gamma,
-            given.sum(-1).sqrt(),
+            given.sum(-1).sqrt() if scale is None else None,
             _sam_rate(state, s, gamma),
             _das_rate(trainer, optimizer, s, gamma, setting),
             optimizer,
@@ -279,7 +281,7 @@ def _exact_norms(cores: Sequence[Tensor]) -> Tensor:
 
 def _as_clipped(step: _Step) -> _Step:
     """The step with the gradients as the optimizer saw them: they are clipped after the callbacks have run."""
-    if any(core.grad is None for group in step.groups for core in _trainable(group)):
+    if step.grad_norm is None or any(core.grad is None for group in step.groups for core in _trainable(group)):
         return step
     kept = (_squared_grad_norms(step.groups).sum(-1).sqrt() / step.grad_norm).nan_to_num(1.0, posinf=1.0)
     gamma = step.gamma * kept.square().unsqueeze(-1)

@@ -11,7 +11,9 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -410,7 +412,14 @@ class Task(LightningModule, CoreProvider):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip, in both modes. Callbacks have run before: they see the gradients as they were."""
-        if self.gradient_clip_val is not None:
+        if self.gradient_clip_val is None:
+            return
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            # Nothing is unscaled here: the plugin's own method refuses fused optimizers for the sake of float16.
+            algorithm = GradClipAlgorithmType(self.gradient_clip_algorithm)
+            Precision.clip_gradients(plugin, optimizer, self.gradient_clip_val, algorithm)
+        else:
             self.clip_gradients(
                 optimizer,
                 gradient_clip_val=self.gradient_clip_val,
