@@ -94,6 +94,16 @@ RUNS = {
         {},
         [],
     ),
+    "sam on a plateau": (
+        {"optimizer": sgd(0.01, momentum=0.9), "sam": SAM(rho=0.1, adaptive=True), **plateau("train/loss")},
+        {"val_check_interval": 2},
+        [],
+    ),
+    "sam on a plateau of steps": (
+        {"optimizer": adam(), "sam": SAM(rho=0.1), "lr_scheduler_interval": "step", **plateau("train/loss")},
+        {},
+        [],
+    ),
     "das": (
         {"optimizer": adam(), "accumulate_grad_batches": 2, "lr_scheduler": "one_cycle"},
         {"check_val_every_n_epoch": 2},
@@ -180,27 +190,28 @@ def assert_goes_on(whole, part, name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_chains_of_resumes(tmp_path, name):
-    (tmp_path / "0").mkdir()
+    """Each link goes on from a checkpoint that the one before wrote."""
     whole = run(tmp_path / "0", name)
     generator = random.Random(name)
-    for chain in range(2):
-        names, before = whole[2].names, tmp_path / "0"
-        for link in range(4):
-            place = generator.choice(names[: max(1, len(names) // 2)] if link < 3 else names)
-            folder = tmp_path / f"{chain}{link}"
-            folder.mkdir()
-            part = run(folder, name, before / f"{place}.ckpt")
-            assert_goes_on(whole, part, place)
-            names, before = part[2].names, folder
-            if not names:
-                break
+    names, before = whole[2].names, tmp_path / "0"
+    for link in range(4):
+        place = generator.choice(names[: max(1, len(names) // 2)])
+        part = run(tmp_path / f"link{link}", name, before / f"{place}.ckpt")
+        assert_goes_on(whole, part, place)
+        names, before = part[2].names, tmp_path / f"link{link}"
+        if not names:
+            break
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_every_place_of_a_run(tmp_path, name):
-    (tmp_path / "0").mkdir()
+    """And from there on once more, from a place that is drawn."""
     whole = run(tmp_path / "0", name)
-    (tmp_path / "1").mkdir()
+    generator = random.Random(name)
     for place in whole[2].names:
-        assert_goes_on(whole, run(tmp_path / "1", name, tmp_path / "0" / f"{place}.ckpt"), place)
+        part = run(tmp_path / place, name, tmp_path / "0" / f"{place}.ckpt")
+        assert_goes_on(whole, part, place)
+        if part[2].names:
+            again = generator.choice(part[2].names)
+            assert_goes_on(whole, run(tmp_path / f"{place}+", name, tmp_path / place / f"{again}.ckpt"), again)
