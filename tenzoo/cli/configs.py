@@ -25,6 +25,7 @@ PARSER_MODE = "tenzoo"
 MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_CHARACTERS = 4 * 2**20, 100_000, 50, 4_000
 """Of a file; of its values, aliases resolved; of lists in lists; of one value. No config comes near."""
 
+_MAX_SHOWN = 80
 _ENDINGS = (".yaml", ".yml")
 _TAGS = (None, "!", *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map")))
 
@@ -36,6 +37,7 @@ class RefusedYAMLError(yaml.YAMLError):
     """What YAML allows and a config does not."""
 
     def __init__(self, expected: str, got: str, event: Event) -> None:
+        got = got if len(got) <= _MAX_SHOWN else f"{got[:_MAX_SHOWN]}…"
         super().__init__(f"expected {expected}, got {got}{_line(event.start_mark)}")
         self.expected, self.got = expected, f"{got}{_line(event.start_mark)}"
 
@@ -98,6 +100,8 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         got = _KINDS.get(type(content), "a number")
         raise ValueError(f"expected a mapping in YAML in {str(path)!r}, got {got}")
+    if not isinstance(content.get("config", []), list):  # which jsonargparse would take for its own
+        raise ValueError(f"expected no key `config` in {str(path)!r}, got one; give several configs by --config")
     return content
 
 

@@ -139,8 +139,11 @@ def explain(message: str, parser: ArgumentParser | None = None, origin: BaseExce
         'expected int in `trainer.max_steps`, got abc'
     """
     message = _of_one_class(message)
-    key = ".".join(re.findall(r'Parser key "([\w.]+)"', message))
+    key = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
     where = f" in `{key}`" if key else ""
+    if command := re.search(r"argument subcommand: invalid choice: '(.*?)'|\"subcommand\" to be one of", message):
+        got = "none" if command[1] is None else repr(command[1])
+        return f"expected a command, one of {', '.join(COMMANDS)}, got {got}"
     if own := re.search(r"^[\s-]*(?:Problems parsing config: )?(expected .+)$", message, re.MULTILINE):
         return own[1]
     if library := _from_a_library(message, where):
@@ -165,9 +168,6 @@ def _of_options(message: str, parser: ArgumentParser | None, key: str) -> str | 
         return f"expected a value after {missing[1]}, got none"
     if missing := re.search(r"(?:File does not exist|Path is not a file): '(.+)'", message):
         return f"expected an existing file{where}, got {missing[1]!r}"
-    if command := re.search(r"argument subcommand: invalid choice: '(.*?)'|\"subcommand\" to be one of", message):
-        got = "none" if command[1] is None else repr(command[1])
-        return f"expected a command, one of {', '.join(COMMANDS)}, got {got}"
     if option := re.search(r"Option '([\w.]+)' is not accepted\. Got value: Namespace\(class_path='([\w.]+)'", message):
         return _of_parameters(option[2], option[1], where)
     refused_by_class = r"given class_path '([\w.]+)':\s+(?:Option '|unrecognized arguments: --)([\w.]+)"
@@ -203,13 +203,13 @@ def _of_classes(message: str, _: ArgumentParser | None, key: str) -> str | None:
             return f"expected {either}a class{where}, one of {_names(classes, value.rpartition('.')[2])}, got {value!r}"
         if "Expected a <class" not in message.partition("Given value")[0].replace("Expected a <class 'NoneType'>", ""):
             return f"expected a mapping{where}, got {value!r}"
-    if "Not a valid subclass of" in message:
-        return f"expected `class_path` and `init_args`{where}, got {_given(message)}"
     return None
 
 
 def _of_values(message: str, where: str) -> str | None:
     """Values of another type than the argument's."""
+    if "Not a valid subclass of" in message:
+        return f"expected `class_path` and `init_args`{where}, got {_given(message)}"
     if plain := re.search(r"Unexpected config: (.*)", message):
         return f"expected a mapping in YAML in `config`, got {_cut(plain[1], _MAX_VALUE)!r}"
     if plain := re.search(r"Unable to load config '(.*?)'", message):

@@ -3,6 +3,8 @@
 import logging
 import shutil
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tenzoo import __version__
 from tenzoo.callbacks import CompletedEntriesWriter, PredictedClassesWriter, RankWatch
 from tenzoo.cli import cluster
 from tenzoo.cli.checkpoints import check_same_settings, read_checkpoint
+from tenzoo.cli.checks import check_environment, check_trainer
 from tenzoo.cli.configs import PARSER_MODE, check_configs
 from tenzoo.cli.layers import settle
 from tenzoo.cli.report import print_metrics
@@ -40,6 +43,8 @@ class Started(Callback):
     begun = False
     directory: Path | None = None
     """Of this run's logs, if this process made it."""
+    roots: Sequence[Path] = ()
+    """Folders around it that this process made, the innermost first."""
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -48,13 +53,16 @@ class Started(Callback):
     @classmethod
     def reset(cls) -> None:
         """Forget the run before."""
-        cls.begun, cls.directory = False, None
+        cls.begun, cls.directory, cls.roots = False, None, ()
 
     @classmethod
     def discard(cls) -> None:
         """Remove the directory of a run that never began: its loggers made it before the input was looked at."""
         if cls.directory is not None:
             shutil.rmtree(cls.directory, ignore_errors=True)
+        for folder in cls.roots:
+            with suppress(OSError):  # another run's is in it by now
+                folder.rmdir()
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -104,8 +112,7 @@ class TenzooCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer", default={})
         callbacks = settings.get("callbacks") or []
-        if settings.get("check_val_every_n_epoch") == 0:  # Lightning would divide by it
-            raise ValueError("expected an int >= 1 or null in `trainer.check_val_every_n_epoch`, got 0")
+        check_trainer(settings)
         extra: list[Callback] = [Started(), *([] if _any_of(callbacks, RankWatch) else [RankWatch()])]
         if settings.get("logger") in (None, True):
             kwargs["logger"] = _both_loggers(_root(settings))
@@ -177,6 +184,7 @@ def _both_loggers(root: str) -> list[Any]:
     version = TensorBoardLogger(root, name="").version
     assert isinstance(version, int)
     if getattr(rank_zero_only, "rank", 0) == 0:
+        Started.roots = [folder for folder in (Path(root), *Path(root).parents) if not folder.exists()]
         Path(root).mkdir(parents=True, exist_ok=True)
         version = _claim(Path(root), version)
     return [
@@ -224,6 +232,7 @@ def build(cli: TenzooCLI, argv: list[str], *, run: bool = True) -> None:
         argv: As on the command line, without the program's name.
         run: Whether ``argv`` begins with a subcommand.
     """
+    check_environment()
     check_configs(argv)
     strict = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": PARSER_MODE}
     commands = {name: dict(strict) for name in TenzooCLI.subcommands()}

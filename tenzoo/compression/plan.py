@@ -1,6 +1,7 @@
 """Plans: what each weight of a trained network becomes."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -107,14 +108,15 @@ class Plan:
             ValueError: If it is no plan.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
+            content = json.loads(text, object_pairs_hook=_each_once, parse_constant=_no_number)
             layers = tuple(LayerPlan(**_tuples(layer)) for layer in content.pop("layers"))
             for layer in layers:
                 _check(layer)
             made = cls(layers, **content)
             _check_plan(made)
             return made
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"expected a plan, as Plan.save writes it, in {str(path)!r}, got something else"
             ) from error
@@ -169,6 +171,16 @@ def _sum(numbers: Sequence[int | None]) -> int | None:
     return sum(known) if known else None
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key twice")
+    return dict(pairs)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(text)
+
+
 def _check_plan(plan: Plan) -> None:
     """Refuse what is no number of parameters, and no account of calibration data."""
     if type(plan.other_parameters) is not int or plan.other_parameters < 0 or type(plan.data_aware) is not bool:
@@ -183,8 +195,13 @@ def _check(layer: LayerPlan) -> None:
     def sizes(value: object) -> bool:
         return isinstance(value, tuple) and all(type(size) is int and size >= 1 for size in value)
 
-    counts = (layer.parameters, layer.dense_parameters, layer.multiplications or 0, layer.dense_multiplications or 0)
+    optional = (layer.multiplications, layer.dense_multiplications)
+    counts = (layer.parameters, layer.dense_parameters, *(count for count in optional if count is not None))
     if not all(type(count) is int and count >= 0 for count in counts) or not sizes(layer.shape):
+        raise ValueError(layer.name)
+    if type(layer.error) not in (int, float) or not 0 <= layer.error < math.inf:
+        raise ValueError(layer.name)
+    if not all(isinstance(text, str) for text in (layer.name, layer.kind, layer.reason or "")):
         raise ValueError(layer.name)
     if layer.rank is None:
         return

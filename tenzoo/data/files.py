@@ -12,6 +12,7 @@ import torch
 from tenzoo.data.arrays import TooLargeError, check_inflation, read_npy, read_npz
 from tenzoo.data.entries import Array, Entries, check_index, check_shape, dense_entries, sparse_entries
 from tenzoo.data.meaning import check_columns, check_dense, check_markers, check_numbering
+from tenzoo.weights import load_torch
 
 FILE_ENDINGS = (".csv", ".npy", ".npz", ".pt")
 INDEX_ENDINGS = (".csv", ".npz")
@@ -128,7 +129,7 @@ def _parse_pt(path: Path) -> object:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             check_inflation(archive, path.stat().st_size)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return load_torch(path, "a file of torch.save")
 
 
 def _parse_csv(path: Path) -> Table:

@@ -26,7 +26,7 @@ from tenzoo.dynamics import SharpnessState, sharpness_perturbation
 from tenzoo.jobs import secure
 from tenzoo.tasks.ranks import as_of_all_ranks, logged_names
 from tenzoo.tasks.sam import SAM, ForwardState, without_sync
-from tenzoo.tasks.schedulers import Schedule, check_schedule, schedule_over_run, step_schedulers
+from tenzoo.tasks.schedulers import Schedule, check_periods, check_schedule, schedule_over_run, step_schedulers
 from tenzoo.tasks.stock import check_callbacks, searches_learning_rate
 from tenzoo.training import (
     EpochMean,
@@ -94,6 +94,8 @@ class Task(LightningModule, CoreProvider):
             )
         if isinstance(accumulate_grad_batches, bool) or accumulate_grad_batches < 1:
             raise ValueError(f"expected an int >= 1 in `accumulate_grad_batches`, got {accumulate_grad_batches}")
+        if not callable(optimizer):
+            raise TypeError(f"expected a class or function that makes an optimizer in `optimizer`, got {optimizer!r}")
         if isinstance(lr_scheduler, str):
             check_schedule(lr_scheduler)
         self._optimizer_of = optimizer
@@ -295,6 +297,7 @@ class Task(LightningModule, CoreProvider):
             scheduler: Any = schedule_over_run(self._scheduler_of, optimizer, self.trainer)
         else:
             scheduler = self._scheduler_of(optimizer)
+            check_periods(scheduler)
         if isinstance(scheduler, ReduceLROnPlateau) and self._scheduler_monitor is None:
             raise ValueError(
                 "expected the name of a logged metric in `lr_scheduler_monitor` for ReduceLROnPlateau, got none"

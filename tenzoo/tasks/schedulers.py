@@ -29,6 +29,18 @@ def check_schedule(name: str) -> None:
         )
 
 
+def check_periods(scheduler: object) -> None:
+    """Refuse a period of no steps, by which torch would divide after the first epoch.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    for name in ("step_size", "T_max", "T_0"):
+        period = getattr(scheduler, name, 1)
+        if isinstance(period, int | float) and period < 1:
+            raise ValueError(f"expected an int >= 1 as `{name}` in `lr_scheduler`, got {period}")
+
+
 def schedule_over_run(name: Schedule, optimizer: Optimizer, trainer: Trainer) -> LRScheduler:
     """A schedule over all optimizer steps of the run, from the optimizer's learning rates.
 
