@@ -84,6 +84,12 @@ def of_a_library(error: BaseException) -> BaseException | None:
     return None
 
 
+def in_the_parser(error: BaseException) -> bool:
+    """Whether the parser itself fell over what it was given."""
+    frames = _frames(error)
+    return bool(frames) and _package(frames[-1][0]) == "jsonargparse"
+
+
 def _frames(error: BaseException) -> list[tuple[FrameType, int]]:
     return list(traceback.walk_tb(error.__traceback__))
 

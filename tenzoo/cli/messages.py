@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from tenzoo.cli.causes import in_own_code, of_a_library
+from tenzoo.cli.causes import in_own_code, in_the_parser, of_a_library
 from tenzoo.data import LabelNoise
 from tenzoo.tasks import Task
 
@@ -103,7 +103,10 @@ def answer(error: BaseException, parser: ArgumentParser | None = None) -> Answer
         return Answer(f"tenzoo: {own}", 2 if own.refused else 1)
     out_of_memory = isinstance(error, RuntimeError | TypeError | MemoryError) and _NO_MEMORY.search(str(error))
     if not isinstance(error, _REFUSALS) and not out_of_memory:
-        return None
+        if not (isinstance(error, Exception) and in_the_parser(error)):
+            return None
+        got = f"others: {type(error).__name__}: {_cut(str(error), _MAX_LINE)}"
+        return Answer(f"tenzoo: error: expected values of the kinds that the options take, got {got}", 2)
     if out_of_memory:
         asked = re.search(r"tried to allocate (\S+ \w+)", str(error), re.IGNORECASE)
         amount = f"of {asked[1]} that was refused" if asked else "beyond what can be addressed"

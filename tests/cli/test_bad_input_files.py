@@ -103,6 +103,12 @@ def test_yaml_that_only_looks_strange(config, tmp_path, capsys):  # noqa: F811
     assert read_config(path) == {"a": [1, "é"], "b": [1, "é"], "c": {"x": 1, "y": 0.001}}
 
 
+def test_what_the_parser_falls_over(config, capsys):  # noqa: F811
+    """In a sub-config, where no key is known before it is merged."""
+    (path := config.parent / "sub.txt").write_text("config: {a: 1}\n")
+    refused(capsys, config.parent, ["fit", "--config", str(config), "--model", str(path)], ["expected "])
+
+
 def data_file(path, kind):
     match kind:
         case "empty.npy":
