@@ -73,7 +73,10 @@ _OF_LIGHTNING = {
 """What Lightning and torch say at length, or without the argument's name."""
 
 
-_REFUSALS = (ArgumentError, ValueError, TypeError, OSError, MisconfigurationException, ImportError, MemoryError)
+_REFUSALS = (
+    *(ArgumentError, ValueError, TypeError, OSError, MisconfigurationException, ImportError, MemoryError),
+    NotImplementedError,  # of a class that is abstract
+)
 _NO_MEMORY = re.compile("out of memory|can't allocate memory|overflow", re.IGNORECASE)
 _MAX_NAMES, _NEAREST, _MAX_VALUE, _MAX_LINE = 12, 8, 80, 400
 """Names that are listed all, else the nearest of them; characters of a value that is shown, and of a library's text."""
