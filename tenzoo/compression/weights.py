@@ -144,6 +144,10 @@ def find_weights(model: nn.Module, *, read: Mapping[str, str] | None = None) -> 
     check_module(model)
     modules = list(named_modules(model))
     for name, module in modules:
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"expected a model that is not scripted in `model`, got {name!r}, which is; script it after"
+            )
         if any(isinstance(parameter, UninitializedParameter) for parameter in module._parameters.values()):
             raise ValueError(f"expected shapes in `model`, got {name!r}, which has none yet; run the model once")
     owners: dict[int, list[str]] = {}

@@ -290,3 +290,15 @@ def test_the_model_is_run_in_evaluation_mode_and_keeps_its_buffers():
     assert model.training
     assert model[1].num_batches_tracked == 0
     assert model[1].running_mean.eq(0).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+def test_models_without_layers_or_shapes_are_refused():
+    scripted = nn.Sequential(torch.jit.script(nn.Linear(8, 8)), nn.Linear(8, 8))
+    for model, message in (
+        (scripted, "not scripted in `model`, got '0', which is; script it after"),
+        (nn.Sequential(nn.LazyLinear(8)), "shapes in `model`, got '0', which has none yet; run the model once"),
+    ):
+        for inputs in ({}, {"calibration": X}):
+            with pytest.raises(ValueError, match=message):
+                plan(model, factorization="tt", ranks=2, **inputs)
