@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import (
 )
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DistributedSampler
 
 
 def gather(trainer: Trainer, tensor: Tensor) -> Tensor:
@@ -107,3 +108,21 @@ def check_two_passes(strategy: Strategy, *, sync_ascent: bool) -> None:
             "expected True in `sam.sync_ascent` under ModelParallelStrategy, got False: a sharded parameter has no "
             "gradient but that of all ranks"
         )
+
+
+def shared_out(loader: object) -> DistributedSampler[Any] | None:
+    """What shares out the items of a loader among the processes; None if each process sees all of them."""
+    samplers = getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    return next((each for each in samplers if isinstance(each, DistributedSampler)), None)
+
+
+def own_items(loader: object) -> int | None:
+    """How many items of a loader count as this rank's own: those that follow repeat items of other ranks.
+
+    A ``DistributedSampler`` gives all ranks equally many items, and starts over where they run out. None where nothing
+    is shared out, or nothing repeated.
+    """
+    sampler = shared_out(loader)
+    if sampler is None or sampler.drop_last:
+        return None
+    return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]

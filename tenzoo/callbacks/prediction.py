@@ -10,9 +10,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 from tenzoo.callbacks.growing import Array, GrowingArrays
+from tenzoo.distributed import shared_out
 
 
 class _Writer(Callback):
@@ -53,7 +55,13 @@ class _Writer(Callback):
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the folder, and see whether it can be written to."""
+        """Refuse data of which this process sees a part only; make the folder, and see whether it can be written to."""
+        if any(map(shared_out, tree_leaves(trainer.predict_dataloaders))):
+            raise ValueError(
+                f"expected data that every process sees in full for {type(self).__name__}, got a DataLoader that is "
+                f"shared out among {trainer.world_size}; set trainer.use_distributed_sampler: false, or "
+                "trainer.devices: 1"
+            )
         folder = trainer.log_dir or trainer.default_root_dir  # every rank has to ask: the first one tells the others
         self._growing = GrowingArrays(Path(folder) / self.name) if trainer.is_global_zero else None
 

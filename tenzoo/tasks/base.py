@@ -13,15 +13,16 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import GradClipAlgorithmType
+from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils._pytree import tree_leaves
 
 from tenzoo.cores import CoreGroup, CoreProvider, find_core_groups
-from tenzoo.distributed import check_two_passes, share_buffers_
+from tenzoo.distributed import check_two_passes, share_buffers_, shared_out
 from tenzoo.dynamics import SharpnessState, sharpness_perturbation
 from tenzoo.jobs import secure
 from tenzoo.tasks.ranks import as_of_all_ranks, logged_names
@@ -429,6 +430,14 @@ class Task(LightningModule, CoreProvider):
                 gradient_clip_algorithm=self.gradient_clip_algorithm,
             )
 
+    def on_validation_epoch_start(self) -> None:
+        """Warn of items that are judged by two processes."""
+        _warn_of_repeats(self.trainer.val_dataloaders)
+
+    def on_test_epoch_start(self) -> None:
+        """Warn of items that are judged by two processes."""
+        _warn_of_repeats(self.trainer.test_dataloaders)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """In manual mode, step plateau schedulers for the batch before, whose validation is over by now."""
         if batch_idx > 0 and batch_idx % self.accumulate_grad_batches == 0:
@@ -463,6 +472,17 @@ class Task(LightningModule, CoreProvider):
         mean = self._epoch_means[name].compute(self.trainer)
         self._epoch_means[name].reset()
         return mean
+
+
+def _warn_of_repeats(loaders: Any) -> None:
+    """Say it where a DistributedSampler fills up the ranks' shares: the metrics are not those of one process."""
+    for sampler in map(shared_out, tree_leaves(loaders)):
+        repeated = 0 if sampler is None else sampler.total_size - len(sampler.dataset)  # type: ignore[arg-type]
+        if repeated > 0:
+            rank_zero_warn(
+                f"{repeated} of the items are judged twice: a DistributedSampler gives each process equally many; "
+                "judge in one process, or give every process all items with Trainer(use_distributed_sampler=False)"
+            )
 
 
 def _modules_given(frame: FrameType | None) -> list[str]:

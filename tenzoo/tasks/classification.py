@@ -13,8 +13,12 @@ from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 from tenzoo.cores import find_core_groups
+from tenzoo.distributed import own_items
 from tenzoo.tasks.base import Task
 from tenzoo.training import EpochMean, batch_weight, logs_this_step
+
+_NEXT_TO_NOTHING = 1e-30
+"""The weight of a batch in a mean that it is no part of; 0 would mean "unknown" to Lightning."""
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -77,6 +81,7 @@ class ImageClassificationTask(Task):
                 raise ValueError(f"expected a finite number >= 0 or null in `{argument}`, got {decay}")
         self._since: float | None = None
         self._images = 0
+        self._judged = 0
         self.network = network
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
@@ -198,8 +203,29 @@ class ImageClassificationTask(Task):
     def _judge(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
         logits = self(images)
-        self._accuracy_of(split).update(logits.argmax(1), labels)
-        self.log(f"{split}/loss", F.cross_entropy(logits, labels), batch_size=len(labels), sync_dist=True)
+        counted = self._own(split, len(labels))
+        loss = logits.new_zeros(())
+        if counted:
+            loss = F.cross_entropy(logits[:counted], labels[:counted])
+            self._accuracy_of(split).update(logits[:counted].argmax(1), labels[:counted])
+        self.log(f"{split}/loss", loss, batch_size=counted or _NEXT_TO_NOTHING, sync_dist=True)
+
+    def _own(self, split: str, size: int) -> int:
+        """How many images of a batch are judged by no other process."""
+        loaders = self.trainer.val_dataloaders if split == "val" else self.trainer.test_dataloaders
+        own = own_items(loaders[0] if isinstance(loaders, list) else loaders)
+        before, self._judged = self._judged, self._judged + size
+        return size if own is None else min(max(own - before, 0), size)
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        """Begin to count the images."""
+        self._judged = 0
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        """Begin to count the images."""
+        self._judged = 0
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
