@@ -5,7 +5,6 @@ import inspect
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -13,22 +12,27 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils._pytree import tree_leaves
 
 from tenzoo.cores import CoreGroup, CoreProvider, find_core_groups
-from tenzoo.distributed import check_two_passes, share_buffers_, shared_out
+from tenzoo.distributed import check_two_passes, share_buffers_
 from tenzoo.dynamics import SharpnessState, sharpness_perturbation
 from tenzoo.jobs import secure
-from tenzoo.tasks.ranks import as_of_all_ranks, logged_names
+from tenzoo.tasks.checks import (
+    check_arguments,
+    check_callbacks,
+    check_clipping,
+    check_sam,
+    searches_learning_rate,
+)
+from tenzoo.tasks.hyperparameters import is_plain, modules_given
+from tenzoo.tasks.ranks import as_of_all_ranks, logged_names, warn_of_repeats
 from tenzoo.tasks.sam import SAM, ForwardState, without_sync
 from tenzoo.tasks.schedulers import Schedule, check_periods, check_schedule, schedule_over_run, step_schedulers
-from tenzoo.tasks.stock import check_callbacks, searches_learning_rate
 from tenzoo.training import (
     EpochMean,
     batches_in_window,
@@ -37,9 +41,7 @@ from tenzoo.training import (
     logs_this_step,
     loss_scale,
     mean_over_ranks,
-    scales_loss,
     steps_after_this_batch,
-    unscales_its_gradients,
 )
 
 
@@ -125,7 +127,7 @@ class Task(LightningModule, CoreProvider):
         frame = inspect.currentframe()
         kwargs = {"frame": frame and frame.f_back, **kwargs}
         ignored = kwargs.get("ignore") or []
-        modules = _modules_given(kwargs["frame"])
+        modules = modules_given(kwargs["frame"])
         super().save_hyperparameters(
             *args, **{**kwargs, "ignore": [*([ignored] if isinstance(ignored, str) else ignored), *modules]}
         )
@@ -135,7 +137,7 @@ class Task(LightningModule, CoreProvider):
             key: dataclasses.asdict(value) if isinstance(value, SAM) else value for key, value in self.hparams.items()
         }
         self.hparams.clear()
-        super().save_hyperparameters({key: value for key, value in plain.items() if _is_plain(value)})
+        super().save_hyperparameters({key: value for key, value in plain.items() if is_plain(value)})
 
     @abstractmethod
     def loss(self, batch: Any, batch_idx: int) -> Tensor:
@@ -313,13 +315,7 @@ class Task(LightningModule, CoreProvider):
 
         This hook is the first that runs with a trainer: before Lightning's own check, which knows no remedy.
         """
-        for name, unset in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
-            value = getattr(self.trainer, name)
-            if value != unset:
-                raise ValueError(
-                    f"expected `{name}` as an argument of the task, got {value} on the Trainer; "
-                    f"write model.init_args.{name}: {value} (in Python, {type(self).__name__}({name}={value}))"
-                )
+        check_arguments(self, self.trainer)
         accumulates = self.accumulate_grad_batches > 1
         check_callbacks(self, self.trainer, sam=self.sam is not None, accumulates=accumulates)
         return secure(self.trainer)
@@ -365,21 +361,15 @@ class Task(LightningModule, CoreProvider):
     def on_fit_start(self) -> None:
         """Refuse what SAM, or clipping, cannot do, and metrics that nobody logs, before the first step."""
         self._check_monitored()
-        optimizers = self.trainer.optimizers
         if self.sam is not None:
-            self._check_sam(optimizers)
+            check_sam(self, self.trainer, only_cores=self.sam.scope == "cores")
             share_buffers_(self.trainer)
             for config in self.trainer.lr_scheduler_configs:  # Lightning knows neither in manual mode
                 config.interval, config.monitor = self._scheduler_interval, self._scheduler_monitor
             # A checkpoint holds the weights after the step, in manual as in automatic mode: no reason to warn.
             warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
-        if self.gradient_clip_val is not None and scales_loss(self.trainer):
-            for optimizer in optimizers:
-                if unscales_its_gradients(optimizer):
-                    raise ValueError(
-                        "expected an optimizer without fused=True beside `gradient_clip_val` in 16-mixed precision, "
-                        f"got a fused {type(optimizer).__name__}, whose gradients are unscaled too late to be clipped"
-                    )
+        if self.gradient_clip_val is not None:
+            check_clipping(self.trainer)
 
     def _check_monitored(self) -> None:
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -392,27 +382,6 @@ class Task(LightningModule, CoreProvider):
         for where, name in watched.items():
             if known is not None and isinstance(name, str) and name not in known:
                 raise ValueError(f"expected one of {sorted(known)} in {where}, got {name!r}, which nobody logs here")
-
-    def _check_sam(self, optimizers: list[Optimizer]) -> None:
-        if len(optimizers) != 1:
-            raise ValueError(f"expected one optimizer beside `sam`, got {len(optimizers)}")
-        if isinstance(optimizers[0], LBFGS):
-            raise ValueError("expected a first-order optimizer beside `sam`, got LBFGS, which re-evaluates its closure")
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-                raise ValueError(
-                    f"expected float32 or float64 weights beside `sam`, got {parameter.dtype} in {name!r}, where most "
-                    "perturbations round to none; train with precision 'bf16-mixed' or '16-mixed' in place of a true "
-                    "half one"
-                )
-        for hook in ("optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping"):
-            if is_overridden(hook, self, parent=LightningModule):
-                raise ValueError(
-                    f"expected no {hook}() in {type(self).__name__} beside `sam`, which steps by itself and would not "
-                    "call it; write on_before_optimizer_step() in its place"
-                )
-        if self.sam is not None and self.sam.scope == "cores" and not find_core_groups(self):
-            raise ValueError(f"expected core groups in {type(self).__name__} for `sam.scope` 'cores', found none")
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip, in both modes. Callbacks have run before: they see the gradients as they were."""
@@ -432,11 +401,11 @@ class Task(LightningModule, CoreProvider):
 
     def on_validation_epoch_start(self) -> None:
         """Warn of items that are judged by two processes."""
-        _warn_of_repeats(self.trainer.val_dataloaders)
+        warn_of_repeats(self.trainer.val_dataloaders)
 
     def on_test_epoch_start(self) -> None:
         """Warn of items that are judged by two processes."""
-        _warn_of_repeats(self.trainer.test_dataloaders)
+        warn_of_repeats(self.trainer.test_dataloaders)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """In manual mode, step plateau schedulers for the batch before, whose validation is over by now."""
@@ -472,31 +441,3 @@ class Task(LightningModule, CoreProvider):
         mean = self._epoch_means[name].compute(self.trainer)
         self._epoch_means[name].reset()
         return mean
-
-
-def _warn_of_repeats(loaders: Any) -> None:
-    """Say it where a DistributedSampler fills up the ranks' shares: the metrics are not those of one process."""
-    for sampler in map(shared_out, tree_leaves(loaders)):
-        repeated = 0 if sampler is None else sampler.total_size - len(sampler.dataset)  # type: ignore[arg-type]
-        if repeated > 0:
-            rank_zero_warn(
-                f"{repeated} of the items are judged twice: a DistributedSampler gives each process equally many; "
-                "judge in one process, or give every process all items with Trainer(use_distributed_sampler=False)"
-            )
-
-
-def _modules_given(frame: FrameType | None) -> list[str]:
-    """Names of the arguments of an ``__init__``, and of those of subclasses around it, that are modules."""
-    names: list[str] = []
-    while frame is not None and "__class__" in frame.f_locals:
-        names += [name for name, value in frame.f_locals.items() if isinstance(value, nn.Module) and name != "self"]
-        frame = frame.f_back
-    return names
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return type(value) is dict and all(_is_plain(item) for pair in value.items() for item in pair)
-    if isinstance(value, list | tuple):
-        return type(value) in (list, tuple) and all(_is_plain(item) for item in value)
-    return value is None or type(value) in (bool, int, float, str)

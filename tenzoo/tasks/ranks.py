@@ -4,9 +4,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
+
+from tenzoo.distributed import shared_out
 
 _MEANS = ("training_step", "validation_step", "test_step")
 
@@ -69,3 +73,14 @@ def _size_of_batch(module: LightningModule) -> int | None:
     if results.batch_size is None:
         results.batch_size = extract_batch_size(results.batch)
     return results.batch_size
+
+
+def warn_of_repeats(loaders: Any) -> None:
+    """Say it where a DistributedSampler fills up the ranks' shares: the metrics are not those of one process."""
+    for sampler in map(shared_out, tree_leaves(loaders)):
+        repeated = 0 if sampler is None else sampler.total_size - len(sampler.dataset)  # type: ignore[arg-type]
+        if repeated > 0:
+            rank_zero_warn(
+                f"{repeated} of the items are judged twice: a DistributedSampler gives each process equally many; "
+                "judge in one process, or give every process all items with Trainer(use_distributed_sampler=False)"
+            )

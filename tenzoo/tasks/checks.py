@@ -1,7 +1,8 @@
-"""Callbacks of Lightning that mean something else, or nothing, beside a task: refused before anything is built."""
+"""What a task refuses before training: arguments, callbacks, optimizers and hooks that could not do their part."""
 
 from collections.abc import Callable
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
@@ -14,6 +15,10 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.tuner.lr_finder import _LRCallback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.parsing import lightning_hasattr
+from torch.optim import LBFGS
+
+from tenzoo.cores import find_core_groups
+from tenzoo.training import scales_loss, unscales_its_gradients
 
 
 def check_callbacks(task: LightningModule, trainer: Trainer, *, sam: bool, accumulates: bool) -> None:
@@ -86,3 +91,65 @@ _CHECKS: dict[type[Callback], Callable[[Callback, LightningModule, Trainer], Non
     LearningRateFinder: _check_rate,
     BatchSizeFinder: _check_batch_size,
 }
+
+
+def check_arguments(task: LightningModule, trainer: Trainer) -> None:
+    """Refuse Trainer arguments that the task has itself.
+
+    Raises:
+        ValueError: Naming the argument, and where it goes.
+    """
+    for name, unset in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
+        value = getattr(trainer, name)
+        if value != unset:
+            raise ValueError(
+                f"expected `{name}` as an argument of the task, got {value} on the Trainer; "
+                f"write model.init_args.{name}: {value} (in Python, {type(task).__name__}({name}={value}))"
+            )
+
+
+def check_clipping(trainer: Trainer) -> None:
+    """Refuse optimizers whose gradients cannot be clipped.
+
+    Raises:
+        ValueError: Naming the optimizer.
+    """
+    for optimizer in trainer.optimizers if scales_loss(trainer) else []:
+        if unscales_its_gradients(optimizer):
+            raise ValueError(
+                "expected an optimizer without fused=True beside `gradient_clip_val` in 16-mixed precision, "
+                f"got a fused {type(optimizer).__name__}, whose gradients are unscaled too late to be clipped"
+            )
+
+
+def check_sam(task: LightningModule, trainer: Trainer, *, only_cores: bool) -> None:
+    """Refuse what SAM's two passes and its one step cannot do.
+
+    Args:
+        task: Built, with its hooks.
+        trainer: With its optimizers.
+        only_cores: Whether the cores alone are perturbed.
+
+    Raises:
+        ValueError: Naming what is in the way, and what to do in its place.
+    """
+    optimizers = trainer.optimizers
+    if len(optimizers) != 1:
+        raise ValueError(f"expected one optimizer beside `sam`, got {len(optimizers)}")
+    if isinstance(optimizers[0], LBFGS):
+        raise ValueError("expected a first-order optimizer beside `sam`, got LBFGS, which re-evaluates its closure")
+    for name, parameter in task.named_parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"expected float32 or float64 weights beside `sam`, got {parameter.dtype} in {name!r}, where most "
+                "perturbations round to none; train with precision 'bf16-mixed' or '16-mixed' in place of a true half "
+                "one"
+            )
+    for hook in ("optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping"):
+        if is_overridden(hook, task, parent=LightningModule):
+            raise ValueError(
+                f"expected no {hook}() in {type(task).__name__} beside `sam`, which steps by itself and would not "
+                "call it; write on_before_optimizer_step() in its place"
+            )
+    if only_cores and not find_core_groups(task):
+        raise ValueError(f"expected core groups in {type(task).__name__} for `sam.scope` 'cores', found none")
