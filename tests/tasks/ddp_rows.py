@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from tenzoo.callbacks import DeviationAwareScaling
@@ -120,10 +121,23 @@ METHODS = {
     "sam_cores": Method({"sam": SAM(rho=0.05, scope="cores")}),
     "asam": Method({"sam": SAM(rho=0.5, adaptive=True)}),
     "clipped": Method({"gradient_clip_val": 0.01}),
+    "accumulated": Method({"accumulate_grad_batches": 2}),
+    "sam_accumulated": Method({"sam": SAM(rho=0.05), "accumulate_grad_batches": 2}),
+    "asam_accumulated": Method({"sam": SAM(rho=0.5, adaptive=True), "accumulate_grad_batches": 3}),
     "sam_clipped": Method({"sam": SAM(rho=0.05), "gradient_clip_val": 0.01}),
     # Each rank climbs by its own batch: no single process does the same.
     "sam_alone": Method({"sam": SAM(rho=0.05, sync_ascent=False)}),
     "asam_alone": Method({"sam": SAM(rho=0.5, adaptive=True, sync_ascent=False)}),
+}
+
+# --- strategies --------------------------------------------------------------------------------------------------
+
+STRATEGIES: dict[str, Callable[[], Any]] = {
+    "ddp": lambda: "ddp",
+    # The gradients are views of the memory that DDP reduces in.
+    "views": lambda: DDPStrategy(gradient_as_bucket_view=True),
+    "unused": lambda: DDPStrategy(find_unused_parameters=True),
+    "small_buckets": lambda: DDPStrategy(bucket_cap_mb=1e-4, gradient_as_bucket_view=True),
 }
 
 # --- training ----------------------------------------------------------------------------------------------------
@@ -136,6 +150,7 @@ def run(
     *,
     steps: int,
     precision: str = "64-true",
+    strategy: str = "ddp",
     callbacks: list[Callback] | None = None,
     optimizer: Any = None,
     **kwargs: Any,
@@ -146,7 +161,7 @@ def run(
     task = row.task(optimizer=optimizer or sgd(row.lr), **how.task)
     settings: dict[str, Any] = {"max_epochs": -1, "max_steps": steps, "precision": precision, "limit_val_batches": 0}
     if torch.distributed.is_torchelastic_launched():
-        settings |= {"strategy": "ddp", "devices": 2}
+        settings |= {"strategy": STRATEGIES[strategy](), "devices": 2}
     fit = trainer(callbacks=[*how.callbacks(), *(callbacks or [])], **{**settings, **kwargs})
     fit.fit(task, datamodule=row.data(root))
     return fit, task

@@ -47,11 +47,11 @@ def both(rows: list[tuple[str, str]], root: str, **settings: Any) -> list[tuple[
     return list(zip(*in_processes(trained, rows, root, files.SHA1, settings), strict=True))
 
 
-def compare(rows: list[tuple[str, str]], root: str) -> None:
+def compare(rows: list[tuple[str, str]], root: str, *, steps: int = 1, **settings: Any) -> None:
     wrong = {}
-    for row, (first, second) in zip(rows, both(rows, root, steps=1), strict=True):
+    for row, (first, second) in zip(rows, both(rows, root, steps=steps, **settings), strict=True):
         assert difference(first, second) == 0, row
-        alone = weights(run(*row, root, steps=1)[1])
+        alone = weights(run(*row, root, steps=steps)[1])
         if (found := difference(alone, first)) > 1e-10:
             wrong[row] = found
     assert not wrong
@@ -65,6 +65,17 @@ def test_a_step_of_two_processes_is_one_of_one_process(root):
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_every_method_on_every_problem(root, problem):
     compare([(problem, method) for method in TOGETHER if (problem, method) not in FAST], root)
+
+
+# --- strategies and accumulation ---------------------------------------------------------------------------------
+
+# Five batches make windows of 2 + 2 + 1 or 3 + 2: the last one is short, and the fourth step lies in the next epoch.
+ACCUMULATED = [("uneven", method) for method in ("accumulated", "sam_accumulated", "asam_accumulated")]
+
+
+@pytest.mark.parametrize("strategy", ["views", "small_buckets", "unused"])
+def test_gradients_are_accumulated_under_every_kind_of_ddp(root, strategy):
+    compare(ACCUMULATED, root, steps=4, strategy=strategy)
 
 
 # --- each rank climbs by its own batch ---------------------------------------------------------------------------
