@@ -98,8 +98,9 @@ class _Buffer(NamedTuple):
 
 
 def _buffers_with_copies(module: nn.Module) -> list[_Buffer]:
-    found = [(owner, *named) for owner in module.modules() for named in owner.named_buffers(recurse=False)]
-    rows = [_Buffer(owner, name, tensor, torch.empty_like(tensor)) for owner, name, tensor in found]
+    # named_buffers() would take a third of the time that all of this takes.
+    found = [(owner, *named) for owner in module.modules() for named in owner._buffers.items()]
+    rows = [_Buffer(owner, name, each, torch.empty_like(each)) for owner, name, each in found if each is not None]
     _copy((row.copy, row.tensor) for row in rows)
     return rows
 
