@@ -43,6 +43,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in weights.items()}
 
 
+class OversizedError(ValueError):
+    """A file asks for more memory than it is long."""
+
+
 def load_torch(path: Path, what: str) -> Any:
     """Load a file of ``torch.save`` without running code from it, and into no more memory than the file is long.
 
@@ -51,8 +55,9 @@ def load_torch(path: Path, what: str) -> Any:
         what: Is expected, for the errors.
 
     Raises:
-        ValueError: If the file is damaged, would run code, or asks for more memory than it is long: by compression, by
-            records that overlap, by buffers that it only names, or by tensors that repeat what they hold.
+        ValueError: If the file is damaged, or would run code.
+        OversizedError: If it asks for more memory than it is long: by compression, by records that overlap, by buffers
+            that it only names, or by tensors that repeat what they hold.
     """
     _check_archive(path, what)
     try:
@@ -87,7 +92,7 @@ def _check_archive(path: Path, what: str) -> None:
 def _check_size(path: Path, what: str, size: int) -> None:
     length = path.stat().st_size
     if size > length:
-        raise ValueError(f"expected {what}, got {str(path)!r} of {length:,} bytes that asks for {size:,} of memory")
+        raise OversizedError(f"expected {what}, got {str(path)!r} of {length:,} bytes that asks for {size:,} of memory")
 
 
 def _tensors(content: object) -> Iterator[Tensor]:

@@ -196,7 +196,7 @@ def test_an_epoch_is_longer_than_what_is_watched():
     """Else the watch would never be told to end."""
     for place in (CPU, Place(torch.device("cuda"))):
         data = training._images(place)
-        assert data._count // data._batch_size >= 2 * training._LOGGED - 1
+        assert data._count // data.batch_size >= 2 * training._LOGGED - 1
 
 
 def test_kernels_are_counted_without_copies():

@@ -12,7 +12,7 @@ import torch
 from tenzoo.data.arrays import TooLargeError, check_inflation, read_npy, read_npz
 from tenzoo.data.entries import Array, Entries, check_index, check_shape, dense_entries, sparse_entries
 from tenzoo.data.meaning import check_columns, check_dense, check_markers, check_numbering
-from tenzoo.weights import load_torch
+from tenzoo.weights import OversizedError, load_torch
 
 FILE_ENDINGS = (".csv", ".npy", ".npz", ".pt")
 INDEX_ENDINGS = (".csv", ".npz")
@@ -114,6 +114,8 @@ def _read(path: Path, parse: Callable[[Path], T], arg: str) -> T:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return parse(path)
+    except OversizedError:
+        raise
     except TooLargeError as error:
         raise ValueError(f"expected a file that fits into memory in `{arg}`, got {error}") from None
     except Exception as error:  # the parsers raise a dozen types on broken files, and none of them helps the user
@@ -129,7 +131,7 @@ def _parse_pt(path: Path) -> object:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             check_inflation(archive, path.stat().st_size)
-    return load_torch(path, "a file of torch.save")
+    return load_torch(path, "a .pt file of plain numbers in `dataset`")
 
 
 def _parse_csv(path: Path) -> Table:

@@ -78,9 +78,10 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
                 world_size=1 if self.trainer is None else self.trainer.world_size,
                 in_flight=self._in_flight,
             )
-            repeated: int | float = getattr(self.trainer, "overfit_batches", 0)  # a share of an epoch, if a float
-            length = len(self._train_loader)
-            self._train_loader.repeats = (repeated if isinstance(repeated, int) else int(repeated * length)) or None
+            repeated: int | float = getattr(self.trainer, "overfit_batches", 0)
+            if repeated:
+                share = isinstance(repeated, float)
+                self._train_loader.repeats = int(repeated * len(self._train_loader)) if share else int(repeated)
         return self._train_loader
 
     @override

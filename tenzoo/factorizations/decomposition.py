@@ -97,7 +97,8 @@ def relative_norm(difference: Tensor, tensor: Tensor) -> float:
     """``‖D‖ / ‖T‖`` in float64, at any scale; 0 where both are zero.
 
     Example:
-        >>> relative_norm(torch.tensor([3e200, 4e200], dtype=torch.float64), torch.tensor([1e201], dtype=torch.float64))
+        >>> huge = torch.tensor([3e200, 4e200], dtype=torch.float64)
+        >>> round(relative_norm(huge, 2 * huge), 12)
         0.5
     """
     (part, below), (whole, above) = scaled_to_safety(difference.double()), scaled_to_safety(tensor.double())
