@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -215,3 +216,6 @@ def _strings(content: Any) -> Iterator[str]:
 
 
 set_loader(PARSER_MODE, load, (yaml.YAMLError,))
+
+# Lightning's Timer has a default that is an enumeration's member, which no saved config could hold.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, StochasticWeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -131,7 +131,11 @@ class TenzooCLI(LightningCLI):
         return trainer
 
     def after_fit(self) -> None:
-        """Judge the best weights, where a checkpoint callback chose them by a metric, else the last."""
+        """Judge the best weights, where a checkpoint callback chose them by a metric, else the last.
+
+        Where weights are averaged at the end of training, these are judged, and saved beside the other checkpoints,
+        none of which has them.
+        """
         trainer = self.trainer
         if trainer.interrupted:
             return
@@ -141,6 +145,10 @@ class TenzooCLI(LightningCLI):
             best, weights = chosen.best_model_path, f"the weights with the best {chosen.monitor}"
             if not all(each.keeps_best for each in trainer.callbacks if isinstance(each, ExactResume)):  # type: ignore[attr-defined]
                 weights += " since the run was resumed"
+        if _any_of(trainer.callbacks, StochasticWeightAveraging):  # type: ignore[attr-defined]
+            best, weights = None, "the averaged weights"
+            folder = getattr(chosen, "dirpath", None) or Path(trainer.log_dir or trainer.default_root_dir)
+            trainer.save_checkpoint(Path(folder) / "averaged.ckpt", weights_only=True)
         metrics: dict[str, Any] = {}
         judges = [
             (trainer.validate, "val_dataloader", "validation_step"),
@@ -211,7 +219,12 @@ def _is_no_tip(record: logging.LogRecord) -> bool:
 
 def quiet() -> None:
     """Keep out what nobody who runs a config can act on."""
-    lightnings_own = (".*LeafSpec.*is deprecated", "(?s).*JsonargparseDeprecationWarning", "(?s).*was deprecated in v4")
+    lightnings_own = (
+        ".*LeafSpec.*is deprecated",
+        "(?s).*JsonargparseDeprecationWarning",
+        "(?s).*was deprecated in v4",
+        "(?s).*Unable to serialize instance cpu",  # a default of its weight averaging
+    )
     expected = (
         "Experiment logs directory .* exists",  # it is TensorBoard's of this very run: a version is always a new one
         "The dirpath has changed",

@@ -274,6 +274,36 @@ def test_a_run_that_diverged_fails_and_saves_no_such_weights(config, capsys):
         assert all(value.isfinite().all() for value in torch.load(path, weights_only=True)["state_dict"].values())
 
 
+def test_a_time_limit_from_the_command_line(config, capsys):
+    """Its defaults hold a member of an enumeration, which the saved config has to name."""
+    limit = ["--trainer.callbacks+=Timer", "--trainer.callbacks.init_args.duration=00:01:00:00"]
+    assert run("fit", config, *limit) == 0
+    saved = (config.parent / "runs" / "version_0" / "config.yaml").read_text()
+    assert "interval: step" in saved
+    assert run("fit", config.parent / "runs" / "version_0" / "config.yaml") == 0
+
+
+def numbers(printed):
+    return [line.split() for line in printed.splitlines() if "│" in line]
+
+
+@pytest.mark.parametrize("sam", [[], ["--model.init_args.sam.rho=0.1"]])
+def test_averaged_weights_are_judged_and_saved(config, capsys, sam):
+    shape = ["--model.init_args.shape=[6,5,4]"]
+    averaging = ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"]
+    epochs = ["--trainer.max_epochs=6", "--trainer.callbacks.swa_epoch_start=2"]
+    assert run("fit", config, *averaging, *epochs, *shape, *sam) == 0
+    printed = capsys.readouterr()
+    assert "Metrics of the averaged weights" in printed.out
+    assert "Warning" not in printed.err
+    folder = config.parent / "runs" / "version_0" / "checkpoints"
+    averaged, last = (torch.load(folder / name, weights_only=True) for name in ("averaged.ckpt", "last.ckpt"))
+    name = "model.tensor.cores.0"
+    assert not averaged["state_dict"][name].equal(last["state_dict"][name])
+    assert run("test", config, "--ckpt_path", str(folder / "averaged.ckpt"), *shape) == 0
+    assert numbers(capsys.readouterr().out) == numbers(printed.out)
+
+
 def test_a_metric_that_is_not_finite_is_printed_and_fails(tmp_path, capsys):
     judge = Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False)
     with pytest.raises(DivergenceError, match="val/r2 is nan, and no number to compare by"):
