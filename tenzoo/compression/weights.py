@@ -194,6 +194,8 @@ def _held_elsewhere(modules: Collection[tuple[str, nn.Module]]) -> dict[int, str
     """By id, modules that a plain attribute holds, where no other module would be put in their place."""
     found: dict[int, str] = {}
     for name, module in modules:
+        if (wrapped := module._modules.get("_orig_mod")) is not None:  # its graph is bound to this very module
+            found[id(wrapped)] = "is compiled by itself; compile it after"
         for key, value in vars(module).items():
             if key in ("_modules", "_parameters", "_buffers") or not isinstance(value, nn.Module | list | tuple | dict):
                 continue
@@ -312,5 +314,7 @@ def _reason_of_parameter(owner: nn.Module, key: str, name: str, owners: Mapping[
         return "has a weight that is computed from others in a hook, as weight_norm does"
     if not isinstance(parameter, Tensor) or not parameter.is_floating_point():
         return "has a weight that is no floating-point parameter"
+    if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+        return "has a weight with a hook on its gradient"
     others = [other for other in owners[id(parameter)] if other != name]
     return f"shares its weight with {others[0]}" if others else None

@@ -165,6 +165,11 @@ def hooked():
     return layer
 
 
+def masked():
+    (layer := nn.Linear(16, 16)).weight.register_hook(lambda gradient: gradient * 0)
+    return layer
+
+
 def tied():
     first, second = nn.Linear(16, 16), nn.Linear(16, 16)
     second.weight = first.weight
@@ -199,6 +204,7 @@ OBSTACLES = {
     "experts": (Experts, 1024, f"is a {__name__}.Experts, for which there is no tensorized layer"),
     "subclass": (lambda: Own(16, 16), 272, f"is a {__name__}.Own, a class of its own"),
     "hooks": (hooked, 272, "has hooks"),
+    "gradient hook": (masked, 272, "has a weight with a hook on its gradient"),
     "old weight norm": (old_weight_norm, 288, "has a weight that is computed from others in a hook"),
     "weight norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)), 288, "is parametrized"),
     "tied": (tied, 272, r"shares its weight with rest\.1\.weight"),

@@ -35,6 +35,11 @@ def one_block(model):
     return model
 
 
+def one_wrapped_layer(model):
+    model[2] = torch.compile(model[2], backend="eager")
+    return model
+
+
 COMPILED = [whole, in_place, one_layer, one_block]
 
 
@@ -58,6 +63,11 @@ def test_a_compiled_model_is_planned_as_it_is_without(compiled):
     with torch.no_grad():
         torch.testing.assert_close(apply_(model, made, calibration=images)(images), outputs)
         torch.testing.assert_close(fold_(model)(images), outputs)
+
+
+def test_a_layer_that_is_wrapped_by_itself_stays_dense_and_says_why():
+    made = plan(one_wrapped_layer(network()), factorization="tt", ranks=2, calibration=varied())
+    assert {layer.name: layer.reason for layer in made.layers}["2"] == "is compiled by itself; compile it after"
 
 
 def test_a_compiled_model_is_exported_as_it_is_without(tmp_path):
