@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tenzoo.compression.calls import Call, Example, fingerprint, read_call, read_calls, said
+from tenzoo.compression.calls import Call, Example, fingerprint, hold_back, read_call, read_calls, said
 from tenzoo.compression.inputs import check_seen, evaluating, input_metrics, observe, repeatably
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.progress import LOGGER, each
@@ -86,10 +86,10 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
         if calls:
             check_seen([weight for weight, _ in pairs], uses)
     metrics: Mapping[str, Mapping[int, Tensor]] = {}
-    if calls:
+    if plan.by_outputs:
         empty = {weight.name: weight.empty(**_settings(layer)) for weight, layer in pairs}
         layers = {name: made for name, made in empty.items() if isinstance(made, TensorizedLayer)}
-        metrics = input_metrics(model, layers, calls)
+        metrics = input_metrics(model, layers, hold_back(calls)[0])
     made = [
         (weight, _decomposed(weight, layer, metrics.get(weight.name)))
         for weight, layer in each(pairs, "replacing layers")

@@ -190,6 +190,31 @@ def take(calls: Iterable[Call], samples: int, *, cut: bool = True) -> Iterator[C
             return
 
 
+def hold_back(calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
+    """Three quarters of the samples to decide with, and the last quarter to judge the decision by.
+
+    A single sample is on both sides.
+
+    Example:
+        >>> first, last = hold_back([Call((torch.ones(6, 2),), {}), Call((torch.ones(2, 2),), {})])
+        >>> [call.size for call in first], [call.size for call in last]
+        ([6], [2])
+    """
+    samples = sum(call.size for call in calls)
+    kept = samples - max(samples // 4, 1)
+    if kept < 1:
+        return list(calls), list(calls)
+    first, last, before = [], [], 0
+    for call in calls:
+        border = min(max(kept - before, 0), call.size)
+        if border:
+            first.append(call.part(0, border))
+        if border < call.size:
+            last.append(call.part(border, call.size))
+        before += call.size
+    return first, last
+
+
 def fingerprint(calls: Sequence[Call]) -> str:
     """A hash of the shapes, dtypes and numbers of all inputs, wherever they are stored.
 

@@ -1,5 +1,6 @@
 """What the layers of a model see: how much of it, how it varies, and what comes of it."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -180,6 +181,42 @@ def sensitivities(
             moved = _squares([y.double() - x for x, y in zip(before, after, strict=True)])
             found[name] = moved / (size * error) if size else 1.0
     return found
+
+
+def output_error(model: nn.Module, changed: Mapping[str, Tensor], calls: Sequence[Call]) -> float:
+    """``‖y' − y‖ / ‖y‖`` of all outputs of a model together, with other numbers in some of its weights.
+
+    Args:
+        model: Stays as it is; it is run in evaluation mode.
+        changed: By the names of parameters, what is put in their places.
+        calls: With the argument ``calibration`` of the caller.
+
+    Returns:
+        Infinity where an output with these weights is NaN.
+
+    Raises:
+        ValueError: As :func:`sensitivities`.
+    """
+    kept: dict[nn.Parameter, Tensor] = {}
+    with evaluating(model):
+        before = outputs(model, calls)
+        try:
+            for name, weight in changed.items():
+                path, _, key = name.rpartition(".")
+                parameter = model.get_submodule(path)._parameters[key]
+                assert parameter is not None
+                kept.setdefault(parameter, parameter.detach().clone())
+                parameter.copy_(weight)
+            try:
+                after = outputs(model, calls)
+            except ValueError:  # of the unchanged model they were numbers
+                return math.inf
+        finally:
+            for parameter, number in kept.items():
+                parameter.copy_(number)
+    size = _squares(before)
+    moved = _squares([y.double() - x for x, y in zip(before, after, strict=True)])
+    return math.sqrt(moved / size) if size else math.sqrt(moved)
 
 
 def outputs(model: nn.Module, calls: Sequence[Call]) -> list[Tensor]:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from tenzoo.atomic import atomic_write
 from tenzoo.factorizations import factorization_class
@@ -59,12 +59,22 @@ class Plan:
         other_parameters: Number of parameters outside of them.
         data_aware: Whether it was made with calibration data, which then are needed to carry it out.
         calibration: Hash of these data; None if there were none, or the plan is from before it was kept.
+        keeps: What the decompositions keep as far as they can: the ``"weights"``, or the ``"outputs"`` of the layers on
+            calibration data. With such data it is what moves the outputs of the network less on inputs held back.
+        output_error: ``‖y' − y‖ / ‖y‖`` of the outputs of the network on the inputs held back; None without any.
     """
 
     layers: tuple[LayerPlan, ...]
     other_parameters: int
     data_aware: bool = False
     calibration: str | None = None
+    keeps: Literal["weights", "outputs"] | None = None
+    output_error: float | None = None
+
+    @property
+    def by_outputs(self) -> bool:
+        """Whether the decompositions keep the outputs of the layers; with calibration data so did older plans."""
+        return self.data_aware and self.keeps != "weights"
 
     @property
     def parameters(self) -> int:
@@ -141,7 +151,12 @@ class Plan:
         from rich.table import Column, Table
 
         counted = self.multiplications is not None
-        table = Table(*(Column(name, overflow="fold") for name in ("layer", "weight", "becomes")))
+        judged = None
+        if self.output_error is not None:
+            judged = (
+                f"keeps the {self.keeps}; error of the network's outputs on inputs held back: {self.output_error:.3f}"
+            )
+        table = Table(*(Column(name, overflow="fold") for name in ("layer", "weight", "becomes")), caption=judged)
         for name in ("parameters", "dense", "error"):
             table.add_column(name, justify="right", no_wrap=True)
         if counted:
@@ -185,6 +200,11 @@ def _check_plan(plan: Plan) -> None:
     """Refuse what is no number of parameters, and no account of calibration data."""
     if type(plan.other_parameters) is not int or plan.other_parameters < 0 or type(plan.data_aware) is not bool:
         raise ValueError(plan.other_parameters)
+    if plan.keeps not in (None, "weights", "outputs") or (plan.keeps is not None and not plan.data_aware):
+        raise ValueError(plan.keeps)
+    error = plan.output_error
+    if error is not None and (type(error) not in (int, float) or not 0 <= error < math.inf or plan.keeps is None):
+        raise ValueError(error)
     if plan.calibration is not None and not (plan.data_aware and isinstance(plan.calibration, str)):
         raise ValueError(plan.calibration)
 

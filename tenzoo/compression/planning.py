@@ -1,7 +1,9 @@
 """From a trained network to a plan: which ranks are worth their cores."""
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, cast, get_args
@@ -9,9 +11,16 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from tenzoo.compression.calls import Call, Example, fingerprint, read_call, read_calls
+from tenzoo.compression.calls import Call, Example, fingerprint, hold_back, read_call, read_calls
 from tenzoo.compression.candidates import Candidate, allocate, rank_errors
-from tenzoo.compression.inputs import check_seen, count_positions, input_metrics, observe, sensitivities
+from tenzoo.compression.inputs import (
+    check_seen,
+    count_positions,
+    input_metrics,
+    observe,
+    output_error,
+    sensitivities,
+)
 from tenzoo.compression.obstacles import multiplied, obstacles
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.progress import each
@@ -73,7 +82,8 @@ def plan(
             on them and not those of its weight, as far as :func:`~tenzoo.compression.inputs.input_metrics` goes, in the
             choice of ranks and in the decompositions. Embeddings, which multiply nothing, and the weights of attention
             and recurrent layers, whose inputs are not seen, keep the error of the weight; their sensitivity counts all
-            the same.
+            the same. A quarter of the samples is held back: of this plan and of the one without the inputs the better
+            is given, by the error of the network's own outputs on them.
         exclude: Names of layers that stay dense; that of an attention or recurrent layer stands for all its weights.
 
     Returns:
@@ -126,28 +136,62 @@ def plan(
         positions = count_positions(model, weights, layers, example)
         for option in options:
             option.positions = positions.get(option.weight.name)
-    if calls:
-        metrics = input_metrics(model, layers, calls)
-        for option in options:
-            option.metric = metrics.get(option.weight.name, {})
-        if budget is not None:
-            _weigh(model, options, calls)
-    chosen: Sequence[Rank | None]
+    if isinstance(ranks, Mapping):
+        _check_names(list(ranks), weights, "ranks")
+
+    def settled(options: Sequence[_Option]) -> tuple[Plan, dict[str, Tensor]]:
+        return _settled(model, options, _chosen(model, options, budget, ranks, count))
+
+    if not calls:
+        return settled(options)[0]
+    fitted, held = hold_back(calls)
+    metrics = input_metrics(model, layers, fitted)
+    plain = [copy.copy(option) for option in options]  # before they know the inputs
+    for option in options:
+        option.metric = metrics.get(option.weight.name, {})
     if budget is not None:
-        chosen = _within(model, options, budget, count)
-    else:
-        assert ranks is not None
-        if isinstance(ranks, Mapping):
-            _check_names(list(ranks), weights, "ranks")
-        chosen = [_given(option, ranks) for option in options]
-        if _is_fraction(ranks) and not any(chosen) and not all(option.reason for option in options):
-            raise ValueError(f"expected `ranks` that leave room for rank one in some layer, got {ranks!r}")
-    owned = _own_parameters(weights)
-    settled = list(zip(options, chosen, owned, strict=True))
-    planned = tuple(option.planned(rank, own) for option, rank, own in each(settled, "decomposing layers"))
+        _weigh(model, options, fitted)
+    found: list[Plan] = []
+    ways: dict[Literal["weights", "outputs"], list[_Option]] = {"outputs": options, "weights": plain}
+    for keeps, way in ways.items():
+        made, changed = settled(way)
+        error = output_error(model, changed, held)
+        found.append(replace(made, data_aware=True, calibration=fingerprint(calls), keeps=keeps, output_error=error))
+    best = min(found, key=lambda made: cast(float, made.output_error))
+    return best if math.isfinite(cast(float, best.output_error)) else replace(best, output_error=None)
+
+
+def _chosen(
+    model: nn.Module,
+    options: Sequence["_Option"],
+    budget: float | None,
+    ranks: Rank | Mapping[str, Rank] | None,
+    count: Budgeted,
+) -> Sequence[Rank | None]:
+    """A rank for each layer, None for a dense one."""
+    if budget is not None:
+        return _within(model, options, budget, count)
+    assert ranks is not None
+    chosen = [_given(option, ranks) for option in options]
+    if _is_fraction(ranks) and not any(chosen) and not all(option.reason for option in options):
+        raise ValueError(f"expected `ranks` that leave room for rank one in some layer, got {ranks!r}")
+    return chosen
+
+
+def _settled(
+    model: nn.Module, options: Sequence["_Option"], chosen: Sequence[Rank | None]
+) -> tuple[Plan, dict[str, Tensor]]:
+    """The plan for these ranks, and what the weights become, by the names of parameters."""
+    owned = _own_parameters([option.weight for option in options])
+    changed: dict[str, Tensor] = {}
+    planned = []
+    for option, rank, own in each(list(zip(options, chosen, owned, strict=True)), "decomposing layers"):
+        layer, weight = option.planned(rank, own)
+        planned.append(layer)
+        if weight is not None:
+            changed[option.weight.full_name] = weight
     everything = sum(parameter.numel() for parameter in model.parameters())
-    other = everything - sum(layer.dense_parameters for layer in planned)
-    return Plan(planned, other, data_aware=bool(calls), calibration=fingerprint(calls) if calls else None)
+    return Plan(tuple(planned), everything - sum(layer.dense_parameters for layer in planned)), changed
 
 
 class _Option:
@@ -224,8 +268,8 @@ class _Option:
         tensor, _ = scaled_to_safety(self.thin._tensorized(self.weight.dense))
         return rank_errors(multiply_modes(tensor, self.metric), type(self.thin.weight))
 
-    def planned(self, rank: Rank | None, before: int) -> LayerPlan:
-        """The plan for this layer of so many parameters; ``rank`` None is dense."""
+    def planned(self, rank: Rank | None, before: int) -> tuple[LayerPlan, Tensor | None]:
+        """The plan for this layer of so many parameters, and its new weight; ``rank`` None is dense."""
         dense = self.weight.dense
         shape = tuple(dense.shape)
         kind = type(self.weight.owner).__name__
@@ -234,12 +278,13 @@ class _Option:
             number = self.dense_multiplications
             return LayerPlan(
                 self.weight.name, kind, shape, None, None, None, before, before, number, number, 0.0, reason
-            )
+            ), None
         made = self.weight.decomposed(rank=rank, metric=self.metric, **self.settings)
         with torch.no_grad():
-            parts = (made.dense_weight() - dense, dense)
+            weight = made.dense_weight()
+            parts = (weight - dense, dense)
             error = relative_norm(*(multiply_modes(made._tensorized(part), self.metric) for part in parts))
-        return LayerPlan(
+        layer = LayerPlan(
             self.weight.name,
             kind,
             shape,
@@ -253,6 +298,7 @@ class _Option:
             error,
             None,
         )
+        return layer, weight
 
 
 def _weigh(model: nn.Module, options: Sequence[_Option], calls: Sequence[Call]) -> None:

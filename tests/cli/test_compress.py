@@ -161,6 +161,8 @@ def test_phases_are_printed_at_once_and_fit_a_narrow_terminal(config, root, caps
         "measuring how far the outputs move with layers",
         "choosing ranks of layers",
         "decomposing layers",
+        "choosing ranks of layers",  # without the inputs, to be compared
+        "decomposing layers",
         "running the model on `calibration`, samples",
         "measuring the inputs of N layers",
         "replacing layers",
