@@ -171,6 +171,7 @@ def test_every_rank_asks_for_the_log_directory(tmp_path, writer, first):
         is_global_zero = first
         default_root_dir = str(tmp_path)
         datamodule = None
+        predict_dataloaders = None
 
         @property
         def log_dir(self):  # a broadcast from the first rank: all have to take part
