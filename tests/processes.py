@@ -73,9 +73,7 @@ def _work(rank: int, count: int, port: int, sender: Connection, function: Callab
     names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     os.environ.update({name: str(value) for name, value in names.items()})
-    os.environ.pop(
-        "PL_GLOBAL_SEED", None
-    )  # of an earlier test: Lightning would seed anew here only
+    os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier test: Lightning would seed these anew
     rank_zero_only.rank = rank  # as it is where the variables are set before Lightning is imported
     torch.set_num_threads(1)
     warnings.simplefilter("error")
