@@ -120,10 +120,11 @@ class TakeTurns(Callback):
     Args:
         warmup: Batches before the first window.
         steps: Batches per window.
+        wait: Returns when the device has done all it was given; a window begins and ends with it.
     """
 
-    def __init__(self, warmup: int, steps: int) -> None:
-        self._warmup, self._steps = warmup, steps
+    def __init__(self, warmup: int, steps: int, wait: Callable[[], None] = lambda: None) -> None:
+        self._warmup, self._steps, self._wait = warmup, steps, wait
         self._begin = 0.0
 
     @override
@@ -135,6 +136,7 @@ class TakeTurns(Callback):
             return
         loop = threading.current_thread()
         assert isinstance(loop, FitLoop)
+        self._wait()
         loop.seconds = (time.perf_counter() - self._begin) / self._steps
         loop.pause()
         self._begin = time.perf_counter()

@@ -1,7 +1,7 @@
 """Data and networks that are made on the spot, and fits of them."""
 
-import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -130,5 +130,26 @@ def differing(first: nn.Module, second: nn.Module) -> tuple[int, int]:
     return sum(not torch.equal(a, b) for a, b in pairs), len(pairs)
 
 
-deterministic = functools.partial(torch.use_deterministic_algorithms, warn_only=True)
-"""Switch on, or off, the kernels that compute the same bits at every call."""
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Only kernels that compute the same bits at every call, in float32; what was set before is set again."""
+    before = torch.are_deterministic_algorithms_enabled()
+    with tf32(False):
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """Whether products and convolutions in float32 may round to ten bits; what was set before is set again."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    torch.backends.cudnn.allow_tf32 = on
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

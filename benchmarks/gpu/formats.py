@@ -4,13 +4,12 @@ import copy
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.fits import network
+from benchmarks.gpu.fits import network, tf32
 from benchmarks.gpu.run import Finding, Place
 from tenzoo.compression import apply_, plan
 from tenzoo.factorizations import FACTORIZATIONS
@@ -42,16 +41,16 @@ def against_float64(place: Place) -> Iterator[Finding]:
             (torch.stack([torch.randint(n, (place.pick(4096, 7),)) for n in (100 * size, 50, 40, 80)], 1),),
         ),
     }
-    for tf32 in (False, True):
+    for on in (False, True):
         for kind, make in cases.items():
-            with _tf32(tf32):
+            with tf32(on):
                 errors = {each: error for name in FACTORIZATIONS for each, error in _errors(place, name, make).items()}
             worst = max(errors, key=lambda each: errors[each])
             yield Finding(
-                f"{kind}, {len(errors)} cases, TF32 {'on' if tf32 else 'off'}, against CPU float64",
+                f"{kind}, {len(errors)} cases, TF32 {'on' if on else 'off'}, against CPU float64",
                 f"relative error at most {errors[worst]:.1e} ({worst})",
-                f"< {_BOUNDS[tf32]:g}",
-                errors[worst] < _BOUNDS[tf32],
+                f"< {_BOUNDS[on]:g}",
+                errors[worst] < _BOUNDS[on],
             )
 
 
@@ -63,18 +62,6 @@ class _Entries(nn.Module):
     def forward(self, index: Tensor) -> Tensor:
         entries: Tensor = self.tensor.entries(index)  # type: ignore[operator]
         return entries
-
-
-@contextmanager
-def _tf32(on: bool) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if on else "highest")
-    torch.backends.cudnn.allow_tf32 = on
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _errors(place: Place, name: str, make: Callable[[str], tuple[nn.Module, Sequence[Tensor]]]) -> dict[str, float]:

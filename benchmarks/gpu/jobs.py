@@ -1,5 +1,6 @@
 """Runs of several processes, and runs that are cut off."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,44 +26,40 @@ def _images() -> RandomImages:
 def ddp(place: Place) -> Iterator[Finding]:
     """DDP over NCCL with the one process that a single card takes, against training without it."""
     backend = "nccl" if place.device.type == "cuda" else "gloo"
-    deterministic(True)
     try:
         for method, (sam, callbacks) in METHODS.items():
-            alone = fit(place, classification(sam=sam), _images(), STEPS, callbacks())
             strategy = DDPStrategy(process_group_backend=backend)
-            together = fit(place, classification(sam=sam), _images(), STEPS, callbacks(), strategy=strategy)
+            with deterministic():
+                alone = fit(place, classification(sam=sam), _images(), STEPS, callbacks())
+                together = fit(place, classification(sam=sam), _images(), STEPS, callbacks(), strategy=strategy)
             wrong, count = differing(alone, together)
             yield Finding(
                 f"DDP over {backend}, one process, {method}", f"{wrong} of {count} tensors differ", "0", wrong == 0
             )
     finally:
-        deterministic(False)
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
 
 def kill_and_resume(place: Place) -> Iterator[Finding]:
     """A run that was killed without notice and resumed ends where one that was left alone does."""
-    deterministic(True)
-    try:
-        for method in ("SGD", "SAM"):
-            with tempfile.TemporaryDirectory() as folder:
-                whole = train(place, method, Path(folder, "whole"))
-                command = [sys.executable, "-m", "benchmarks.gpu.victim", folder, place.device.type, method]
-                code = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-                last = Path(folder, "last.ckpt")
-                if code.returncode != -9 or not last.exists():
-                    raise RuntimeError(f"the victim ended with {code.returncode}: {code.stderr[-200:]}")
-                resumed = train(place, method, Path(folder), ckpt_path=last)
-            wrong, count = differing(whole, resumed)
-            yield Finding(
-                f"killed after {KILLED_AFTER} of {STEPS} steps and resumed, {method}",
-                f"{wrong} of {count} tensors differ",
-                "0",
-                wrong == 0,
-            )
-    finally:
-        deterministic(False)
+    for method in ("SGD", "SAM"):
+        with tempfile.TemporaryDirectory() as folder:
+            whole = train(place, method, Path(folder, "whole"))
+            command = [sys.executable, "-m", "benchmarks.gpu.victim", folder, place.device.type, method]
+            threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+            code = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=threads)
+            last = Path(folder, "last.ckpt")
+            if code.returncode != -9 or not last.exists():
+                raise RuntimeError(f"the victim ended with {code.returncode}: {code.stderr[-200:]}")
+            resumed = train(place, method, Path(folder), ckpt_path=last)
+        wrong, count = differing(whole, resumed)
+        yield Finding(
+            f"killed after {KILLED_AFTER} of {STEPS} steps and resumed, {method}",
+            f"{wrong} of {count} tensors differ",
+            "0",
+            wrong == 0,
+        )
 
 
 def train(place: Place, method: str, folder: Path, *callbacks: Any, ckpt_path: Path | None = None) -> torch.nn.Module:
@@ -70,7 +67,7 @@ def train(place: Place, method: str, folder: Path, *callbacks: Any, ckpt_path: P
     sam, others = METHODS[method]
     save = ModelCheckpoint(folder, save_last=True, every_n_train_steps=SAVED_EVERY, save_top_k=0, monitor=None)
     task = classification(sam=sam)
-    with quiet():
+    with quiet(), deterministic():
         trainer = trainer_of(place, STEPS, [*others(), save, *callbacks], enable_checkpointing=True)
         trainer.fit(task, _images(), ckpt_path=ckpt_path, weights_only=True)
     return task

@@ -10,6 +10,7 @@ import platform
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,8 +122,15 @@ def _findings(name: str, check: Check, place: Place) -> Iterator[Finding]:
         yield Finding(name, f"{type(error).__name__}: {text[:300]}", "no error", False)
     finally:
         if place.real:
-            torch.cuda.set_sync_debug_mode("default")
+            set_sync_debug_mode("default")
             torch.cuda.empty_cache()
+
+
+def set_sync_debug_mode(mode: str) -> None:
+    """As torch's, without its warning that this is a prototype."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 @contextmanager

@@ -1,8 +1,11 @@
 """What steps and passes take, in time, kernels and memory."""
 
 import functools
+import gc
+import itertools
+import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.profiler import ProfilerActivity, profile
 from typing_extensions import override
 
-from benchmarks.gpu.fits import Losses, RandomImages, classification, fit, network
+from benchmarks.gpu.fits import Losses, RandomImages, classification, fit, network, tf32, trainer_of
 from benchmarks.gpu.run import Finding, Place
+from benchmarks.loops import BareLoop, FitLoop, TakeTurns, interleave, quiet
+from benchmarks.report import Ratio, spread
 from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor
 from tenzoo.data import CompletionDataModule
 from tenzoo.tasks import SAM, CompletionTask
@@ -34,12 +39,17 @@ _MONITORED = 400
 
 
 class Stopwatch(Callback):
-    """Times a window of steps, counts the kernels of another one, and keeps the peak of the memory."""
+    """Times a window of steps, counts the kernels of another one, and keeps the peak of the memory.
+
+    The memory is what is taken beside that of before: a run that was not cleared away does not count.
+    """
 
     def __init__(self, place: Place, *, warmup: int, steps: int) -> None:
         self._place, self._warmup, self._steps = place, warmup, steps
         self._begin, self._profile = 0.0, profile(activities=[ProfilerActivity.CUDA])
         self.ms, self.kernels, self.peak = 0.0, 0, 0
+        gc.collect()
+        self._before = torch.cuda.memory_allocated() if place.real else 0
 
     @property
     def batches(self) -> int:
@@ -60,7 +70,7 @@ class Stopwatch(Callback):
         elif done == self._steps:
             self.ms = (time.perf_counter() - self._begin) / self._steps * 1e3
             if self._place.real:
-                self.peak = torch.cuda.max_memory_allocated()
+                self.peak = torch.cuda.max_memory_allocated() - self._before
                 self._profile.start()
         elif done == self._steps + 2 and self._place.real:
             self._place.wait()
@@ -74,34 +84,69 @@ def _kernels(profiled: profile) -> int:
 
 
 def steps(place: Place) -> Iterator[Finding]:
-    """A step of training, with drawing its batch, in milliseconds, kernels and memory."""
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    for batch in (place.pick(128, 4), place.pick(1024, 8)):
-        for precision in ("32-true", "bf16-mixed"):
-            watches: dict[str, Stopwatch] = {}
-            for name, (factorization, sam, callbacks) in _VARIANTS.items():
-                watches[name] = watch = Stopwatch(place, warmup=place.pick(10, 1), steps=place.pick(20, 1))
-                data = RandomImages(batch * watch.batches, place.pick(32, 8), batch_size=batch)
-                task = classification(factorization, sam)
-                every = 1 if name.endswith("logged") else 10**6
-                settings = {"precision": precision, "log_every_n_steps": every}
-                fit(place, task, data, watch.batches, [*callbacks(), watch], **settings)
-                yield _step(place, f"step of {name}, batch {batch}, {precision}", name, watches)
+    """A step of training, with drawing its batch: kernels and memory, and milliseconds of variants in turns."""
+    for batch, precision in itertools.product((place.pick(128, 4), place.pick(1024, 8)), ("32-true", "bf16-mixed")):
+        with tf32(True):
+            watches = {name: _watched(place, name, batch, precision) for name in _VARIANTS}
+            times = _in_turns(place, batch, precision)
+        for name, watch in watches.items():
+            yield _step(place, f"step of {name}, batch {batch}, {precision}", name, watch, watches["TR"], times)
 
 
-def _step(place: Place, title: str, name: str, watches: Mapping[str, Stopwatch]) -> Finding:
-    watch = watches[name]
-    figure = f"{watch.ms:.2f} ms, {watch.kernels} kernels, {watch.peak / 2**20:.0f} MiB"
+def _watched(place: Place, name: str, batch: int, precision: str) -> Stopwatch:
+    watch = Stopwatch(place, warmup=place.pick(3, 1), steps=1)
+    with quiet():
+        _training(place, name, batch, precision, watch.batches, watch)()
+    return watch
+
+
+def _training(
+    place: Place, name: str, batch: int, precision: str, steps: int, *callbacks: Callback
+) -> Callable[[], None]:
+    """What trains a variant for so many steps."""
+    factorization, sam, others = _VARIANTS[name]
+    data = RandomImages(batch * steps, place.pick(32, 8), batch_size=batch)
+    task = classification(factorization, sam)
+    every = 1 if name.endswith("logged") else 10**6
+    trainer = trainer_of(place, steps, [*others(), *callbacks], precision=precision, log_every_n_steps=every)
+    return functools.partial(trainer.fit, task, data)
+
+
+def _in_turns(place: Place, batch: int, precision: str) -> dict[str, list[float]]:
+    """Seconds per step of each variant, round by round, so that all of them see the same machine."""
+    warmup, rounds, window = place.pick(5, 1), place.pick(7, 1), place.pick(4, 1)
+    with quiet():
+        loops = {
+            name: FitLoop(
+                _training(
+                    place, name, batch, precision, warmup + rounds * window, TakeTurns(warmup, window, place.wait)
+                )
+            )
+            for name in _VARIANTS
+        }
+        return interleave(loops, rounds)
+
+
+def _step(
+    place: Place, title: str, name: str, watch: Stopwatch, plain: Stopwatch, times: Mapping[str, Sequence[float]]
+) -> Finding:
+    ms = statistics.median(times[name]) * 1e3
+    figure = f"{ms:.2f} ms, {watch.kernels} kernels, {watch.peak / 2**20:.0f} MiB"
     if not place.real or name == "dense":
         return Finding(title, figure if place.real else "not measured", "")
     if name == "TR":
-        return Finding(title, f"{figure}; {watch.ms / watches['dense'].ms:.2f} × dense", "")
+        return Finding(title, f"{figure}; {_ratio(times, name, 'dense')} × dense", "")
     if name in _LIMITS:
-        ratio, limit = watch.ms / watches["TR"].ms, _LIMITS[name]
-        return Finding(title, f"{figure}; {ratio:.2f} × TR", f"≤ {limit:g} × TR", ratio <= limit)
-    added = watch.kernels - watches["TR"].kernels
+        limit = _LIMITS[name]
+        ratio = Ratio.of(times, name, "TR").median
+        return Finding(title, f"{figure}; {_ratio(times, name, 'TR')} × TR", f"≤ {limit:g} × TR", ratio <= limit)
+    added = watch.kernels - plain.kernels
     return Finding(title, f"{figure}; {added} kernels more than TR", f"≤ {_MONITORED} more", added <= _MONITORED)
+
+
+def _ratio(times: Mapping[str, Sequence[float]], name: str, other: str) -> str:
+    """The median within a round, with the smallest and the largest."""
+    return spread(Ratio.of(times, name, other).values)
 
 
 def completion(place: Place) -> Iterator[Finding]:
@@ -144,38 +189,50 @@ def completion(place: Place) -> Iterator[Finding]:
             )
 
 
-def evaluation(place: Place) -> Iterator[Finding]:
-    """A pass without gradients, which keeps the rebuilt weights, against the dense network's."""
-    torch.set_float32_matmul_precision("high")
-    images = torch.randn(place.pick(500, 2), 3, place.pick(32, 8), place.pick(32, 8), device=place.device)
-    found = {name: _pass(place, network(factorization), images) for name, factorization in _FORMATS.items()}
-    for name in list(_FORMATS)[1:]:
-        (ms, peak), (dense, dense_peak) = found[name], found["dense"]
-        yield place.judged(
-            f"evaluation of {name}, batch {len(images)}",
-            f"{ms:.2f} ms, {ms / dense:.2f} × dense; peak {peak / 2**20:.0f} MiB, dense {dense_peak / 2**20:.0f} MiB",
-            "time ≤ 1.1 × dense, peak ≤ 1.1 × dense",
-            ms <= 1.1 * dense and peak <= 1.1 * dense_peak,
-        )
-
-
 _FORMATS = {"dense": None, "TR": "tr", "TT": "tt", "Tucker": "tucker", "CP": "cp"}
 
 
-def _pass(place: Place, model: torch.nn.Module, images: torch.Tensor) -> tuple[float, int]:
-    """Milliseconds, and bytes beside what was there before."""
-    model.to(place.device).eval()
-    repeats = place.pick(20, 1)
+def evaluation(place: Place) -> Iterator[Finding]:
+    """A pass without gradients, which keeps the rebuilt weights, against the dense network's."""
+    images = torch.randn(place.pick(500, 2), 3, place.pick(32, 8), place.pick(32, 8), device=place.device)
+    models = {name: network(factorization).to(place.device).eval() for name, factorization in _FORMATS.items()}
+    loops = {
+        name: BareLoop(functools.partial(_passes, place, model, images), steps=1, warmup=2)
+        for name, model in models.items()
+    }
+    with tf32(True):
+        times = interleave(loops, place.pick(7, 1))
+        peaks = {name: _peak(place, model, images) for name, model in models.items()}
+    for name in list(_FORMATS)[1:]:
+        ms, peak, dense = statistics.median(times[name]) * 1e3 / _PASSES, peaks[name], peaks["dense"]
+        ratio = Ratio.of(times, name, "dense").median
+        yield place.judged(
+            f"evaluation of {name}, batch {len(images)}",
+            f"{ms:.2f} ms, {_ratio(times, name, 'dense')} × dense; "
+            f"peak {peak / 2**20:.0f} MiB, dense {dense / 2**20:.0f} MiB",
+            "time ≤ 1.1 × dense, peak ≤ 1.1 × dense",
+            ratio <= 1.1 and peak <= 1.1 * dense,
+        )
+
+
+_PASSES = 10
+"""In a turn."""
+
+
+def _passes(place: Place, model: torch.nn.Module, images: torch.Tensor) -> None:
     with torch.no_grad():
-        for _ in range(place.pick(5, 1)):
+        for _ in range(place.pick(_PASSES, 1)):
             model(images)
-        place.wait()
-        before = torch.cuda.memory_allocated() if place.real else 0
-        if place.real:
-            torch.cuda.reset_peak_memory_stats()
-        begin = time.perf_counter()
-        for _ in range(repeats):
-            model(images)
-        place.wait()
-    ms = (time.perf_counter() - begin) / repeats * 1e3
-    return ms, torch.cuda.max_memory_allocated() - before if place.real else 0
+    place.wait()
+
+
+def _peak(place: Place, model: torch.nn.Module, images: torch.Tensor) -> int:
+    """Bytes of a pass, beside what was there before."""
+    if not place.real:
+        return 0
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    with torch.no_grad():
+        model(images)
+    place.wait()
+    return torch.cuda.max_memory_allocated() - before

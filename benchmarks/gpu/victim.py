@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from benchmarks.gpu.fits import deterministic
 from benchmarks.gpu.jobs import KILLED_AFTER, train
 from benchmarks.gpu.run import Place
 
@@ -25,7 +24,4 @@ class _Killed(Callback):
 if __name__ == "__main__":
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     folder, device, method = sys.argv[1:]
-    if device == "cpu":
-        torch.set_num_threads(1)
-    deterministic(True)
     train(Place(torch.device(device)), method, Path(folder), _Killed())
