@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from tenzoo.compression.calls import Call, Example, fingerprint, hold_back, read_call, read_calls
+from tenzoo.compression.calls import Call, Example, fingerprint, hold_back, read_call, read_calls, take
 from tenzoo.compression.candidates import Candidate, allocate, rank_errors
 from tenzoo.compression.inputs import (
     check_seen,
@@ -34,6 +34,9 @@ Budgeted: TypeAlias = Literal["parameters", "multiplications"]
 
 _TRIED_ERROR = 0.2
 """Relative error of the weights with which the sensitivity of the outputs is measured."""
+
+_WEIGHED = 64
+"""Samples that the sensitivities are measured with: only their square roots count."""
 
 _LARGE = 2**30
 """Positions of a batch so large that what is done once in a call counts for nothing."""
@@ -150,7 +153,7 @@ def plan(
     for option in options:
         option.metric = metrics.get(option.weight.name, {})
     if budget is not None:
-        _weigh(model, options, fitted)
+        _weigh(model, options, list(take(fitted, _WEIGHED)))
     found: list[Plan] = []
     ways: dict[Literal["weights", "outputs"], list[_Option]] = {"outputs": options, "weights": plain}
     for keeps, way in ways.items():
