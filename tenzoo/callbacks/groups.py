@@ -8,11 +8,17 @@ from tenzoo.distributed import check_strategy
 
 
 class CoreCallback(Callback):
-    """A callback that reads or scales single cores. Refuses strategies that do not have them."""
+    """A callback that reads or scales single cores. Refuses strategies without them, and a second of its kind."""
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         check_strategy(trainer.strategy, type(self).__name__)
+        alike = [each for each in trainer.callbacks if isinstance(each, type(self))]  # type: ignore[attr-defined]
+        if len(alike) > 1:  # each would act: two of them scale twice as much
+            raise ValueError(
+                f"expected one {type(self).__name__} in `trainer.callbacks`, got {len(alike)}; leave one out, "
+                "which a config that is named twice may have added, or two that both add it"
+            )
 
 
 def groups_for(callback: Callback, module: LightningModule) -> list[CoreGroup]:

@@ -1,11 +1,23 @@
 """Settings that Lightning takes and fails on later, or ignores."""
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 _AT_LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "num_sanity_val_steps": -1}
 """Arguments of the Trainer, and the smallest number that means something."""
+
+_LIMITS = {
+    "fit": "limit_train_batches",
+    "validate": "limit_val_batches",
+    "test": "limit_test_batches",
+    "predict": "limit_predict_batches",
+}
+"""What bounds the batches that a command is for."""
 
 _LAUNCHERS = {
     **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "MASTER_PORT"), 1),
@@ -14,8 +26,8 @@ _LAUNCHERS = {
 """Environment variables with which processes find each other, and the smallest number of each."""
 
 
-def check_trainer(settings: Mapping[str, Any]) -> None:
-    """Refuse numbers of the Trainer by which it would divide, or that it would not look at.
+def check_trainer(settings: Mapping[str, Any], command: str | None) -> None:
+    """Refuse numbers of the Trainer by which it would divide, or that it would not look at, and a command for nothing.
 
     Raises:
         ValueError: Naming the argument.
@@ -27,6 +39,26 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
     interval = settings.get("val_check_interval")
     if isinstance(interval, int | float) and interval <= 0:
         raise ValueError(f"expected a positive number or null in `trainer.val_check_interval`, got {interval}")
+    limit = _LIMITS.get(command or "")
+    if limit is not None and settings.get(limit) == 0:
+        raise ValueError(
+            f"expected a positive number or null in `trainer.{limit}` for {command}, got 0: no batch at all"
+        )
+
+
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Refuse two callbacks whose states would have one name in a checkpoint, which the Trainer takes for a defect.
+
+    Raises:
+        ValueError: Naming their class.
+    """
+    stateful = [each for each in callbacks if is_overridden("state_dict", each, parent=Callback)]
+    for key, number in Counter(each.state_key for each in stateful).items():
+        if number > 1:
+            name = next(type(each).__name__ for each in stateful if each.state_key == key)
+            raise ValueError(
+                f"expected one {name} with these settings in `trainer.callbacks`, got {number}; leave one out"
+            )
 
 
 def check_environment(environment: Mapping[str, str] = os.environ) -> None:

@@ -19,8 +19,10 @@ from tenzoo.cli.configs import load
 from tenzoo.data.sources import DATASETS
 
 OPTIMIZER = "model.optimizer"
-_ADAPTIVE = frozenset({"Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SparseAdam"})
+_ADAPTIVE = frozenset({"Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SparseAdam", "RMSprop"})
 """Their steps are of the size of the learning rate, whatever the size of the gradient: it means the same for each."""
+_PROPORTIONAL = frozenset({"SGD", "ASGD"})
+"""Their steps are as large as the gradient. Those of torch's others are not, and have rates of their own."""
 _PENALIZES = frozenset({"SGD", "ASGD", "Adam", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop"})
 """Their weight decay is a penalty in the loss, and so means the same for each; that of AdamW is not."""
 _HOW = frozenset({"foreach", "fused", "capturable", "differentiable", "maximize"})
@@ -132,12 +134,12 @@ def _settle_optimizer(config: Namespace, given: Sequence[Layer]) -> str | None:
 
 
 def _needs_bound(config: Namespace, origins: _Origins, given: Sequence[Layer]) -> bool:
-    """Whether the gradient is to be bounded: steps are then of the size of the learning rate, as those of Adam are.
+    """Whether the gradient is to be bounded: steps are then of the size of the learning rate, as those before were.
 
     The penalty of weight decay is not bounded along with it, so it is dropped then.
     """
     chosen = origins.of.get("lr") == origins.kind or any("model.gradient_clip_val" in layer.given for layer in given)
-    sizes_matter = origins.before in _ADAPTIVE and origins.kind not in _ADAPTIVE
+    sizes_matter = origins.before in _ADAPTIVE and origins.kind in _PROPORTIONAL
     return sizes_matter and not chosen and "gradient_clip_val" in config.model.init_args
 
 

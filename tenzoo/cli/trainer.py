@@ -21,7 +21,7 @@ from tenzoo import __version__
 from tenzoo.callbacks import CompletedEntriesWriter, PredictedClassesWriter, RankWatch
 from tenzoo.cli import cluster
 from tenzoo.cli.checkpoints import check_same_settings, read_checkpoint
-from tenzoo.cli.checks import check_environment, check_trainer
+from tenzoo.cli.checks import check_callbacks, check_environment, check_trainer
 from tenzoo.cli.configs import PARSER_MODE, check_configs
 from tenzoo.cli.layers import settle
 from tenzoo.cli.report import print_metrics
@@ -112,7 +112,8 @@ class TenzooCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer", default={})
         callbacks = settings.get("callbacks") or []
-        check_trainer(settings)
+        check_trainer(settings, self.subcommand)
+        check_callbacks(callbacks if isinstance(callbacks, list) else [callbacks])
         extra: list[Callback] = [Started(), *([] if _any_of(callbacks, RankWatch) else [RankWatch()])]
         if settings.get("logger") in (None, True):
             kwargs["logger"] = _both_loggers(_root(settings))
@@ -148,7 +149,7 @@ class TenzooCLI(LightningCLI):
         if _any_of(trainer.callbacks, StochasticWeightAveraging):  # type: ignore[attr-defined]
             best, weights = None, "the averaged weights"
             folder = getattr(chosen, "dirpath", None) or Path(trainer.log_dir or trainer.default_root_dir)
-            trainer.save_checkpoint(Path(folder) / "averaged.ckpt", weights_only=True)
+            trainer.save_checkpoint(trainer.strategy.broadcast(_free(Path(folder), "averaged")), weights_only=True)
         metrics: dict[str, Any] = {}
         judges = [
             (trainer.validate, "val_dataloader", "validation_step"),
@@ -181,6 +182,12 @@ def _root(settings: Any) -> str:
 def _has_best(checkpoint: ModelCheckpoint) -> bool:
     """Whether the best weights are known and there: a resumed run that forgot their score starts with the old path."""
     return checkpoint.best_model_score is not None and Path(checkpoint.best_model_path).is_file()
+
+
+def _free(folder: Path, name: str) -> Path:
+    """A checkpoint that is not there yet, numbered as ModelCheckpoint numbers its own: another run may have one."""
+    names = (name, *(f"{name}-v{number}" for number in range(1, 10**6)))
+    return next(path for each in names if not (path := folder / f"{each}.ckpt").exists())
 
 
 def _any_of(callbacks: Any, kind: type) -> bool:

@@ -59,6 +59,12 @@ TRAINER = [
     ("callbacks+=ModelCheckpoint --trainer.callbacks.monitor=nope", "`monitor` of ModelCheckpoint, got 'nope'"),
     ("callbacks+=ModelCheckpoint --trainer.callbacks.save_top_k=-4", "save_top_k=-4"),
     ("callbacks+=LearningRateMonitor --trainer.callbacks.logging_interval=foo", "logging_interval`, got foo"),
+    ("callbacks+=NormDynamicsMonitor --trainer.callbacks+=NormDynamicsMonitor", "one NormDynamicsMonitor"),
+    ("callbacks+=ModelCheckpoint --trainer.callbacks+=ModelCheckpoint", "one ModelCheckpoint with these settings"),
+    (
+        f"{'callbacks+=EarlyStopping --trainer.callbacks.monitor=train/loss --trainer.' * 2}max_epochs=2",
+        "EarlyStopping",
+    ),
     ("callbacks+=DeviationAwareScaling", "alpha in `trainer.callbacks`, got none"),
     ("callbacks+=DeviationAwareScaling --trainer.callbacks.alpha=nan", "`trainer.callbacks.alpha`, got nan"),
     ("callbacks+=DeviationAwareScaling --trainer.callbacks.alpha=-1", "`alpha`, got -1"),

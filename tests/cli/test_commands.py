@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from tenzoo.cli import main, trainer
 from tenzoo.cli.report import print_metrics
 from tenzoo.training import DivergenceError
+from tests.cli.refused import refused
 from tests.hostile import Bomb
 
 CONFIG = """
@@ -302,6 +303,48 @@ def test_averaged_weights_are_judged_and_saved(config, capsys, sam):
     assert not averaged["state_dict"][name].equal(last["state_dict"][name])
     assert run("test", config, "--ckpt_path", str(folder / "averaged.ckpt"), *shape) == 0
     assert numbers(capsys.readouterr().out) == numbers(printed.out)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_the_averaged_weights_of_an_earlier_run_in_the_same_folder_stay(config, tmp_path):
+    averaging = ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"]
+    averaging += ["--trainer.callbacks.swa_epoch_start=1", "--model.init_args.shape=[6,5,4]"]
+    folder = tmp_path / "kept"
+    config.write_text(config.read_text().replace("{monitor: val/r2", f"{{dirpath: {folder}, monitor: val/r2"))
+    assert run("fit", config, *averaging) == 0
+    first = (folder / "averaged.ckpt").read_bytes()
+    for seed in (2, 3):
+        assert run("fit", config, *averaging, f"--seed_everything={seed}") == 0
+    assert (folder / "averaged.ckpt").read_bytes() == first
+    averaged = [torch.load(path, weights_only=True)["state_dict"] for path in sorted(folder.glob("averaged*.ckpt"))]
+    assert {path.name for path in folder.glob("averaged*")} == {
+        "averaged.ckpt",
+        "averaged-v1.ckpt",
+        "averaged-v2.ckpt",
+    }
+    assert len({float(state["model.tensor.cores.0"].sum()) for state in averaged}) == 3
+
+
+@pytest.mark.parametrize("method", ["das", "das_gauge_fixed"])
+def test_a_method_that_is_added_twice_is_refused(config, capsys, method):
+    twice = [word for name in ("das", method) for word in ("--config", f"configs/methods/{name}.yaml")]
+    line = refused(
+        capsys, config.parent, ["fit", "--config", str(config), *twice], ["one DeviationAwareScaling", "got 2"]
+    )
+    assert "`trainer.callbacks`" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "limit"), [("validate", "val"), ("test", "test"), ("predict", "predict"), ("fit", "train")]
+)
+def test_a_command_that_would_look_at_no_batch_is_refused(config, checkpoint, capsys, command, limit):
+    name = f"limit_{limit}_batches"
+    words = [command, "--config", str(config), "--ckpt_path", str(checkpoint)]
+    root = ["--trainer.default_root_dir", str(config.parent / "runs")]
+    for nothing in ("0", "0.0"):
+        refused(
+            capsys, config.parent, [*words, *root, f"--trainer.{name}", nothing], [f"`trainer.{name}` for {command}"]
+        )
 
 
 def test_a_metric_that_is_not_finite_is_printed_and_fails(tmp_path, capsys):

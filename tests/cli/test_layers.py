@@ -127,11 +127,71 @@ OVER_SGD = ["--config", ROOT / "tr_resnet20_cifar10.yaml"]
         ([*OVER_ADAM, "--model.optimizer", "SGD"], 0.01, 1.0),
         ([*OVER_ADAM, "--model.optimizer", "SGD", "--model.gradient_clip_val", "3"], 0.001, 3.0),
         ([*OVER_ADAM, "--model.optimizer", "NAdam"], 0.01, None),
+        ([*OVER_ADAM, "--model.optimizer", "RMSprop"], 0.01, None),
+        ([*OVER_ADAM, "--model.optimizer", "RMSprop", "--model.optimizer", "SGD"], 0.01, 1.0),
+        ([*OVER_ADAM, "--model.optimizer", "Adagrad"], 0.01, None),
+        ([*OVER_ADAM, "--model.optimizer", "Adadelta"], 1.0, None),
+        ([*OVER_ADAM, "--model.optimizer", "LBFGS"], 1.0, None),
+        ([*OVER_ADAM, "--model.optimizer", "ASGD"], 0.01, 1.0),
     ],
 )
 def test_arguments_count_as_configs_do(said, words, lr, clip):
     task = parsed(*words).model.init_args
     assert (task.optimizer.init_args.lr, task.gradient_clip_val) == (lr, clip)
+
+
+OPTIMIZERS = sorted(
+    name
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+)
+
+
+def last_step(name, scale):
+    """The size of the last of many steps along one gradient; RAdam begins to adapt at the sixth."""
+    kind = getattr(torch.optim, name)
+    weight = torch.nn.Parameter(torch.zeros(4, 4))
+    plain = {"weight_decay": 0} if name in ("Muon", "AdamW") else {}
+    optimizer = kind([weight], lr=0.01, **plain)
+    gradient = scale * torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    for _ in range(200):
+        before = weight.detach().clone()
+        weight.grad = gradient.to_sparse() if name == "SparseAdam" else gradient
+        optimizer.step()
+    return (weight.detach() - before).norm().item()
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "LBFGS"])
+def test_the_gradient_is_bounded_for_optimizers_whose_steps_are_as_large_as_it(name):
+    ratio = last_step(name, 1000.0) / last_step(name, 1.0)
+    assert ratio == pytest.approx(1000.0 if name in layers._PROPORTIONAL else 1.0, rel=0.02)
+
+
+def test_the_gradient_is_not_bounded_for_lbfgs_which_finds_its_steps_by_itself():
+    ends = []
+    for scale in (1.0, 1000.0):
+        weight = torch.nn.Parameter(torch.full((4, 4), 5.0))
+        optimizer = torch.optim.LBFGS([weight])
+
+        def closure(weight=weight, scale=scale):
+            weight.grad = scale * weight.detach()
+            return scale * weight.detach().square().sum() / 2
+
+        optimizer.step(closure)
+        ends.append(weight.detach())
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-5)
+    assert "LBFGS" not in layers._PROPORTIONAL
+
+
+@pytest.mark.parametrize("name", sorted(layers._ADAPTIVE))
+def test_a_learning_rate_is_kept_where_it_is_the_size_of_a_step(name):
+    assert 0.002 < last_step(name, 1.0) / 4 < 0.02  # root mean square over sixteen entries, at a rate of 0.01
+
+
+def test_weight_decay_stays_where_no_bound_is_set(said):
+    task = parsed("--config", ROOT / "il2_tucker.yaml", "--model.optimizer", "RMSprop").model.init_args
+    assert (task.optimizer.init_args.weight_decay, task.gradient_clip_val) == (3.0, None)
+    assert said == ["optimizer RMSprop in place of Adam: lr 0.01, weight_decay 3.0 as before"]
 
 
 def test_a_config_of_ones_own_sets_what_it_names(tmp_path, said):
