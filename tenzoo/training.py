@@ -11,8 +11,10 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
+from tenzoo.data.resumable import ResumableDataModule
 from tenzoo.distributed import gather, true_everywhere
 from tenzoo.dynamics import is_distributed, own_part
 
@@ -98,9 +100,9 @@ class EpochMean:
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
-        self._count = 0
+        self._count = 0.0
 
-    def add(self, total: Tensor, count: int = 1) -> None:
+    def add(self, total: Tensor, count: float) -> None:
         """Add the sum of some values, a scalar without history, and their number."""
         total = total if total.device.type == "mps" else total.double()  # which has no float64
         self._sum = total.clone() if self._sum is None else self._sum.to(total) + total
@@ -108,7 +110,7 @@ class EpochMean:
 
     def reset(self) -> None:
         """Begin an epoch."""
-        self._sum, self._count = None, 0
+        self._sum, self._count = None, 0.0
 
     def compute(self, trainer: Trainer) -> Tensor | None:
         """The mean, in float32; None without a value. A collective where there are several processes."""
@@ -132,7 +134,7 @@ class EpochMean:
         if len(state) != trainer.world_size:
             state = torch.cat([state.sum(0, keepdim=True), state.new_zeros(trainer.world_size - 1, 2)])
         own = state[trainer.global_rank]
-        self._sum, self._count = own[0].clone(), int(own[1])
+        self._sum, self._count = own[0].clone(), float(own[1])
 
     def _over_ranks(self, trainer: Trainer, *, alone: bool = False) -> Tensor | None:
         if self._sum is None:
@@ -200,9 +202,21 @@ def batch_weight(module: LightningModule) -> float:
     """What a mean over this process's share of the training batch is multiplied by: 1, unless shares are uneven.
 
     The average over processes, which DDP makes of gradients, is then that of the mean over the whole batch. It comes
-    from the data module, which shares out the batches.
+    from the data module, where that shares out the batches.
     """
-    return float(getattr(getattr(module._trainer, "datamodule", None), "batch_weight", 1.0))
+    data = getattr(module._trainer, "datamodule", None)
+    return data.batch_weight if isinstance(data, ResumableDataModule) else 1.0
+
+
+def batch_items(module: LightningModule, batch: Any) -> float:
+    """How many items a training batch has, on average over the processes.
+
+    It is the first size of the first tensor that has any, or 1.
+    """
+    data = getattr(module._trainer, "datamodule", None)
+    if isinstance(data, ResumableDataModule) and data.batch_items is not None:
+        return data.batch_items
+    return next((len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim), 1)
 
 
 class NoProfiler(PassThroughProfiler):

@@ -29,6 +29,8 @@ class Share(NamedTuple, Generic[Batch]):
     weight: float
     """The number of its items over the average number per process. A mean over the share, times this, averages over
     the processes to the mean over the batch. It is 0 for an item that another process has too."""
+    items: float
+    """The average number of items per process."""
 
 
 class ShuffledLoader(ABC, Generic[Batch]):
@@ -100,7 +102,7 @@ class ShuffledLoader(ABC, Generic[Batch]):
             step = self._step if self.repeats is None else self._step % self.repeats
             self._step += 1  # before the yield: a checkpoint is written while this batch is the last one handed out
             batch = self._batch(step)
-            yield batch if self._world_size == 1 else Share(batch, self._weight(step))
+            yield batch if self._world_size == 1 else Share(batch, *self._sizes(step))
 
     def state_dict(self) -> dict[str, int]:
         """The place in the stream: the permutation, and the batch of it that comes next."""
@@ -147,10 +149,11 @@ class ShuffledLoader(ABC, Generic[Batch]):
             return rows
         return rows[self._rank :: self._world_size] if self._rank < len(rows) else rows[:1]
 
-    def _weight(self, step: int) -> float:
+    def _sizes(self, step: int) -> tuple[float, float]:
+        """Weight of this process's share, and average number of items per process."""
         size = min(self._batch_size, self._count - step % self._num_batches * self._batch_size)
         own = len(range(self._rank, size, self._world_size))
-        return own * self._world_size / size
+        return own * self._world_size / size, size / self._world_size
 
 
 class EntryLoader(ShuffledLoader[CompletionBatch]):

@@ -42,6 +42,8 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
         self.batch_weight = 1.0
         """What a mean over the current batch is multiplied by, so that all items of a batch that is shared out among
         several processes count alike (see :class:`~tenzoo.data.loader.Share`)."""
+        self.batch_items: float | None = None
+        """Average number of items per process of a batch that is shared out; None for one that is not."""
 
     @property
     def batch_size(self) -> int | None:
@@ -87,9 +89,9 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
     @override
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves a batch, without the search through nested collections that Lightning makes, and notes its weight."""
-        self.batch_weight = 1.0
+        self.batch_weight, self.batch_items = 1.0, None
         if isinstance(batch, Share):
-            batch, self.batch_weight = batch
+            batch, self.batch_weight, self.batch_items = batch
         return self._move(batch, device, dataloader_idx)
 
     def _move(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

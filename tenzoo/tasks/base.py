@@ -4,8 +4,8 @@ import dataclasses
 import inspect
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -29,12 +29,14 @@ from tenzoo.tasks.checks import (
     check_sam,
     searches_learning_rate,
 )
+from tenzoo.tasks.hooks import Otherwise, do_after, keep_duties
 from tenzoo.tasks.hyperparameters import is_plain, modules_given
 from tenzoo.tasks.ranks import as_of_all_ranks, logged_names, warn_of_repeats
 from tenzoo.tasks.sam import SAM, ForwardState, without_sync
 from tenzoo.tasks.schedulers import Schedule, check_periods, check_schedule, schedule_over_run, step_schedulers
 from tenzoo.training import (
     EpochMean,
+    batch_items,
     batches_in_window,
     check_finite,
     is_last_batch,
@@ -54,6 +56,9 @@ class Task(LightningModule, CoreProvider):
     statistics, random numbers and whatever ``loss`` logs see the first pass only; metric objects that ``loss`` updates
     by hand should ask :attr:`perturbed`.
 
+    Subclasses may write hooks as for any LightningModule, with ``super()`` or without: what a task does in a hook is
+    done after it in any case. With SAM a ``training_step`` of one's own has to call this one.
+
     Args:
         optimizer: Takes the trainable parameters, returns an optimizer. In YAML a ``class_path`` with ``init_args``.
         lr_scheduler: Takes the optimizer, returns a scheduler of ``torch.optim.lr_scheduler``; or a schedule over all
@@ -72,6 +77,9 @@ class Task(LightningModule, CoreProvider):
         ValueError: For a value out of its range; from ``fit`` also for a Trainer, strategy or optimizer that does not
             go with these arguments, before training starts.
     """
+
+    _leaves_out_repeats: ClassVar[bool] = False
+    """Whether the metrics count an item once that a DistributedSampler gives to two processes."""
 
     def __init__(
         self,
@@ -118,6 +126,10 @@ class Task(LightningModule, CoreProvider):
         self._loss_is_watched = False
         self._monitored: frozenset[str] = frozenset()
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        keep_duties(cls, Task, _DUTIES)
+
     def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
         """Save the arguments of ``__init__`` as every LightningModule does, those that are builtins.
 
@@ -154,17 +166,17 @@ class Task(LightningModule, CoreProvider):
         """One batch: the loss in automatic mode, all of SAM's step in manual mode."""
         if self.sam is None or self.trainer.fit_loop._skip_backward:  # a callback wants the forward pass alone
             loss = self.loss(batch, batch_idx)
-            self._note_loss(loss)
+            self._note_loss(loss, batch)
             return loss
         # Lightning calls this inside of its context of the precision. A backward pass does not belong there: autocast
         # would run it in half precision where the weights are rebuilt from their cores.
         with torch.autocast(self.device.type, enabled=False):
             return self._sam_step(self.sam, batch, batch_idx)
 
-    def _note_loss(self, loss: Tensor) -> None:
-        """Log the loss of a batch, and add it to the mean over the epoch."""
-        loss = loss.detach()
-        self._epoch_means["train/loss"].add(loss)
+    def _note_loss(self, loss: Tensor, batch: Any) -> None:
+        """Log the loss of a batch, and add it to the mean over the items of the epoch."""
+        loss, items = loss.detach(), batch_items(self, batch)
+        self._epoch_means["train/loss"].add(loss * items, items)
         if self._loss_is_watched or logs_this_step(self.trainer):
             # On the host: Lightning's progress bar reads it again after every batch.
             value = mean_over_ranks(self.trainer, loss).cpu()
@@ -231,7 +243,7 @@ class Task(LightningModule, CoreProvider):
             parameter.grad = None
         state = ForwardState(self, self.device)
         first = self._pass(batch, batch_idx)
-        self._note_loss(first)
+        self._note_loss(first, batch)
         with without_sync(strategy, not sam.sync_ascent):
             self.manual_backward(first)
         scope = None if sam.scope == "all" else [core for group in find_core_groups(self) for core in group.cores]
@@ -401,11 +413,13 @@ class Task(LightningModule, CoreProvider):
 
     def on_validation_epoch_start(self) -> None:
         """Warn of items that are judged by two processes."""
-        warn_of_repeats(self.trainer.val_dataloaders)
+        if not self._leaves_out_repeats:
+            warn_of_repeats(self.trainer.val_dataloaders)
 
     def on_test_epoch_start(self) -> None:
         """Warn of items that are judged by two processes."""
-        warn_of_repeats(self.trainer.test_dataloaders)
+        if not self._leaves_out_repeats:
+            warn_of_repeats(self.trainer.test_dataloaders)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """In manual mode, step plateau schedulers for the batch before, whose validation is over by now."""
@@ -441,3 +455,47 @@ class Task(LightningModule, CoreProvider):
         mean = self._epoch_means[name].compute(self.trainer)
         self._epoch_means[name].reset()
         return mean
+
+
+def _all_callbacks(
+    task: Task, above: Callable[..., list[Callback]], own: Callback | Iterable[Callback]
+) -> list[Callback]:
+    return [*([own] if isinstance(own, Callback) else own), *above(task)]
+
+
+def _window_completed(task: Task, above: Callable[..., None], result: None, *args: Any, **kwargs: Any) -> None:
+    if task.automatic_optimization:
+        task._complete_window()
+
+
+def _step_of_sam(task: Task, above: Callable[..., Any], result: Any, *args: Any, **kwargs: Any) -> Any:
+    if task.sam is not None:
+        raise ValueError(
+            f"expected {type(task).__name__}.training_step() to call super().training_step(batch, batch_idx) beside "
+            "`sam`, which trains there, got one that does not; write loss() in its place"
+        )
+    return result
+
+
+_DUTIES: Mapping[str, Otherwise] = {
+    "setup": do_after,
+    "teardown": do_after,
+    "configure_callbacks": _all_callbacks,
+    "on_load_checkpoint": do_after,
+    "on_save_checkpoint": do_after,
+    "on_fit_start": do_after,
+    "on_train_epoch_start": do_after,
+    "on_train_batch_start": do_after,
+    "training_step": _step_of_sam,
+    "backward": _window_completed,
+    "on_before_optimizer_step": do_after,
+    "on_train_batch_end": do_after,
+    "on_train_epoch_end": do_after,
+    "on_validation_epoch_start": do_after,
+    "on_validation_epoch_end": do_after,
+    "on_test_epoch_start": do_after,
+    "on_test_epoch_end": do_after,
+}
+"""What a task does in hooks, where a subclass has one of its own that does not call ``super()``."""
+
+keep_duties(Task, Task, _DUTIES)

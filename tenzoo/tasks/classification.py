@@ -57,6 +57,8 @@ class ImageClassificationTask(Task):
         ['cores', 'norms', 'rest']
     """
 
+    _leaves_out_repeats = True
+
     def __init__(
         self,
         network: nn.Module,

@@ -152,7 +152,7 @@ def test_a_mean_over_processes_goes_on_with_each_ones_part(monkeypatch):
         monkeypatch.setattr("tenzoo.training.gather", gathered)
         mean = EpochMean()
         for value in values:
-            mean.add(torch.tensor(value))
+            mean.add(torch.tensor(value), 1)
         assert mean.compute(Rank(rank)) == 2
         state = mean.state(Rank(rank))
         again = EpochMean()
