@@ -12,6 +12,7 @@ from typing_extensions import override
 from tenzoo.data.checks import check_int
 from tenzoo.data.entries import CompletionBatch, Entries
 from tenzoo.data.transfer import upload
+from tenzoo.factorizations.gather import constant
 
 EVALUATION_BATCH_SIZE = 65536
 """Entries per batch where nothing is learned, unless training batches are larger."""
@@ -216,7 +217,7 @@ class EntryLoader(ShuffledLoader[CompletionBatch]):
         )
         self._entries = entries = Entries(*(upload(part, self._device) for part in (entries.index, entries.value)))
         everything = entries if world_size == 1 else Entries(self._shard(entries.index), self._shard(entries.value))
-        self._everything = CompletionBatch(everything.index, everything.value)
+        self._everything = CompletionBatch(constant(everything.index), everything.value)
 
     @override
     def _batch(self, step: int) -> CompletionBatch:

@@ -174,3 +174,23 @@ def _coalesced(ctx: Any, indices: Sequence[Tensor], values: Tensor, shape: torch
         # one that is held is cloned, and remembers.
         ctx.held = grad
     return grad
+
+
+def constant(index: Tensor) -> Tensor:
+    """An index whose numbers nobody will change: what follows from it may be remembered.
+
+    Its version does not tell: memory that is shared with NumPy, and writes to ``.data``, leave it as it is.
+    """
+    index._never_changes = True  # type: ignore[attr-defined]
+    return index
+
+
+def never_changes(index: Tensor) -> bool:
+    """Whether it is :func:`constant`.
+
+    Example:
+        >>> index = torch.zeros(2, 3, dtype=torch.int64)
+        >>> never_changes(index), never_changes(constant(index)), never_changes(index + 1)
+        (False, True, False)
+    """
+    return getattr(index, "_never_changes", False)

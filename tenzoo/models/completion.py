@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tenzoo.cores import CoreGroup, CoreProvider
 from tenzoo.factorizations import Rank, factorization_class
-from tenzoo.factorizations.gather import first_outside
+from tenzoo.factorizations.gather import first_outside, never_changes
 from tenzoo.memory import free_memory, in_gigabytes
 
 _GATHERS_PER_CELL = 4
@@ -48,7 +48,6 @@ class TensorCompletion(nn.Module, CoreProvider):
 
     location: Tensor
     scale: Tensor
-    _strides: Tensor
 
     def __init__(
         self,
@@ -71,11 +70,8 @@ class TensorCompletion(nn.Module, CoreProvider):
         self.register_buffer("location", torch.tensor(0.0))
         self.register_buffer("scale", torch.tensor(1.0))
         self.sparse_grad = False
-        shape = self.tensor.shape
-        strides = [math.prod(shape[mode + 1 :]) for mode in range(len(shape))]
-        self._cells = math.prod(shape)
-        self._last: tuple[Tensor, int, Tensor] | None = None
-        self.register_buffer("_strides", torch.tensor(strides), persistent=False)
+        self._cells = math.prod(self.tensor.shape)
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def core_groups(self) -> list[CoreGroup]:
         """One group, ``"tensor"``."""
@@ -105,17 +101,21 @@ class TensorCompletion(nn.Module, CoreProvider):
         return torch.addcmul(self.location, self.scale, values)
 
     def _cells_at(self, index: Tensor) -> Tensor:
-        """Positions in the flattened tensor, remembered for the last index: a full batch comes again and again."""
-        if index.is_inference():  # without a version, no one could tell whether it changed
+        """Positions in the flattened tensor, remembered for an index that never changes."""
+        if not never_changes(index):
             return self._positions(index)
-        if self._last is None or self._last[0] is not index or self._last[1] != index._version:
-            self._last = (index, index._version, self._positions(index))
-        return self._last[2]
+        if self._last is None or self._last[0] is not index:
+            self._last = (index, self._positions(index))
+        return self._last[1]
 
     def _positions(self, index: Tensor) -> Tensor:
-        if index.is_cpu and (outside := first_outside(index.unbind(1), self.tensor.shape)):
+        modes, shape = index.unbind(1), self.tensor.shape
+        if index.is_cpu and (outside := first_outside(modes, shape)):
             raise IndexError(outside)  # another cell would be read in its place
-        return (index * self._strides).sum(1)
+        cells = modes[0]
+        for mode, size in zip(modes[1:], shape[1:], strict=True):
+            cells = torch.add(mode, cells, alpha=size)
+        return cells
 
 
 def _check_memory(shape: Sequence[int], rank: Rank, num_parameters: int) -> None:

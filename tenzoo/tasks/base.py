@@ -22,6 +22,7 @@ from tenzoo.cores import CoreGroup, CoreProvider, find_core_groups
 from tenzoo.distributed import check_two_passes, share_buffers_
 from tenzoo.dynamics import SharpnessState, sharpness_perturbation
 from tenzoo.jobs import secure
+from tenzoo.tasks.averaging import keep_integers
 from tenzoo.tasks.checks import (
     check_arguments,
     check_callbacks,
@@ -373,6 +374,7 @@ class Task(LightningModule, CoreProvider):
     def on_fit_start(self) -> None:
         """Refuse what SAM, or clipping, cannot do, and metrics that nobody logs, before the first step."""
         self._check_monitored()
+        keep_integers(self.trainer)
         if self.sam is not None:
             check_sam(self, self.trainer, only_cores=self.sam.scope == "cores")
             share_buffers_(self.trainer)

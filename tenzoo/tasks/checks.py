@@ -138,6 +138,11 @@ def check_sam(task: LightningModule, trainer: Trainer, *, only_cores: bool) -> N
         raise ValueError(f"expected one optimizer beside `sam`, got {len(optimizers)}")
     if isinstance(optimizers[0], LBFGS):
         raise ValueError("expected a first-order optimizer beside `sam`, got LBFGS, which re-evaluates its closure")
+    if any(group.get("maximize") for group in optimizers[0].param_groups):
+        raise ValueError(
+            "expected an optimizer that minimizes beside `sam`, which climbs the loss before, got one with "
+            "maximize=True; let loss() return the negative"
+        )
     for name, parameter in task.named_parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             raise ValueError(

@@ -144,9 +144,10 @@ def test_ranks_share_each_batch_and_its_augmentation(world_size):
     ]
     for batch, *parts in zip(whole, *ranks, strict=True):
         size = len(batch.label)
-        for rank, (part, weight) in enumerate(parts):
+        for rank, (part, weight, items) in enumerate(parts):
             rows = list(range(size))[rank::world_size]
             assert weight == pytest.approx(len(rows) * world_size / size)
+            assert items == size / world_size
             for mine, all_of_it in zip(part, batch, strict=True):
                 rows = rows or [0]
                 assert torch.equal(mine, all_of_it[rows])

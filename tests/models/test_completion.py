@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -71,3 +72,22 @@ class TestConformance(CoreProviderConformance):
     def oracle(self, provider, parameters):
         tensor = torch.einsum("aib,bjc,ckd,dla->ijkl", *(parameters[f"tensor.cores.{k}"] for k in range(4)))
         return 0.5 * tensor[INDEX.unbind(1)]
+
+
+def test_an_index_that_is_written_to_behind_torchs_back_is_read_anew():
+    """Memory shared with NumPy, and writes to ``.data``, leave a tensor's version as it is."""
+    torch.manual_seed(0)
+    model = TensorCompletion((5, 4, 3), "cp", 2)
+    whole = model.tensor.reconstruct()
+    buffer = np.zeros((2, 3), dtype=np.int64)
+    index = torch.from_numpy(buffer)
+    for rows in ([[0, 0, 0], [0, 0, 0]], [[1, 2, 0], [4, 3, 2]]):
+        buffer[:] = rows
+        assert model(index).equal(whole[index.unbind(1)])
+    index.data[:] = torch.tensor([3, 3, 1])
+    assert model(index).equal(whole[index.unbind(1)])
+
+
+def test_no_buffer_of_it_is_an_integer():
+    """Averages of a model average its buffers."""
+    assert all(buffer.is_floating_point() for buffer in TensorCompletion((5, 4, 3), "cp", 2).buffers())
