@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tenzoo.cores import CoreGroup, CoreProvider, find_core_groups
 from tenzoo.distributed import check_two_passes, share_buffers_
-from tenzoo.dynamics import SharpnessState, sharpness_perturbation
+from tenzoo.dynamics import SharpnessState
 from tenzoo.jobs import secure
 from tenzoo.tasks.averaging import keep_integers
 from tenzoo.tasks.checks import (
@@ -30,19 +30,25 @@ from tenzoo.tasks.checks import (
     check_sam,
     searches_learning_rate,
 )
-from tenzoo.tasks.hooks import Otherwise, do_after, keep_duties
+from tenzoo.tasks.hooks import (
+    Otherwise,
+    all_callbacks,
+    do_after,
+    keep_duties,
+    refuse_beside_sam,
+    window_completed,
+)
 from tenzoo.tasks.hyperparameters import is_plain, modules_given
 from tenzoo.tasks.ranks import as_of_all_ranks, logged_names, warn_of_repeats
-from tenzoo.tasks.sam import SAM, ForwardState, without_sync
+from tenzoo.tasks.sam import SAM
+from tenzoo.tasks.sam_step import sam_step
 from tenzoo.tasks.schedulers import Schedule, check_periods, check_schedule, schedule_over_run, step_schedulers
 from tenzoo.training import (
     EpochMean,
     batch_items,
     batches_in_window,
     check_finite,
-    is_last_batch,
     logs_this_step,
-    loss_scale,
     mean_over_ranks,
     steps_after_this_batch,
 )
@@ -172,7 +178,7 @@ class Task(LightningModule, CoreProvider):
         # Lightning calls this inside of its context of the precision. A backward pass does not belong there: autocast
         # would run it in half precision where the weights are rebuilt from their cores.
         with torch.autocast(self.device.type, enabled=False):
-            return self._sam_step(self.sam, batch, batch_idx)
+            return sam_step(self, self.sam, batch, batch_idx)
 
     def _note_loss(self, loss: Tensor, batch: Any) -> None:
         """Log the loss of a batch, and add it to the mean over the items of the epoch."""
@@ -206,69 +212,9 @@ class Task(LightningModule, CoreProvider):
                 if parameter.grad is not None:
                     parameter.grad.mul_(window / batches)
 
-    # --- SAM ---------------------------------------------------------------------------------------------------
-
-    def _sam_step(self, sam: SAM, batch: Any, batch_idx: int) -> Tensor:
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        if batches_in_window(self.trainer) == 1:
-            optimizer.zero_grad()
-        steps = steps_after_this_batch(self.trainer)
-        loss = self._sam_backward(sam, batch, batch_idx, sync=steps)
-        if steps:
-            self._complete_window()
-            optimizer.step()
-            self._step_schedulers("step", plateau=False)
-        if is_last_batch(self.trainer):
-            self._step_schedulers("epoch", plateau=False)
-        return loss
-
     def _step_schedulers(self, interval: str, *, plateau: bool) -> None:
         if not self.automatic_optimization:
             step_schedulers(self, interval=interval, plateau=plateau)
-
-    def _pass(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of a batch, in the precision of the trainer."""
-        with self.trainer.precision_plugin.forward_context():
-            loss = self.loss(batch, batch_idx)
-        torch.clear_autocast_cache()  # the context around the step keeps casts of weights that are about to move
-        return loss
-
-    def _sam_backward(self, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -> Tensor:
-        """Add the gradient at the perturbed weights to ``.grad``; see :func:`sharpness_perturbation`."""
-        strategy = self.trainer.strategy
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        # Copies: under DDP a gradient can be a view of the memory that the ascent is about to reduce in.
-        accumulated = [parameter.grad if parameter.grad is None else parameter.grad.clone() for parameter in parameters]
-        for parameter in parameters:
-            parameter.grad = None
-        state = ForwardState(self, self.device)
-        first = self._pass(batch, batch_idx)
-        self._note_loss(first, batch)
-        with without_sync(strategy, not sam.sync_ascent):
-            self.manual_backward(first)
-        scope = None if sam.scope == "all" else [core for group in find_core_groups(self) for core in group.cores]
-        with sharpness_perturbation(parameters, rho=sam.rho, adaptive=sam.adaptive, perturbed=scope) as known:
-            self.sharpness_state = self._unscaled(known)
-            for parameter, grad in zip(parameters, accumulated, strict=True):
-                parameter.grad = grad
-            state.rewind()
-            self.perturbed = True
-            try:
-                second = self._pass(batch, batch_idx) / self.trainer.accumulate_grad_batches
-                with without_sync(strategy, not sync):
-                    self.manual_backward(second)
-            finally:
-                self.perturbed = False
-                state.finish()
-        return first.detach()
-
-    def _unscaled(self, state: SharpnessState) -> SharpnessState:
-        scale = loss_scale(self.trainer)
-        if scale is None:
-            return state
-        gamma = state.squared_grad_norms / scale.to(state.squared_grad_norms).square()
-        return dataclasses.replace(state, squared_grad_norms=gamma)
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Log as LightningModule does, except at SAM's perturbed weights: there nothing is logged.
@@ -459,37 +405,17 @@ class Task(LightningModule, CoreProvider):
         return mean
 
 
-def _all_callbacks(
-    task: Task, above: Callable[..., list[Callback]], own: Callback | Iterable[Callback]
-) -> list[Callback]:
-    return [*([own] if isinstance(own, Callback) else own), *above(task)]
-
-
-def _window_completed(task: Task, above: Callable[..., None], result: None, *args: Any, **kwargs: Any) -> None:
-    if task.automatic_optimization:
-        task._complete_window()
-
-
-def _step_of_sam(task: Task, above: Callable[..., Any], result: Any, *args: Any, **kwargs: Any) -> Any:
-    if task.sam is not None:
-        raise ValueError(
-            f"expected {type(task).__name__}.training_step() to call super().training_step(batch, batch_idx) beside "
-            "`sam`, which trains there, got one that does not; write loss() in its place"
-        )
-    return result
-
-
 _DUTIES: Mapping[str, Otherwise] = {
     "setup": do_after,
     "teardown": do_after,
-    "configure_callbacks": _all_callbacks,
+    "configure_callbacks": all_callbacks,
     "on_load_checkpoint": do_after,
     "on_save_checkpoint": do_after,
     "on_fit_start": do_after,
     "on_train_epoch_start": do_after,
     "on_train_batch_start": do_after,
-    "training_step": _step_of_sam,
-    "backward": _window_completed,
+    "training_step": refuse_beside_sam,
+    "backward": window_completed,
     "on_before_optimizer_step": do_after,
     "on_train_batch_end": do_after,
     "on_train_epoch_end": do_after,

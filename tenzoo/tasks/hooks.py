@@ -1,8 +1,10 @@
 """Hooks that a subclass may write as for any LightningModule: the duties of the class above are done all the same."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
+
+from lightning.pytorch import Callback
 
 Otherwise: TypeAlias = Callable[..., Any]
 """Takes the module, the hook of the class above, what the own one returned, and its arguments; gives what to return."""
@@ -11,6 +13,33 @@ Otherwise: TypeAlias = Callable[..., Any]
 def do_after(module: Any, above: Callable[..., Any], result: Any, *args: Any, **kwargs: Any) -> Any:
     """Call the hook of the class above; what the own one returned stands."""
     above(module, *args, **kwargs)
+    return result
+
+
+def all_callbacks(
+    task: Any, above: Callable[..., list[Callback]], own: Callback | Iterable[Callback]
+) -> list[Callback]:
+    """The own callbacks, and those of the class above."""
+    return [*([own] if isinstance(own, Callback) else own), *above(task)]
+
+
+def window_completed(task: Any, above: Callable[..., None], result: None, *args: Any, **kwargs: Any) -> None:
+    """Of ``backward`` all but the pass itself, which the own one has made."""
+    if task.automatic_optimization:
+        task._complete_window()
+
+
+def refuse_beside_sam(task: Any, above: Callable[..., Any], result: Any, *args: Any, **kwargs: Any) -> Any:
+    """Let an own ``training_step`` stand, except with SAM, which would train nothing.
+
+    Raises:
+        ValueError: With SAM.
+    """
+    if task.sam is not None:
+        raise ValueError(
+            f"expected {type(task).__name__}.training_step() to call super().training_step(batch, batch_idx) beside "
+            "`sam`, which trains there, got one that does not; write loss() in its place"
+        )
     return result
 
 

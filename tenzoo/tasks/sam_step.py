@@ -1,0 +1,90 @@
+"""A step of Sharpness-Aware Minimization: two passes over a batch, and one step of the optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tenzoo.cores import find_core_groups
+from tenzoo.dynamics import SharpnessState, sharpness_perturbation
+from tenzoo.tasks.sam import SAM, ForwardState, without_sync
+from tenzoo.training import batches_in_window, is_last_batch, loss_scale, steps_after_this_batch
+
+if TYPE_CHECKING:
+    from tenzoo.tasks.base import Task
+
+
+def sam_step(task: Task, sam: SAM, batch: Any, batch_idx: int) -> Tensor:
+    """All that happens to one batch in manual mode.
+
+    Args:
+        task: In training.
+        sam: Its settings.
+        batch: Of its data.
+        batch_idx: Number of the batch in the epoch.
+
+    Returns:
+        The loss at the unperturbed weights.
+    """
+    optimizer = task.optimizers()
+    assert not isinstance(optimizer, list)
+    if batches_in_window(task.trainer) == 1:
+        optimizer.zero_grad()
+    steps = steps_after_this_batch(task.trainer)
+    loss = _backward(task, sam, batch, batch_idx, sync=steps)
+    if steps:
+        task._complete_window()
+        optimizer.step()
+        task._step_schedulers("step", plateau=False)
+    if is_last_batch(task.trainer):
+        task._step_schedulers("epoch", plateau=False)
+    return loss
+
+
+def _backward(task: Task, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -> Tensor:
+    """Add the gradient at the perturbed weights to ``.grad``; see :func:`sharpness_perturbation`."""
+    strategy = task.trainer.strategy
+    parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    # Copies: under DDP a gradient can be a view of the memory that the ascent is about to reduce in.
+    accumulated = [parameter.grad if parameter.grad is None else parameter.grad.clone() for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    state = ForwardState(task, task.device)
+    first = _pass(task, batch, batch_idx)
+    task._note_loss(first, batch)
+    with without_sync(strategy, not sam.sync_ascent):
+        task.manual_backward(first)
+    scope = None if sam.scope == "all" else [core for group in find_core_groups(task) for core in group.cores]
+    with sharpness_perturbation(parameters, rho=sam.rho, adaptive=sam.adaptive, perturbed=scope) as known:
+        task.sharpness_state = _unscaled(task, known)
+        for parameter, grad in zip(parameters, accumulated, strict=True):
+            parameter.grad = grad
+        state.rewind()
+        task.perturbed = True
+        try:
+            second = _pass(task, batch, batch_idx) / task.trainer.accumulate_grad_batches
+            with without_sync(strategy, not sync):
+                task.manual_backward(second)
+        finally:
+            task.perturbed = False
+            state.finish()
+    return first.detach()
+
+
+def _pass(task: Task, batch: Any, batch_idx: int) -> Tensor:
+    """The loss of a batch, in the precision of the trainer."""
+    with task.trainer.precision_plugin.forward_context():
+        loss = task.loss(batch, batch_idx)
+    torch.clear_autocast_cache()  # the context around the step keeps casts of weights that are about to move
+    return loss
+
+
+def _unscaled(task: Task, state: SharpnessState) -> SharpnessState:
+    scale = loss_scale(task.trainer)
+    if scale is None:
+        return state
+    gamma = state.squared_grad_norms / scale.to(state.squared_grad_norms).square()
+    return dataclasses.replace(state, squared_grad_norms=gamma)
