@@ -12,6 +12,7 @@ from tenzoo.compression.calls import Call, tensors_in
 from tenzoo.compression.progress import LOGGER, each
 from tenzoo.compression.readers import Uses
 from tenzoo.compression.weights import Weight
+from tenzoo.factorizations.decomposition import scaled_to_safety
 from tenzoo.layers import TensorizedLayer
 
 _RIDGE = 1e-2
@@ -134,7 +135,8 @@ def input_metrics(
             for k in range(1, patches.ndim):
                 rows = patches.movedim(k, 0).flatten(1)
                 rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows  # half would overflow
-                moment = (rows @ rows.t()).double()
+                rows, exponent = scaled_to_safety(rows)
+                moment = (rows @ rows.t()).double() * 4.0**exponent
                 own[first + k - 1] = own[first + k - 1] + moment if first + k - 1 in own else moment
 
     _watch(model, layers, calls, "calibration", note)

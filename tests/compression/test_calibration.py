@@ -25,6 +25,21 @@ def varied(number=16):
     return torch.einsum("ij,njhw->nihw", mixed, torch.randn(number, 4, 8, 8, dtype=torch.float64, generator=generator))
 
 
+@pytest.mark.parametrize("factor", [1e20, 1e-25])
+@pytest.mark.parametrize("factorization", ["tt", "cp"])
+def test_the_unit_of_the_inputs_does_not_matter(factorization, factor):
+    """In float32, where squares of such numbers overflow or vanish."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, bias=False), nn.Flatten(), nn.Linear(8 * 36, 6, bias=False))
+    images = varied().float()
+    one, other = (
+        plan(model, factorization=factorization, budget=0.5, calibration=scale * images) for scale in (1.0, factor)
+    )
+    assert [layer.rank for layer in one.layers] == [layer.rank for layer in other.layers]
+    assert one.keeps == other.keeps
+    assert other.output_error == pytest.approx(one.output_error, rel=1e-2)
+
+
 @pytest.mark.parametrize("factorization", NAMES)
 def test_calibration_makes_the_outputs_better_and_the_weights_worse(factorization):
     model, images = conv_and_linear(padding=1), varied()
