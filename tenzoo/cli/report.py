@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks.early_stopping import EarlyStopping, EarlyStoppingReason
+from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.table import Table
 
@@ -12,6 +14,14 @@ from tenzoo.callbacks import NormDynamicsMonitor
 from tenzoo.training import DivergenceError
 
 _TITLES = {"train": "train", "val": "validation", "held_out": "held out"}
+
+
+def tell_of_early_stops(trainer: Trainer) -> None:
+    """Say in a line why a run ended before its last epoch; Lightning itself says nothing of it."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            reason = (callback.stopping_reason_message or "").removesuffix(" Signaling Trainer to stop.")
+            rank_zero_info(f"stopped early, in epoch {callback.stopped_epoch}: {reason}")
 
 
 def print_metrics(trainer: Trainer, logged: Mapping[str, Any], *, weights: str) -> None:

@@ -24,7 +24,7 @@ from tenzoo.cli.checkpoints import check_same_settings, read_checkpoint
 from tenzoo.cli.checks import check_callbacks, check_environment, check_trainer
 from tenzoo.cli.configs import PARSER_MODE, check_configs
 from tenzoo.cli.layers import settle
-from tenzoo.cli.report import print_metrics
+from tenzoo.cli.report import print_metrics, tell_of_early_stops
 from tenzoo.jobs import ExactResume
 from tenzoo.tasks import CompletionTask, ImageClassificationTask, Task
 from tenzoo.training import NoProfiler
@@ -140,6 +140,7 @@ class TenzooCLI(LightningCLI):
         trainer = self.trainer
         if trainer.interrupted:
             return
+        tell_of_early_stops(trainer)
         chosen = trainer.checkpoint_callback
         best, weights = None, "the last weights"
         if isinstance(chosen, ModelCheckpoint) and chosen.monitor is not None and _has_best(chosen):

@@ -27,6 +27,7 @@ from tenzoo.tasks.checks import (
     check_arguments,
     check_callbacks,
     check_clipping,
+    check_modes,
     check_sam,
     searches_learning_rate,
 )
@@ -342,6 +343,7 @@ class Task(LightningModule, CoreProvider):
         for where, name in watched.items():
             if known is not None and isinstance(name, str) and name not in known:
                 raise ValueError(f"expected one of {sorted(known)} in {where}, got {name!r}, which nobody logs here")
+        check_modes(self.trainer, known=known or (), watched_by_scheduler=self._scheduler_monitor)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip, in both modes. Callbacks have run before: they see the gradients as they were."""

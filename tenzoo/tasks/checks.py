@@ -1,14 +1,16 @@
 """What a task refuses before training: arguments, callbacks, optimizers and hooks that could not do their part."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
+    EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelCheckpoint,
     ModelPruning,
     StochasticWeightAveraging,
 )
@@ -16,9 +18,13 @@ from lightning.pytorch.tuner.lr_finder import _LRCallback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.parsing import lightning_hasattr
 from torch.optim import LBFGS
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tenzoo.cores import find_core_groups
 from tenzoo.training import scales_loss, unscales_its_gradients
+
+_BETTER = {"r2": "max", "accuracy": "max", "loss": "min", "loss_epoch": "min", "rmse": "min"}
+"""Whether the highest or the lowest value of a task's metric is the best, by the last part of its name."""
 
 
 def check_callbacks(task: LightningModule, trainer: Trainer, *, sam: bool, accumulates: bool) -> None:
@@ -105,6 +111,34 @@ def check_arguments(task: LightningModule, trainer: Trainer) -> None:
             raise ValueError(
                 f"expected `{name}` as an argument of the task, got {value} on the Trainer; "
                 f"write model.init_args.{name}: {value} (in Python, {type(task).__name__}({name}={value}))"
+            )
+
+
+def check_modes(trainer: Trainer, *, known: Collection[str], watched_by_scheduler: str | None) -> None:
+    """Refuse to keep the worst weights for the best: what takes the lower of two metrics of which the higher is better.
+
+    Args:
+        trainer: With its callbacks and schedulers.
+        known: Names of metrics that are the task's own, whose direction is known by their last part.
+        watched_by_scheduler: What a ``ReduceLROnPlateau`` of the task watches.
+
+    Raises:
+        ValueError: Naming the callback or scheduler, the metric and the mode.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    chosen = [(each, each.monitor) for each in callbacks if isinstance(each, ModelCheckpoint | EarlyStopping)]
+    plateaus = [
+        (config.scheduler, config.monitor or watched_by_scheduler)
+        for config in trainer.lr_scheduler_configs
+        if isinstance(config.scheduler, ReduceLROnPlateau)
+    ]
+    for each, name in [*chosen, *plateaus]:
+        better = _BETTER.get(name.rpartition("/")[2]) if name is not None and name in known else None
+        if better is not None and each.mode != better:
+            order = {"max": "higher", "min": "lower"}[better]
+            raise ValueError(
+                f"expected 'mode' {better!r} of {type(each).__name__} for {name!r}, which is better the {order} it is, "
+                f"got {each.mode!r}; add mode: {better}"
             )
 
 

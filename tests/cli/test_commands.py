@@ -1,6 +1,7 @@
 """fit, validate, test, predict and resuming, in this process."""
 
 import csv
+import re
 import shutil
 
 import numpy as np
@@ -247,6 +248,56 @@ def test_a_refused_run_leaves_what_another_has_made(config, checkpoint, monkeypa
 )
 def test_what_would_fail_after_an_epoch_is_refused_before(config, capsys, arguments, named):
     assert named in refusal(capsys, run("fit", config, *arguments))
+
+
+KEEP = "ModelCheckpoint, init_args: {filename: best"
+STOP = "EarlyStopping, init_args: {patience: 1"
+PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
+
+
+def with_callback(config, text):
+    text = f"callbacks: [{{class_path: {text}}}}}]\n"
+    config.write_text(re.sub(r"callbacks:.*?(?=model:)", text, config.read_text(), flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("name", ["val/r2", "train/r2", "held_out/r2", "val/rmse", "train/loss", "train/loss_epoch"])
+@pytest.mark.parametrize("kind", [KEEP, STOP])
+def test_the_worst_weights_are_not_kept_for_the_best(config, capsys, kind, name):
+    better, worse = ("max", "min") if name.endswith("r2") else ("min", "max")
+    root = ["--trainer.default_root_dir", str(config.parent / "runs")]
+    with_callback(config, f"{kind}, monitor: {name}, mode: {worse}")
+    argv = ["fit", "--config", str(config), *root]
+    words = [f"of {kind.partition(',')[0]} for {name!r}", f"got {worse!r}", f"add mode: {better}"]
+    refused(capsys, config.parent, argv, words)
+    with_callback(config, f"{kind}, monitor: {name}" + (", mode: max" if better == "max" else ""))
+    assert run("fit", config, "--trainer.max_epochs=1") == 0
+
+
+def test_lightnings_default_mode_is_not_taken_for_a_choice(config, capsys):
+    root = ["--trainer.default_root_dir", str(config.parent / "runs")]
+    with_callback(config, f"{KEEP}, monitor: val/r2")
+    refused(capsys, config.parent, ["fit", "--config", str(config), *root], ["ModelCheckpoint", "add mode: max"])
+
+
+@pytest.mark.parametrize("sam", [[], ["--model.init_args.sam.rho=0.1"]])
+def test_a_plateau_of_a_metric_is_no_end_of_its_fall(config, capsys, sam):
+    words = ["--model.init_args.lr_scheduler", PLATEAU, "--model.init_args.lr_scheduler_monitor", "val/r2", *sam]
+    root = ["--trainer.default_root_dir", str(config.parent / "runs")]
+    argv = ["fit", "--config", str(config), *words, *root]
+    refused(capsys, config.parent, argv, ["ReduceLROnPlateau for 'val/r2'", "add mode: max"])
+    mode = "--model.init_args.lr_scheduler.init_args.mode=max"
+    assert run("fit", config, *words, mode, "--trainer.max_epochs=1") == 0
+
+
+def test_a_run_that_stops_early_says_why(config, caplog):
+    with_callback(config, f"{STOP}, monitor: val/r2, mode: max, min_delta: 1000.0")
+    assert run("fit", config, "--trainer.max_epochs=9") == 0
+    (line,) = (record.getMessage() for record in caplog.records if "stopped early" in record.getMessage())
+    reason = r"Monitored metric val/r2 did not improve in the last 1 records\. Best score: -?[\d.]+\."
+    assert re.fullmatch(f"stopped early, in epoch 1: {reason}", line)
+    caplog.clear()
+    assert run("fit", config, "--trainer.max_epochs=1") == 0
+    assert "stopped early" not in caplog.text
 
 
 def test_a_resumed_run_names_its_best_weights_for_what_they_are(config, checkpoint, capsys):
