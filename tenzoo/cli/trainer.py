@@ -1,5 +1,6 @@
 """LightningCLI with tenzoo's defaults, and errors of one line."""
 
+import itertools
 import logging
 import shutil
 import warnings
@@ -8,10 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fsspec.utils import get_protocol  # type: ignore[import-untyped]
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, StochasticWeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
@@ -41,10 +43,10 @@ class Started(Callback):
     """Remembers whether the work began: an error from then on is no mistake in the input, and shows its traceback."""
 
     begun = False
-    directory: Path | None = None
-    """Of this run's logs, if this process made it."""
+    directories: Sequence[Path] = ()
+    """Of this run's logs, that this process made."""
     roots: Sequence[Path] = ()
-    """Folders around it that this process made, the innermost first."""
+    """Folders around them that this process made, the innermost first."""
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -53,25 +55,43 @@ class Started(Callback):
     @classmethod
     def reset(cls) -> None:
         """Forget the run before."""
-        cls.begun, cls.directory, cls.roots = False, None, ()
+        cls.begun, cls.directories, cls.roots = False, (), ()
+
+    @classmethod
+    def make(cls, directory: Path) -> bool:
+        """Make a directory for logs; False if there is one already."""
+        cls.roots = [*(folder for folder in directory.parents if not folder.exists()), *cls.roots]
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            return False
+        cls.directories = [*cls.directories, directory]
+        return True
 
     @classmethod
     def discard(cls) -> None:
-        """Remove the directory of a run that never began: its loggers made it before the input was looked at."""
-        if cls.directory is not None:
-            shutil.rmtree(cls.directory, ignore_errors=True)
+        """Remove the directories of a run that never began: they were made before the input was looked at."""
+        for directory in cls.directories:
+            shutil.rmtree(directory, ignore_errors=True)
         for folder in cls.roots:
             with suppress(OSError):  # another run's is in it by now
                 folder.rmdir()
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Writes the config beside the logs; without a logger there is no directory that belongs to this run alone."""
+    """Writes the config beside the logs; without a logger there is no directory that belongs to this run alone.
+
+    Loggers that send their logs elsewhere share a directory, or have none: there a number makes the name a new one.
+    """
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.loggers:
-            super().setup(trainer, pl_module, stage)
+        if not trainer.loggers or trainer.log_dir is None:
+            return
+        if trainer.is_global_zero and not self.already_saved:
+            self.config_filename = _free(Path(trainer.log_dir), "config", ".yaml", "-").name
+        super().setup(trainer, pl_module, stage)
 
 
 class TenzooCLI(LightningCLI):
@@ -128,6 +148,7 @@ class TenzooCLI(LightningCLI):
                 if isinstance(self.model, task) and not _any_of(callbacks, writer)
             ]
         trainer = self._instantiate_trainer({**settings, **kwargs}, extra)
+        _claim_logs(trainer.loggers)
         cluster.prepare(trainer, _root(settings))
         return trainer
 
@@ -150,7 +171,9 @@ class TenzooCLI(LightningCLI):
         if _any_of(trainer.callbacks, StochasticWeightAveraging):  # type: ignore[attr-defined]
             best, weights = None, "the averaged weights"
             folder = getattr(chosen, "dirpath", None) or Path(trainer.log_dir or trainer.default_root_dir)
-            trainer.save_checkpoint(trainer.strategy.broadcast(_free(Path(folder), "averaged")), weights_only=True)
+            trainer.save_checkpoint(
+                trainer.strategy.broadcast(_free(Path(folder), "averaged", ".ckpt", "-v")), weights_only=True
+            )
         metrics: dict[str, Any] = {}
         judges = [
             (trainer.validate, "val_dataloader", "validation_step"),
@@ -185,10 +208,29 @@ def _has_best(checkpoint: ModelCheckpoint) -> bool:
     return checkpoint.best_model_score is not None and Path(checkpoint.best_model_path).is_file()
 
 
-def _free(folder: Path, name: str) -> Path:
-    """A checkpoint that is not there yet, numbered as ModelCheckpoint numbers its own: another run may have one."""
-    names = (name, *(f"{name}-v{number}" for number in range(1, 10**6)))
-    return next(path for each in names if not (path := folder / f"{each}.ckpt").exists())
+def _free(folder: Path, name: str, suffix: str, mark: str) -> Path:
+    """A file that is not there yet, by a number behind the mark if need be: another run may have made one."""
+    names = itertools.chain([name], (f"{name}{mark}{number}" for number in itertools.count(1)))
+    return next(path for each in names if not (path := folder / f"{each}{suffix}").exists())
+
+
+def _claim_logs(loggers: Sequence[Logger]) -> None:
+    """Make the folders that loggers have for themselves; refuse one with other logs: CSVLogger would delete metrics.
+
+    Raises:
+        ValueError: Naming the folder.
+    """
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return  # by now the first process may have begun to write there
+    for logger in loggers:
+        if not isinstance(logger, TensorBoardLogger | CSVLogger) or get_protocol(logger.log_dir) != "file":
+            continue
+        folder = Path(logger.log_dir)
+        if folder not in Started.directories and not Started.make(folder) and any(folder.iterdir()):
+            raise ValueError(
+                f"expected a folder for the logs of this run alone in `trainer.logger`, got {str(folder)!r}, which is "
+                f"not empty; give {type(logger).__name__} another `version`, or none to take the next free one"
+            )
 
 
 def _any_of(callbacks: Any, kind: type) -> bool:
@@ -200,8 +242,6 @@ def _both_loggers(root: str) -> list[Any]:
     version = TensorBoardLogger(root, name="").version
     assert isinstance(version, int)
     if getattr(rank_zero_only, "rank", 0) == 0:
-        Started.roots = [folder for folder in (Path(root), *Path(root).parents) if not folder.exists()]
-        Path(root).mkdir(parents=True, exist_ok=True)
         version = _claim(Path(root), version)
     return [
         TensorBoardLogger(root, name="", version=version, default_hp_metric=False),
@@ -211,14 +251,9 @@ def _both_loggers(root: str) -> list[Any]:
 
 def _claim(root: Path, version: int) -> int:
     """Make the first directory ``root/version_N`` that is not there yet: another run may be about to do the same."""
-    while True:
-        try:
-            (root / f"version_{version}").mkdir()
-        except FileExistsError:
-            version += 1
-        else:
-            Started.directory = root / f"version_{version}"
-            return version
+    while not Started.make(root / f"version_{version}"):
+        version += 1
+    return version
 
 
 def _is_no_tip(record: logging.LogRecord) -> bool:

@@ -230,6 +230,53 @@ def test_a_refused_run_leaves_what_another_has_made(config, checkpoint, monkeypa
     assert {path.name for path in (config.parent / "runs").iterdir()} == {"version_0", "version_1"}
 
 
+def logger(kind, folder, *, version):
+    options = {"save_dir": folder, "name": "a", "version": version}
+    return ["--trainer.logger", kind, *(f"--trainer.logger.{name}={value}" for name, value in options.items())]
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize(("kind", "version"), [("CSVLogger", "0"), ("CSVLogger", "mine"), ("TensorBoardLogger", "0")])
+def test_logs_of_another_run_are_neither_deleted_nor_mixed(config, tmp_path, capsys, command, kind, version):
+    words = ["--config", str(config), *logger(kind, tmp_path / "logs", version=version)]
+    assert main(["fit", *words]) == 0
+    folder = tmp_path / "logs" / "a" / ("mine" if version == "mine" else "version_0")
+    checkpoint = [] if command == "fit" else ["--ckpt_path", str(folder / "checkpoints" / "last.ckpt")]
+    assert (folder / "config.yaml").is_file()
+    line = refused(capsys, tmp_path, [command, *words, *checkpoint], [f"`trainer.logger`, got {str(folder)!r}"])
+    assert f"give {kind} another `version`" in line
+
+
+@pytest.mark.parametrize("kind", ["CSVLogger", "TensorBoardLogger"])
+def test_a_refused_run_leaves_its_version_free(config, tmp_path, capsys, kind):
+    words = ["fit", "--config", str(config), *logger(kind, tmp_path / "logs", version="0")]
+    refused(capsys, tmp_path, [*words, "--model.init_args.shape", "[2,2,2]"], ["`shape`"])
+    assert not (tmp_path / "logs").exists()
+    assert main(words) == 0
+
+
+def test_a_folder_in_which_two_loggers_write_is_refused_once_there_are_logs(config, tmp_path, capsys):
+    both = [
+        f"{{class_path: {kind}, init_args: {{save_dir: {tmp_path}, name: a, version: 0}}}}"
+        for kind in ("TensorBoardLogger", "CSVLogger")
+    ]
+    words = ["fit", "--config", str(config), f"--trainer.logger=[{', '.join(both)}]"]
+    assert main(words) == 0
+    assert {"metrics.csv", "config.yaml"} <= {path.name for path in (tmp_path / "a" / "version_0").iterdir()}
+    refused(capsys, tmp_path, words, ["version_0"])
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_a_logger_without_a_folder_of_its_own_serves_any_number_of_runs(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where checkpoints go if a logger has no folder
+    (tmp_path / "logs").mkdir()
+    words = ["--config", str(config), "--trainer.logger=tests.cli.own_logger.OwnLogger"]
+    for folder in (str(tmp_path / "logs"), "null"):
+        for _ in range(2):
+            assert main(["fit", *words, f"--trainer.logger.folder={folder}", "--trainer.max_epochs=1"]) == 0
+    assert {path.name for path in (tmp_path / "logs").glob("*.yaml")} == {"config.yaml", "config-1.yaml"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
