@@ -87,10 +87,11 @@ class _SaveConfig(SaveConfigCallback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not trainer.loggers or trainer.log_dir is None:
+        folder = trainer.log_dir if trainer.loggers else None  # a collective: every process asks, and asks once
+        if folder is None:
             return
         if trainer.is_global_zero and not self.already_saved:
-            self.config_filename = _free(Path(trainer.log_dir), "config", ".yaml", "-").name
+            self.config_filename = _free(Path(folder), "config", ".yaml", "-").name
         super().setup(trainer, pl_module, stage)
 
 

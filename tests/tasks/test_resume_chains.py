@@ -70,8 +70,9 @@ class SaveEverywhere(Checkpoint):
 
 
 def plateau(metric="val/r2"):
+    mode = "min" if metric == "train/loss" else "max"
     return {
-        "lr_scheduler": lambda optimizer: ReduceLROnPlateau(optimizer, mode="max", factor=0.7, patience=0),
+        "lr_scheduler": lambda optimizer: ReduceLROnPlateau(optimizer, mode=mode, factor=0.7, patience=0),
         "lr_scheduler_monitor": metric,
     }
 
