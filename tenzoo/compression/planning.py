@@ -59,10 +59,11 @@ def plan(
     """Decide what each layer of a trained network becomes, without changing it.
 
     With a budget, ranks are chosen for the whole network at once. A layer with the relative error ``e = ‖W − Ŵ‖ / ‖W‖``
-    is taken to keep the share ``1 − e²`` of its signal, and the network the product of all shares; a parameter goes
-    where it adds most to the logarithm of that product, so that no layer is given up for the others. With calibration
-    data the logarithms are weighted by how sensitive the outputs of the network are to each layer. A layer that is not
-    worth its cores stays dense, and the network never gets larger than the budget.
+    is taken to keep the share ``1 − e²`` of its signal, and to add noise of the share ``e²``. A parameter goes where it
+    takes most from the sum of all layers' noise-to-signal ratios ``e² / (1 − e²)``, so that no layer is given up for
+    the others. With calibration data it goes where it adds most to the logarithm of the signal that the network
+    keeps, ``Σ s · log(1 − e²)``, weighted by how sensitive its outputs are to each layer. A layer that is not worth its
+    cores stays dense, and the network never gets larger than the budget.
 
     Convolutions are decomposed with whole modes, as ``(O, k_h k_w, I)``, and linear layers and embeddings as matrices;
     a block tensor train splits its modes as the layer does by default.
@@ -206,7 +207,8 @@ class _Option:
         self.reason = "was excluded" if excluded else weight.reason
         self.positions: float | None = None
         self.metric: Mapping[int, Tensor] = {}
-        self.importance = 1.0
+        self.importance: float | None = None
+        """How far its error moves the outputs of the model; None if that was not measured."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -259,11 +261,18 @@ class _Option:
             errors = _thinned(errors)
             sizes = {rank: self.multiplications(self.empty(rank)) or 0 for rank in errors}
         found = [
-            Candidate(rank, sizes[rank], -self.importance * math.log(max(1 - error, 1e-12)))
-            for rank, error in errors.items()
-            if sizes[rank] < dense_cost
+            Candidate(rank, sizes[rank], self.loss(error)) for rank, error in errors.items() if sizes[rank] < dense_cost
         ]
         return [*found, dense]
+
+    def loss(self, error: float) -> float:
+        """What a squared relative error takes from the whole model, as :func:`plan` says.
+
+        Where the importance of a layer is not known, a large error has to count for more: the ratio of noise to signal
+        grows faster than the logarithm.
+        """
+        kept = max(1 - error, 1e-12)
+        return (1 - kept) / kept if self.importance is None else -self.importance * math.log(kept)
 
     @cached_property
     def errors(self) -> dict[tuple[int, ...], float]:

@@ -443,3 +443,30 @@ def test_the_scale_of_the_weights_does_not_matter(factorization, scale):
     usual, other = (plan(model, factorization=factorization, budget=0.5) for model in models)
     assert [layer.rank for layer in other.layers] == [layer.rank for layer in usual.layers]
     assert [layer.error for layer in other.layers] == pytest.approx([layer.error for layer in usual.layers], abs=0.01)
+
+
+@pytest.mark.parametrize("budget", [0.15, 0.3, 0.5])
+def test_a_budget_goes_where_the_noise_of_all_layers_is_least(budget):
+    """Against every choice of ranks: an embedding whose singular values hardly fall, and two layers whose do."""
+    generator = torch.Generator().manual_seed(0)
+    embedding, *layers = nn.Embedding(240, 32), nn.Linear(32, 48, bias=False), nn.Linear(48, 30, bias=False)
+    falls = (0.01, 0.15, 0.25)
+    model = nn.Sequential(embedding, *layers).double()
+    ratios, costs = [], []
+    for parameter, fall in zip(model.parameters(), falls, strict=True):
+        rows, columns = parameter.shape
+        left, _ = torch.linalg.qr(torch.randn(rows, rows, dtype=torch.float64, generator=generator))
+        right, _ = torch.linalg.qr(torch.randn(columns, columns, dtype=torch.float64, generator=generator))
+        rank = min(rows, columns)
+        values = torch.exp(-fall * torch.arange(rank, dtype=torch.float64))
+        parameter.data = left[:, :rank] @ torch.diag(values) @ right[:rank]
+        energy = values.square().flip(0).cumsum(0).flip(0) / values.square().sum()  # from each value on
+        ranks = [rank for rank in range(1, rank) if rank * (rows + columns) < rows * columns]
+        ratios.append(torch.tensor([float(energy[r] / (1 - energy[r])) for r in ranks] + [0.0]))
+        costs.append(torch.tensor([r * (rows + columns) for r in ranks] + [rows * columns]))
+    total, cost = (each[0][:, None, None] + each[1][None, :, None] + each[2][None, None] for each in (ratios, costs))
+    best = float(total[cost <= budget * parameters(model)].min())
+    made = plan(model, factorization="tt", budget=budget)
+    reached = sum(layer.error**2 / (1 - layer.error**2) for layer in made.layers)
+    assert best - 1e-6 <= reached <= 1.02 * best
+    assert made.parameters <= budget * parameters(model)
