@@ -114,6 +114,11 @@ def plan(
     if count == "multiplications" and example_input is None:
         raise ValueError("expected an `example_input` to count multiplications for, got None")
     weights = find_weights(model)  # before anything is run
+    if not weights:
+        raise ValueError(
+            "expected convolutions, linear, attention or recurrent layers or embeddings in `model`, got "
+            f"{type(model).__name__} without any (those of quantized networks have no parameters; quantize after)"
+        )
     example = None if example_input is None else read_call(example_input, "example_input", model)
     calls = [] if calibration is None else read_calls(calibration, "calibration", model)
     for weight in weights:

@@ -153,7 +153,7 @@ def find_weights(model: nn.Module, *, read: Mapping[str, str] | None = None) -> 
     owners: dict[int, list[str]] = {}
     for name, module in modules:
         for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            owners.setdefault(id(parameter), []).append(_joined(name, key))
+            owners.setdefault(_place(parameter), []).append(_joined(name, key))
     readers = readers_in_code(model)
     by_name = _read_by_name(model)
     held = _held_elsewhere(modules)
@@ -188,6 +188,12 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _joined(name: str, key: str) -> str:
     return f"{name}.{key}" if name else key
+
+
+def _place(parameter: nn.Parameter) -> int:
+    """Where its numbers are: two parameters may be one tensor, which ``torch.nn`` does not tell."""
+    where = 0 if parameter.is_meta or not parameter.numel() else parameter.data_ptr()
+    return where or id(parameter)
 
 
 def _held_elsewhere(modules: Collection[tuple[str, nn.Module]]) -> dict[int, str]:
@@ -316,5 +322,5 @@ def _reason_of_parameter(owner: nn.Module, key: str, name: str, owners: Mapping[
         return "has a weight that is no floating-point parameter"
     if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
         return "has a weight with a hook on its gradient"
-    others = [other for other in owners[id(parameter)] if other != name]
+    others = [other for other in owners[_place(parameter)] if other != name]
     return f"shares its weight with {others[0]}" if others else None

@@ -159,6 +159,24 @@ def test_what_stays_dense_and_why():
     assert plan(model, factorization="tt", ranks=1).dense_parameters == parameters(model)
 
 
+def test_two_parameters_of_one_tensor_stay_one():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = nn.Parameter(model[0].weight.detach())
+    whole = torch.randn(16, 8)  # parts of one tensor are no copies
+    model[2].weight = nn.Parameter(whole[:8])
+    model.append(nn.Linear(8, 8)).append(nn.Flatten())
+    model[3].weight = nn.Parameter(whole[8:])
+    shares = {"0": "shares its weight with 1.weight", "1": "shares its weight with 0.weight"}
+    assert reasons(model) == {**shares, "2": None, "3": None}
+
+
+@pytest.mark.parametrize("arguments", [{"budget": 0.5}, {"ranks": 2}, {"ranks": {}}])
+def test_a_model_without_any_layer_to_plan_is_refused(arguments):
+    model = nn.Sequential(nn.BatchNorm1d(8), nn.ReLU())
+    with pytest.raises(ValueError, match=r"^expected convolutions, linear, .* in `model`, got Sequential without any"):
+        plan(model, factorization="tt", **arguments)
+
+
 # --- plans on disk and on screen -----------------------------------------------------------------------------------
 
 
