@@ -55,6 +55,7 @@ def test_spectral_convolution(tmp_path: Path):
     assert before[0] > 90 > 5 > max(after)
 
 
+@pytest.mark.slow
 def test_compress_your_network(tmp_path: Path):
     pytest.importorskip("onnxruntime", reason="writes an ONNX file; pip install 'tenzoo[export]'")
     *table, file = lines_of("compress_your_network", cwd=tmp_path)

@@ -102,8 +102,8 @@ def _origins(given: Sequence[Layer]) -> _Origins:
         if isinstance(named, str) and (kind := named.rpartition(".")[2]) != found.kind:
             found.before, found.kind = found.kind, kind
         prefix = f"{OPTIMIZER}."
-        names = {key.removeprefix(prefix) for key in layer.given if key.startswith(prefix)} - {"class_path"}
-        found.of.update(dict.fromkeys(names, found.kind))
+        names = [key.removeprefix(prefix) for key in layer.given if key.startswith(prefix)]
+        found.of.update({name: found.kind for name in names if name != "class_path"})
     return found
 
 

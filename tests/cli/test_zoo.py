@@ -58,13 +58,15 @@ def test_later_runs_are_as_talkative_as_before(capsys):
     assert logger.level == before != logging.WARNING
 
 
-def test_tables_are_printed(capsys, monkeypatch):
+def test_tables_are_printed(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "200")
-    assert main(["describe", "--config", str(CONFIGS / "tr_resnet20_cifar10.yaml")]) == 0
+    config = CONFIGS / "tr_resnet20_cifar10.yaml"
+    assert main(["describe", "--config", str(config)]) == 0
     table = capsys.readouterr().out
     assert "tr rank 10 of 4×4×4×9×4×4×4" in table
     assert "55,826" in table
-    assert main(["list", "--configs", str(CONFIGS)]) == 0
+    (tmp_path / config.name).write_bytes(config.read_bytes())
+    assert main(["list", "--configs", str(tmp_path)]) == 0
     assert "tr_resnet20_cifar10" in capsys.readouterr().out
 
 
