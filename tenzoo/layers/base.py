@@ -79,7 +79,7 @@ class TensorizedLayer(MadeOfCores, Generic[L]):
     def _phase(self) -> Phase:
         if torch.is_grad_enabled():
             return "training"
-        return "kept" if self._may_keep() else "inference"
+        return "inference" if self._keepable() is None else "kept"
 
     @abstractmethod
     def positions(self, x: Tensor) -> int:

@@ -151,8 +151,8 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
         missing = math.prod(self.tensorization[0]) - self.num_embeddings
         return F.pad(dense, (0, 0, 0, missing)).reshape(self.weight.shape)
 
-    def _may_keep(self) -> bool:
-        return False  # a table is large, and a call reads little of it
+    def _keepable(self) -> None:
+        return None  # a table is large, and a call reads little of it
 
     def _samples(self) -> Sequence[Tensor]:
         return [torch.empty(count, dtype=torch.int64, device="meta") for count in (64, 512)]

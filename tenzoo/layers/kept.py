@@ -3,13 +3,40 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Self
+from operator import is_
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tenzoo.cores import CoreGroup, CoreProvider
 from tenzoo.factorizations import Factorization
+
+_last_step = object()
+
+
+def _note_step(*_: object) -> None:
+    # Fused optimizers, and those that write to `.data`, change parameters without a trace in their versions. A number
+    # that is counted up would have a compiled step compiled anew each time.
+    global _last_step
+    _last_step = object()
+
+
+register_optimizer_step_post_hook(_note_step)
+
+
+class _Kept(NamedTuple):
+    weight: Tensor
+    cores: tuple[Tensor, ...]
+    states: tuple[object, ...]
+    storages: tuple[object, ...]
+    """Held, so that a core that is given other memory does not find it where the old one was."""
+
+
+def _state(core: Tensor) -> object:
+    step = _last_step if core.requires_grad else None
+    return core._version, core.untyped_storage()._cdata, core.storage_offset(), core.stride(), step
 
 
 class MadeOfCores(nn.Module, CoreProvider):
@@ -18,8 +45,11 @@ class MadeOfCores(nn.Module, CoreProvider):
     Abstract: a subclass says how the weight is laid out.
 
     While gradients are disabled in evaluation mode, the dense weight is kept between calls. It is built anew after
-    ``train()``, ``eval()``, ``to()``, ``load_state_dict()``, a forward pass with gradients, and any change of a core
-    that torch counts. Writing to ``core.data`` between two such calls is not counted: call ``eval()`` after it.
+    ``train()``, ``eval()``, ``to()``, ``load_state_dict()``, a forward pass with gradients, a step of any optimizer
+    where cores are trained, an assignment of a core or of its ``data``, and any change that torch counts. Cores in
+    shared memory, where another process may write, make a new one each time. Numbers that are written past torch are
+    not noticed, into the tensor ``core.data``, an array of NumPy or a flat buffer that the cores are parts of, or by a
+    replayed CUDA graph: call ``eval()`` after it.
 
     Attributes:
         weight: The factorization.
@@ -29,7 +59,7 @@ class MadeOfCores(nn.Module, CoreProvider):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept: tuple[tuple[Tensor, ...], tuple[int, ...], Tensor] | None = None
+        self._kept: _Kept | None = None
 
     def core_groups(self) -> list[CoreGroup]:
         """One group, ``"weight"``."""
@@ -45,20 +75,21 @@ class MadeOfCores(nn.Module, CoreProvider):
 
     def dense_weight(self) -> Tensor:
         """The weight as torch's layer holds it, rebuilt from the cores in their own precision, also under autocast."""
-        if not self._may_keep():
+        cores = self._keepable()
+        if cores is None:
             if self._kept is not None:  # a compiler would take note of any assignment
                 self._kept = None
             return self._rebuild()
-        cores = tuple(self.weight.cores)
-        versions = tuple(core._version for core in cores)
-        if self._kept is not None:
-            same = all(core is kept for core, kept in zip(cores, self._kept[0], strict=True))
-            if same and versions == self._kept[1]:
-                return self._kept[2]
+        states = tuple(map(_state, cores))
+        kept = self._kept
+        if kept is not None and states == kept.states and all(map(is_, cores, kept.cores)):
+            return kept.weight
         # An inference tensor could not take part in a later backward pass.
         with torch.inference_mode(False), torch.no_grad():
             weight = self._rebuild()
-        self._kept = cores, versions, weight
+        if any(core.is_cpu and core.is_shared() for core in cores):  # type: ignore[no-untyped-call]
+            return weight
+        self._kept = _Kept(weight, cores, states, tuple(core.untyped_storage() for core in cores))
         return weight
 
     def _rebuild(self) -> Tensor:
@@ -72,14 +103,17 @@ class MadeOfCores(nn.Module, CoreProvider):
             return torch.autocast(device, enabled=False)
         return nullcontext()
 
-    def _may_keep(self) -> bool:
-        return not (
+    def _keepable(self) -> tuple[Tensor, ...] | None:
+        """The cores, if a weight that is made of them now may be kept."""
+        if (
             self.training
             or torch.is_grad_enabled()
             or torch.compiler.is_compiling()
             or torch._C._are_functorch_transforms_active()
-            or any(core.is_inference() for core in self.weight.cores)
-        )
+        ):
+            return None
+        cores = tuple(self.weight.cores)
+        return None if any(map(Tensor.is_inference, cores)) else cores
 
     def train(self, mode: bool = True) -> Self:
         """As every module, and drop the kept weight."""

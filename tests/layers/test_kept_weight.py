@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.layers.makers import conv
+from tests.layers.makers import conv, linear
 
 
 def step_fused(parameters):
@@ -45,6 +45,91 @@ def test_a_fused_optimizer_leaves_no_stale_weight(training):
         after = layer.train(training)(x) if training else layer(x)
     assert not after.allclose(before)
     torch.testing.assert_close(after, layer.to_dense()(x))
+
+
+def assert_fresh(layer):
+    with torch.no_grad():
+        torch.testing.assert_close(layer.dense_weight(), layer.to_dense().weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad])
+def test_a_weight_kept_between_backward_pass_and_fused_step_is_dropped(optimizer):
+    torch.manual_seed(0)
+    layer, x = conv().eval(), torch.randn(2, 6, 5, 5)
+    stepper = optimizer(layer.parameters(), 0.1, fused=True)
+    for _ in range(3):
+        layer(x).square().mean().backward()
+        with torch.no_grad():
+            kept = layer.dense_weight()
+        stepper.step()
+        assert_fresh(layer)
+        assert not layer.dense_weight().allclose(kept)
+
+
+def test_an_optimizer_that_writes_to_the_data_leaves_no_stale_weight():
+    class Old(torch.optim.Optimizer):
+        def step(self):
+            for parameter in self.param_groups[0]["params"]:
+                parameter.data.add_(1)
+
+    layer = conv().eval()
+    optimizer = Old(layer.parameters(), {})
+    with torch.no_grad():
+        layer.dense_weight()
+    optimizer.step()
+    assert_fresh(layer)
+
+
+def test_steps_of_others_leave_the_weight_of_a_frozen_network():
+    layer, other = conv().eval().requires_grad_(False), nn.Linear(2, 2)
+    other(torch.randn(3, 2)).sum().backward()
+    with torch.no_grad():
+        kept = layer.dense_weight()
+        torch.optim.SGD(other.parameters(), 0.1).step()
+        assert layer.dense_weight() is kept
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_compiled_step_leaves_no_stale_weight(fused):
+    torch._dynamo.reset()
+    layer, x = conv().eval(), torch.randn(2, 6, 5, 5)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1, fused=fused)
+    step = torch.compile(optimizer.step, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(3):
+            layer(x).square().mean().backward()
+            with torch.no_grad():
+                layer.dense_weight()
+            step()
+            assert_fresh(layer)
+
+
+def test_memory_given_to_the_cores_leaves_no_stale_weight():
+    """As by evolution strategies; the second of two vectors may lie where the one before the first was."""
+    layer = conv().eval()
+    size = sum(parameter.numel() for parameter in layer.parameters())
+    for _ in range(8):
+        with torch.no_grad():
+            layer.dense_weight()
+            for _ in range(2):
+                nn.utils.vector_to_parameters(torch.randn(size), layer.parameters())
+        assert_fresh(layer)
+
+
+def test_cores_in_shared_memory_leave_no_stale_weight():
+    layer = conv().eval().share_memory()
+    with torch.no_grad():
+        layer.dense_weight()
+    layer.weight.cores[0].data.add_(1)  # as another process would
+    assert_fresh(layer)
+
+
+def test_data_of_other_strides_leaves_no_stale_weight():
+    layer = linear("cp", rank=8).eval()
+    with torch.no_grad():
+        layer.dense_weight()
+    layer.weight.cores[0].data = layer.weight.cores[0].data.t()
+    assert_fresh(layer)
 
 
 @pytest.mark.parametrize("change", ["eval", "load_state_dict", "to", "data"])
