@@ -7,6 +7,7 @@ from typing import ClassVar, final
 import torch
 from tensorly.decomposition import tensor_ring, tensor_train
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from tenzoo.factorizations.als import QUICK_SWEEPS, fit_ring, ring_fit_size
 from tenzoo.factorizations.chain import Chain, usable_chain_rank
@@ -45,9 +46,7 @@ class TensorRing(Chain):
     @staticmethod
     def _usable_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
         if len(shape) == 2:
-            shared = min(shape)
-            second = min(rank[1], shared)
-            return min(rank[0], shared // second), second
+            return _usable_pair(min(shape), rank)
         full = usable_chain_rank(shape, (math.prod(shape),) * (len(shape) - 1))
         if rank[0] == 1 or all(given >= needed for given, needed in zip(rank[1:], full, strict=True)):
             return (1, *usable_chain_rank(shape, rank[1:]))
@@ -68,7 +67,10 @@ class TensorRing(Chain):
     @staticmethod
     def _decompose(tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
         if tensor.ndim == 2:  # one singular value decomposition, its rank read as a pair; TensorLy would warn
-            left, right = tensor_train(tensor, rank=[1, rank[0] * rank[1], 1], svd=truncated_svd).factors
+            product = rank[0] * rank[1]
+            served = min(product, *tensor.shape)
+            left, right = tensor_train(tensor, rank=[1, served, 1], svd=truncated_svd).factors
+            left, right = F.pad(left[0], (0, product - served)), F.pad(right[..., 0], (0, 0, 0, product - served))
             return [
                 left.reshape(-1, *rank).transpose(0, 1),
                 right.reshape(*rank, -1).permute(1, 2, 0),
@@ -89,6 +91,15 @@ class TensorRing(Chain):
     def _decomposition_size(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
         size = chain_svd_size(shape, cls._all_ranks(rank))
         return size if rank[0] == 1 or len(shape) == 2 else max(size, ring_fit_size(shape, cls._all_ranks(rank)))
+
+
+def _usable_pair(shared: int, rank: Sequence[int]) -> tuple[int, int]:
+    """The ranks of a matrix of rank ``shared``: as they are, or the least product of smaller ones that is enough."""
+    first, second = rank
+    if first * second <= shared:
+        return first, second
+    pairs = [(k, -(-shared // k)) for k in range(1, min(first, shared) + 1)]
+    return min((pair for pair in pairs if pair[1] <= second), key=math.prod)
 
 
 def _start(tensor: Tensor, rank: tuple[int, ...]) -> list[Tensor]:

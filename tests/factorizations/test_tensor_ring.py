@@ -57,6 +57,28 @@ def test_matrix_decomposition_is_the_best_one(rank):
     assert torch.dist(factorization.reconstruct(), tensor).item() == pytest.approx(tail, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("size", "rank", "usable"),
+    [
+        (64, [2, 33], (2, 32)),
+        (64, [33, 2], (32, 2)),
+        (64, 9, (8, 8)),
+        (64, [3, 22], (3, 22)),  # 66: two more than there are singular values
+        (64, 100, (1, 64)),
+        (67, 9, (8, 9)),
+        (8, [3, 2], (3, 2)),
+    ],
+)
+def test_ranks_of_a_matrix_whose_product_is_enough_are_exact(size, rank, usable):
+    tensor = torch.randn(size, size + 3, dtype=torch.float64)
+    factorization = TensorRing.decompose(tensor, rank)
+    assert factorization.rank == usable
+    assert TensorRing._usable_rank(tuple(tensor.shape), usable) == usable
+    tail = torch.linalg.svdvals(tensor)[usable[0] * usable[1] :].norm()
+    rebuilt = torch.einsum("aib,bja->ij", *factorization.cores)
+    torch.testing.assert_close(torch.dist(rebuilt, tensor), tail, rtol=1e-10, atol=1e-10 * float(tensor.norm()))
+
+
 @pytest.mark.parametrize("rank", [3, 5, [2, 6, 3]])
 def test_least_squares_are_as_good_as_those_of_tensorly(rank):
     ranks = [rank] * 3 if isinstance(rank, int) else rank
