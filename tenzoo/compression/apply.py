@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call, Example, fingerprint, hold_back, read_call, read_calls, said
-from tenzoo.compression.inputs import check_seen, evaluating, input_metrics, observe, repeatably
+from tenzoo.compression.inputs import (
+    check_seen,
+    dense_outputs,
+    difference,
+    evaluating,
+    input_metrics,
+    observe,
+    repeatably,
+)
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.progress import LOGGER, each
 from tenzoo.compression.readers import described, readers_in_code
@@ -19,24 +27,31 @@ from tenzoo.compression.weights import (
     check_module,
     find_weights,
     named_modules,
+    not_foldable,
     put_parametrization,
     take_parametrization,
 )
+from tenzoo.factorizations.decomposition import full_precision
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
 from tenzoo.weights import kind_differences, shape_differences
 
 M = TypeVar("M", bound=nn.Module)
 
+_ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.3}
+"""How far apart outputs may be that differ in the order of additions only, relative to their size."""
 
+
+@full_precision()
 def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibration: Example | None = None) -> M:
     """Replace the layers of a model by layers made of cores, in place.
 
     All layers are decomposed before the first one is replaced, and with an input the model is run once before it is
-    given out: if anything fails, the model stays as it was. A layer that is reached under several names is replaced
-    under each; a weight of attention and recurrent layers, which read it by name, and any other matrix that a module
-    reads from one of its layers, becomes a :class:`~tenzoo.layers.TensorizedWeight`, a parametrization of torch: such a
-    model cannot be pickled whole, and is saved by its plan and its state dict (see :func:`restore_`). Frozen weights
-    and biases stay frozen.
+    given out, and compared with the dense one whose weights are rebuilt from the cores: if anything fails, the model
+    stays as it was. An autocast around the call has no effect on it. A layer that is reached under several names is
+    replaced under each; a weight of attention and recurrent layers, which read it by name, and any other matrix that a
+    module reads from one of its layers, becomes a :class:`~tenzoo.layers.TensorizedWeight`, a parametrization of torch:
+    such a model cannot be pickled whole, and is saved by its plan and its state dict (see :func:`restore_`). Frozen
+    weights and biases stay frozen.
 
     Without an input, what reads a weight from outside of its layer is known as far as the code of the model's classes
     tells (see :func:`~tenzoo.compression.readers.readers_in_code`).
@@ -55,7 +70,8 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
         TypeError: If ``plan`` is no plan, or an input none.
         ValueError: If the plan was made with calibration data and there are none here, or others, or the reverse; if
             the model does not take the inputs, or they are empty or not finite; if a planned layer is missing, is of
-            another class or shape, or cannot be replaced; if the model does not run with its layers replaced.
+            another class or shape, or cannot be replaced; if the model does not run with its layers replaced, or does
+            something else.
         MemoryError: As :func:`~tenzoo.compression.plan`.
 
     Example:
@@ -94,9 +110,14 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
         (weight, _decomposed(weight, layer, metrics.get(weight.name)))
         for weight, layer in each(pairs, "replacing layers")
     ]
+    if trial is None:
+        with _put(model, made):
+            return model
+    with torch.no_grad():
+        rebuilt = {weight.full_name: new.dense_weight() for weight, new in made}
+    expected, varies = dense_outputs(model, rebuilt, trial, argument)
     with _put(model, made):
-        if trial:
-            _try(model, [weight for weight, _ in pairs], trial, argument)
+        _try(model, [weight for weight, _ in pairs], trial, argument, expected if varies == 0 else None)
     return model
 
 
@@ -164,7 +185,8 @@ def fold_(model: M) -> M:
 
     Raises:
         ValueError: If the model itself is a tensorized layer: take its :meth:`to_dense`. If a weight that is made of
-            cores is parametrized in another way as well.
+            cores is parametrized in another way as well. If a tensorized layer does more than the dense one would: it
+            has hooks, a forward pass, parameters or modules of its own, or a plain attribute holds it.
 
     Example:
         >>> from tenzoo.layers import TensorizedLinear
@@ -188,6 +210,11 @@ def fold_(model: M) -> M:
                 f"expected weights that are made of cores alone in `model`, got {full!r} with {length - 1} more "
                 f"parametrizations; remove them first"
             )
+    for name, layer, reason in not_foldable(model):
+        raise ValueError(
+            f"expected tensorized layers that a {type(layer.to_dense()).__name__} can take the place of in `model`, "
+            f"got {name!r}, which {reason}"
+        )
     for owner, name, _, _ in made:
         take_parametrization(owner, name)
     return _replaced(
@@ -276,7 +303,9 @@ def _settings(planned: LayerPlan) -> dict[str, Any]:
     }
 
 
-def _decomposed(weight: Weight, planned: LayerPlan, metric: Mapping[int, Tensor] | None) -> nn.Module:
+def _decomposed(
+    weight: Weight, planned: LayerPlan, metric: Mapping[int, Tensor] | None
+) -> TensorizedLayer[Any] | TensorizedWeight:
     made = weight.decomposed(**_settings(planned), metric=metric)
     if not all(bool(core.isfinite().all()) for core in made.weight.cores):
         raise ValueError(f"expected a decomposition of {weight.name!r} into finite numbers, got NaN or infinity")
@@ -313,11 +342,20 @@ def _set(place: dict[str, Any], content: Mapping[str, Any]) -> None:
     place.update(content)
 
 
-def _try(model: nn.Module, weights: Sequence[Weight], call: Call, argument: str) -> None:
+def _try(
+    model: nn.Module, weights: Sequence[Weight], call: Call, argument: str, outputs: Sequence[Tensor] | None
+) -> None:
     """Run a compressed model once.
 
+    Args:
+        model: In which the layers are replaced.
+        weights: What was there before.
+        call: With the argument of this name.
+        argument: Where the input came from.
+        outputs: Of the dense model with the weights that the cores make; None if they are not always the same.
+
     Raises:
-        ValueError: If it does not run, or calls a layer that was replaced.
+        ValueError: If it does not run, calls a layer that was replaced, or has other outputs.
     """
     names = {weight.owner: weight.name for weight in weights if weight.is_layer}
     called: list[str] = []
@@ -327,7 +365,7 @@ def _try(model: nn.Module, weights: Sequence[Weight], call: Call, argument: str)
     failed = None
     try:
         with evaluating(model):
-            repeatably(model, call, argument)
+            result = repeatably(model, call, argument)
     except ValueError as error:
         cause = error.__cause__ or error
         failed = f"{expected} {said(cause)}{_where(model, cause)}"
@@ -338,6 +376,13 @@ def _try(model: nn.Module, weights: Sequence[Weight], call: Call, argument: str)
         raise ValueError(failed)
     if called:
         raise ValueError(f"{expected} a call of the dense {called[0]!r}, which is held outside of the model's modules")
+    apart = None if outputs is None else difference(result, outputs)
+    if apart is not None and apart > max((_ROUNDING.get(weight.dense.dtype, 0.3) for weight in weights), default=0.0):
+        raise ValueError(
+            f"expected a model that does with cores what it does with the dense weights that they make, got outputs on "
+            f"`{argument}` that are {apart:.2g} of their size apart; a module that asks for the class of a layer, as "
+            f"isinstance(layer, nn.Linear) does, treats one made of cores otherwise: `exclude` it from plan()"
+        )
 
 
 def _where(model: nn.Module, error: BaseException) -> str:

@@ -1,10 +1,12 @@
 """What the layers of a model see: how much of it, how it varies, and what comes of it."""
 
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -171,15 +173,8 @@ def sensitivities(
         size = _squares(before)
         found: dict[str, float] = {}
         for name, (weight, error) in each(list(changed.items()), "measuring how far the outputs move with layers"):
-            path, _, key = name.rpartition(".")
-            parameter = model.get_submodule(path)._parameters[key]
-            assert parameter is not None
-            kept = parameter.detach().clone()
-            try:
-                parameter.copy_(weight)
+            with _other_numbers(model, {name: weight}):
                 after = outputs(model, calls)
-            finally:
-                parameter.copy_(kept)
             moved = _squares([y.double() - x for x, y in zip(before, after, strict=True)])
             found[name] = moved / (size * error) if size else 1.0
     return found
@@ -199,26 +194,72 @@ def output_error(model: nn.Module, changed: Mapping[str, Tensor], calls: Sequenc
     Raises:
         ValueError: As :func:`sensitivities`.
     """
-    kept: dict[nn.Parameter, Tensor] = {}
     with evaluating(model):
         before = outputs(model, calls)
-        try:
-            for name, weight in changed.items():
-                path, _, key = name.rpartition(".")
-                parameter = model.get_submodule(path)._parameters[key]
-                assert parameter is not None
-                kept.setdefault(parameter, parameter.detach().clone())
-                parameter.copy_(weight)
+        with _other_numbers(model, changed):
             try:
                 after = outputs(model, calls)
             except ValueError:  # of the unchanged model they were numbers
                 return math.inf
-        finally:
-            for parameter, number in kept.items():
-                parameter.copy_(number)
+    return _difference(after, before)
+
+
+def dense_outputs(
+    model: nn.Module, changed: Mapping[str, Tensor], call: Call, argument: str
+) -> tuple[list[Tensor], float | None]:
+    """The floating-point outputs of a dense model with other numbers in some of its weights.
+
+    Args:
+        model: Stays as it is; it is run in evaluation mode.
+        changed: By the names of parameters, what is put in their places.
+        call: With the argument of this name.
+        argument: Where the input came from.
+
+    Returns:
+        The outputs, and how far apart those of a second run are, as :func:`difference`: a model may have a state, or
+        draw random numbers of its own.
+    """
+    with evaluating(model), _other_numbers(model, changed):
+        found = _floating(repeatably(model, call, argument))
+        return found, difference(repeatably(model, call, argument), found)
+
+
+def difference(result: object, expected: Sequence[Tensor]) -> float | None:
+    """``‖y' − y‖ / ‖y‖`` of the floating-point outputs ``y'`` of a model to others.
+
+    Args:
+        result: What the model returned.
+        expected: y.
+
+    Returns:
+        None if they cannot be compared: they have other shapes, are not finite, or are none.
+    """
+    found = _floating(result)
+    if not found or [y.shape for y in found] != [y.shape for y in expected]:
+        return None
+    distance = _difference(found, expected)
+    return distance if math.isfinite(distance) else None
+
+
+def _difference(after: Sequence[Tensor], before: Sequence[Tensor]) -> float:
     size = _squares(before)
     moved = _squares([y.double() - x for x, y in zip(before, after, strict=True)])
     return math.sqrt(moved / size) if size else math.sqrt(moved)
+
+
+@contextmanager
+def _other_numbers(model: nn.Module, changed: Mapping[str, Tensor]) -> Iterator[None]:
+    """Other numbers in some parameters, by their names."""
+    kept: list[tuple[Tensor, Tensor]] = []
+    try:
+        for name, number in changed.items():
+            parameter = model.get_parameter(name).detach()
+            kept.append((parameter, parameter.clone()))
+            parameter.copy_(number)
+        yield
+    finally:
+        for parameter, number in reversed(kept):  # of parameters that share memory the first one kept what was there
+            parameter.copy_(number)
 
 
 def outputs(model: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
@@ -230,7 +271,7 @@ def outputs(model: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
     found = []
     for call in calls:
         result = repeatably(model, call, "calibration")
-        own = [y for y in tensors_in(result) if y.is_floating_point()]
+        own = _floating(result)
         if not own:
             raise ValueError(
                 f"expected a model that returns floating-point tensors on `calibration`, got a {type(result).__name__}"
@@ -239,6 +280,10 @@ def outputs(model: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
             raise ValueError("expected a model whose outputs on `calibration` are numbers, got NaN")
         found += own
     return found
+
+
+def _floating(result: object) -> list[Tensor]:
+    return [y for y in tensors_in(result) if y.is_floating_point()]
 
 
 def _squares(parts: Sequence[Tensor]) -> float:
@@ -250,17 +295,26 @@ def _squares(parts: Sequence[Tensor]) -> float:
 
 
 def repeatably(model: nn.Module, call: Call, argument: str) -> Any:
-    """What a model makes of an input; random numbers that it draws are the same in the next run."""
+    """What a model makes of an input; the next run begins with the same attributes and random numbers."""
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=[device.index or 0 for device in devices]):
-        return call.run(model, argument)
+    drawn = random.getstate(), np.random.get_state()  # noqa: NPY002  (what most code draws from)
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        with torch.random.fork_rng(devices=[device.index or 0 for device in devices]):
+            return call.run(model, argument)
+    finally:
+        random.setstate(drawn[0])
+        np.random.set_state(drawn[1])  # noqa: NPY002
+        for module, own in attributes:
+            vars(module).clear()
+            vars(module).update(own)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, without gradients and without compiled graphs, in which no hook would run.
 
-    Modes and buffers are what they were afterwards.
+    Modes and buffers are what they were afterwards; what a run puts into attributes is gone after it.
     """
     modes = {module: module.training for module in model.modules()}
     buffers = {module: dict(module._buffers) for module in model.modules()}

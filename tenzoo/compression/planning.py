@@ -26,7 +26,7 @@ from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.progress import each
 from tenzoo.compression.weights import Weight, find_weights, has_counterpart
 from tenzoo.factorizations import Rank, factorization_class
-from tenzoo.factorizations.decomposition import multiply_modes, relative_norm, scaled_to_safety
+from tenzoo.factorizations.decomposition import full_precision, multiply_modes, relative_norm, scaled_to_safety
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
 
 Budgeted: TypeAlias = Literal["parameters", "multiplications"]
@@ -45,6 +45,7 @@ _COUNTED = 32
 """How many candidates of a layer have their multiplications counted."""
 
 
+@full_precision()
 def plan(
     model: nn.Module,
     *,
@@ -66,7 +67,7 @@ def plan(
     cores stays dense, and the network never gets larger than the budget.
 
     Convolutions are decomposed with whole modes, as ``(O, k_h k_w, I)``, and linear layers and embeddings as matrices;
-    a block tensor train splits its modes as the layer does by default.
+    a block tensor train splits its modes as the layer does by default. An autocast around the call has no effect on it.
 
     Args:
         model: Any module; it keeps its weights and its mode.

@@ -301,10 +301,8 @@ def _reason_of_layer(name: str, layer: nn.Module, owners: Mapping[int, list[str]
         return reason
     if name == "":
         return "is the model itself, and cannot be replaced within it"
-    if any(getattr(layer, hooks, None) for hooks in _HOOKS):
-        return "has hooks"
-    if "forward" in vars(layer):
-        return "has a forward pass of its own"
+    if reason := _does_more(layer):
+        return reason
     if set(layer._parameters) - {"weight", "bias"} or layer._buffers or layer._modules:
         return "has more than a weight and a bias"
     if not has_counterpart(layer):
@@ -312,6 +310,29 @@ def _reason_of_layer(name: str, layer: nn.Module, owners: Mapping[int, list[str]
     if isinstance(layer, nn.Conv2d) and layer.in_channels == layer.groups:
         return "has one input channel per group"
     return None
+
+
+def _does_more(layer: nn.Module) -> str | None:
+    """What a module does beside that which its class does."""
+    if any(getattr(layer, hooks, None) for hooks in _HOOKS):
+        return "has hooks"
+    return "has a forward pass of its own" if "forward" in vars(layer) else None
+
+
+def not_foldable(model: nn.Module) -> Iterator[tuple[str, TensorizedLayer[Any], str]]:
+    """The tensorized layers whose dense counterpart would not do all that they do, by name, and why."""
+    modules = list(named_modules(model))
+    held = _held_elsewhere(modules)
+    for name, module in modules:
+        if not isinstance(module, TensorizedLayer):
+            continue
+        reason = _does_more(module) or held.get(id(module))
+        if type(module) not in TENSORIZED.values():
+            reason = f"is a {type(module).__module__}.{type(module).__qualname__}, a class of its own"
+        elif set(module._parameters) - {"bias"} or module._buffers or set(module._modules) - {"weight"}:
+            reason = "has more than a weight and a bias"
+        if reason is not None:
+            yield name, module, reason
 
 
 def _reason_of_parameter(owner: nn.Module, key: str, name: str, owners: Mapping[int, list[str]]) -> str | None:

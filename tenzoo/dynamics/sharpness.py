@@ -67,14 +67,14 @@ def _rows(grad: Tensor) -> Rows:
 def _perturb_(
     parameters: Sequence[Tensor], grads: Sequence[Tensor], scale: Tensor, adaptive: bool
 ) -> Iterator[tuple[Tensor, Rows, Tensor]]:
-    """Add ``scale·g`` (ASAM: ``scale·w²·g``) to each parameter; yield beforehand what undoes it."""
+    """Add ``scale·g`` (ASAM: ``scale·|w|²·g``) to each parameter; yield beforehand what undoes it."""
     for whole, gradient in zip(parameters, grads, strict=True):
         parameter, grad = own_part(whole), own_part(gradient)
         rows = _rows(grad)
         old = parameter.detach().clone() if rows is None else parameter.detach()[rows]
         step = _values(grad) * scale.to(grad)
         if adaptive:
-            step.mul_(old.square())
+            step.mul_((old.conj() * old).real if old.is_complex() else old.square())
         yield parameter, rows, old
         if rows is None:
             parameter.add_(step)
@@ -83,8 +83,8 @@ def _perturb_(
 
 
 @torch.no_grad()
-def _restore_(undo: Iterable[tuple[Tensor, Rows, Tensor]]) -> None:
-    for parameter, rows, old in undo:
+def _restore_(undo: Sequence[tuple[Tensor, Rows, Tensor]]) -> None:
+    for parameter, rows, old in reversed(undo):  # of parameters that share memory the first one knows what was there
         if rows is None:
             parameter.copy_(old)
         else:
@@ -108,7 +108,7 @@ def sharpness_perturbation(
     """Move the parameters to SAM's worst neighbor for the body of the ``with``, then put back every bit.
 
     SAM (Foret et al., 2021, arXiv:2010.01412, eq. 2) moves to ``w + ρ g/‖g‖``, ‖g‖ over all perturbed parameters. ASAM
-    (Kwon et al., 2021, arXiv:2102.11600) measures the neighborhood relative to |w|: ``w + ρ w²g/‖ |w|·g ‖``. The
+    (Kwon et al., 2021, arXiv:2102.11600) measures the neighborhood relative to |w|: ``w + ρ |w|²g/‖ |w|·g ‖``. The
     gradients are read from ``.grad`` and left alone; parameters without one stay where they are. Sparse gradients
     move, and save, their rows only; of sharded parameters each process moves its part. A zero gradient moves nothing.
     The weights come back bit for bit, also when the body raises, and nothing waits for the device.

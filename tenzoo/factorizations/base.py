@@ -14,6 +14,7 @@ from tenzoo.factorizations.decomposition import (
     check_finite,
     check_memory,
     check_metric,
+    full_precision,
     multiply_modes,
     scaled_to_safety,
     tensorly_on_torch,
@@ -122,7 +123,8 @@ class Factorization(nn.Module, CoreProvider):
         and at a rank of at most a quarter of them, matrices go through a randomized decomposition, which takes less.
 
         Deterministic. Ranks are clipped to what the shape can use, at which the decomposition is exact up to rounding.
-        Half-precision tensors are decomposed in float32. TensorLy's backend stays as the user has set it.
+        Half-precision tensors are decomposed in float32, also under autocast. TensorLy's backend stays as the user has
+        set it.
 
         Args:
             tensor: Floating-point tensor on any device; it is detached.
@@ -155,7 +157,7 @@ class Factorization(nn.Module, CoreProvider):
         check_finite(tensor)
         metric = metric or {}
         check_metric(metric, shape)
-        with torch.no_grad(), tensorly_on_torch():
+        with torch.no_grad(), full_precision(), tensorly_on_torch():
             metric = {mode: scaled_to_safety(matrix.double())[0] for mode, matrix in metric.items()}
             unit, exponent = scaled_to_safety(tensor.detach().to(dtype))
             multiplied, more = scaled_to_safety(multiply_modes(unit, metric))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import tensorly as tl
 import torch
@@ -39,6 +39,23 @@ def tensorly_on_torch() -> Iterator[None]:
         yield
     finally:
         tl.set_backend(previous, local_threadsafe=True)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Without the casts of an autocast around it, which also keeps those of weights that have changed since.
+
+    Example:
+        >>> with torch.autocast("cpu", torch.bfloat16), full_precision():
+        ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        torch.float32
+    """
+    accelerator = torch.accelerator.current_accelerator()
+    with ExitStack() as stack:
+        for device in {"cpu", accelerator.type if accelerator else "cpu"}:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def check_memory(num_bytes: int) -> None:

@@ -170,7 +170,7 @@ class First(nn.Module):
 
     def forward(self, x):
         first = next(self.parameters())
-        return self.layer(x.to(first.device, first.dtype)) + first.ndim
+        return self.layer(x.to(first.device, first.dtype)) + 0 * first.ndim
 
 
 def test_who_asks_for_a_device_reads_no_weight():

@@ -111,3 +111,28 @@ def test_what_cannot_be_perturbed(cores):
     before = [core.detach().clone() for core in cores]
     with sharpness_perturbation(cores, rho=0.1):
         assert [core.equal(old) for core, old in zip(cores, before, strict=True)] == [False, True, True, True]
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_parameters_that_share_memory_come_back(adaptive):
+    first = nn.Parameter(torch.tensor([3.0, 4.0]))
+    second, rows = nn.Parameter(first.data), nn.Parameter(first.data[1:])
+    first.grad, second.grad, rows.grad = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0]), torch.tensor([5.0])
+    with sharpness_perturbation([first, second, rows], rho=1.0, adaptive=adaptive):
+        assert first[0] > 3
+    assert first.tolist() == [3, 4]
+
+
+def test_asam_of_complex_weights_is_that_of_their_sizes():
+    weight = nn.Parameter(torch.tensor([1j, 2j - 1], dtype=torch.complex128))
+
+    def loss():
+        return weight.abs().square().sum()
+
+    loss().backward()
+    before, size = weight.detach().clone(), weight.detach().abs()
+    with sharpness_perturbation([weight], rho=0.1, adaptive=True):
+        moved = weight.detach() - before
+        assert loss() > 6
+    expected = size.square() * weight.grad
+    torch.testing.assert_close(moved, 0.1 * expected / (size * weight.grad).abs().square().sum().sqrt())
