@@ -329,7 +329,7 @@ def not_foldable(model: nn.Module) -> Iterator[tuple[str, TensorizedLayer[Any], 
         reason = _does_more(module) or held.get(id(module))
         if type(module) not in TENSORIZED.values():
             reason = f"is a {type(module).__module__}.{type(module).__qualname__}, a class of its own"
-        elif set(module._parameters) - {"bias"} or module._buffers or set(module._modules) - {"weight"}:
+        elif {*module._parameters, *module._buffers, *module._modules} - {"weight", "bias", "padding_row"}:
             reason = "has more than a weight and a bias"
         if reason is not None:
             yield name, module, reason

@@ -185,10 +185,14 @@ class TensorizedLayer(MadeOfCores, Generic[L]):
         made.weight = type(made.weight).decompose(made._tensorized(dense), rank, metric=metric)
         made.weight.requires_grad_(bool(layer.weight.requires_grad))
         made._count_costs()
+        made._take_rest(layer)
+        return made.train(layer.training)
+
+    def _take_rest(self, layer: L) -> None:
+        """Copy what is not made of cores."""
         bias = getattr(layer, "bias", None)
         if bias is not None:
-            made.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
-        return made.train(layer.training)
+            self.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
 
     @abstractmethod
     def to_dense(self) -> L:

@@ -30,7 +30,7 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
 
     Three of torch's arguments are missing, for want of a row that could be changed by itself: ``max_norm`` with
     ``norm_type``, and ``scale_grad_by_freq``; so is ``sparse``, since the gradients are as small as the cores. The row
-    ``padding_idx`` is read as 0 and gives no gradient.
+    ``padding_idx`` gives no gradient; it is no part of W, and kept as it is: 0, or that of the table it was made from.
 
     Args:
         num_embeddings: As in torch.
@@ -44,6 +44,9 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
             take both sizes whole, the others split each into up to three factors.
         implementation: Rebuild W and look up its rows, compute the wanted rows alone, or take the cheaper.
 
+    Attributes:
+        padding_row: A buffer, what is read at ``padding_idx``; None without one.
+
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If the format is unknown, rank or tensorization does not fit, or as torch does.
@@ -55,6 +58,8 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
     """
 
     _torchs: ClassVar[type[nn.Module]] = nn.Embedding
+
+    padding_row: Tensor | None
 
     def __init__(
         self,
@@ -94,11 +99,15 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
             rows, columns = paired(rows, columns)
         self.tensorization = rows, columns
         self.weight = kind((*rows, *columns), rank, device=device, dtype=dtype)
+        padding = self.weight.cores[0].new_zeros(embedding_dim)
+        self.register_buffer("padding_row", None if self.padding_idx is None else padding)
         self._count_costs()
 
     def reset_parameters(self) -> None:
-        """Draw the cores anew."""
+        """Draw the cores anew; the padding becomes 0."""
         self.weight.reset_parameters()
+        if self.padding_row is not None:
+            self.padding_row.zero_()
 
     def forward(self, index: Tensor) -> Tensor:
         """Look up rows.
@@ -118,10 +127,18 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
         if self.choose(self.positions(index)) == "contract":
             rows = self._contract(self.weight, index)
         else:
-            rows = F.embedding(index, self.dense_weight())
-        if self.padding_idx is None:
+            rows = F.embedding(index, super()._rebuild())
+        return self._padded(rows, index)
+
+    def _padded(self, rows: Tensor, index: Tensor) -> Tensor:
+        if self.padding_row is None:
             return rows
-        return rows.masked_fill((index == self.padding_idx).unsqueeze(-1), 0)
+        assert self.padding_idx is not None
+        return torch.where(index.eq(self.padding_idx).unsqueeze(-1), self.padding_row, rows)
+
+    def _rebuild(self) -> Tensor:
+        table = super()._rebuild()
+        return self._padded(table, torch.arange(self.num_embeddings, device=table.device))
 
     def _check(self, index: Tensor) -> None:
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.num_embeddings:
@@ -148,6 +165,8 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
         return tensor.reshape(-1, self.embedding_dim)[: self.num_embeddings]
 
     def _tensorized(self, dense: Tensor) -> Tensor:
+        if self.padding_idx is not None:
+            dense = dense.index_fill(0, torch.tensor([self.padding_idx], device=dense.device), 0)
         missing = math.prod(self.tensorization[0]) - self.num_embeddings
         return F.pad(dense, (0, 0, 0, missing)).reshape(self.weight.shape)
 
@@ -171,11 +190,16 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
 
     def to_dense(self) -> nn.Embedding:
         """The torch layer that computes the same; a copy."""
-        layer = self._hand_over(nn.Embedding(**self._arguments(self), device="meta"))
-        if self.padding_idx is not None:
-            with torch.no_grad():
-                layer.weight[self.padding_idx] = 0
-        return layer
+        return self._hand_over(nn.Embedding(**self._arguments(self), device="meta"))
+
+    def _take_rest(self, layer: nn.Embedding) -> None:
+        if layer.padding_idx is not None:
+            self.padding_row = layer.weight.detach()[layer.padding_idx].clone()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.padding_row is not None:  # where a state dict has none, it was 0
+            state_dict.setdefault(f"{prefix}padding_row", torch.zeros_like(self.padding_row, device="cpu"))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         """Arguments, for ``print``."""
