@@ -23,15 +23,24 @@ from tenzoo.factorizations.gather import first_outside
 from tenzoo.factorizations.init import check_init_std, core_std, init_cores_
 from tenzoo.factorizations.rank import Rank, check_shape, resolve_rank
 
+_PLACES = tuple(map(str, range(64)))
+
 
 class _Cores(nn.ParameterList):
-    """Torch's list, which looks up each of its parameters by a name that it writes; every step asks for all of them."""
+    """Torch's list, which looks up each of its parameters by a name that it writes; every step asks for all of them.
+
+    A core that is pruned or normalized in a hook of the forward pass is computed anew: a list has no forward pass.
+    """
 
     @override
     def __iter__(self) -> Iterator[nn.Parameter]:
         own = self._parameters
-        # A parametrized core is no longer among the parameters.
-        return iter(own.values()) if len(own) == len(self) else super().__iter__()  # type: ignore[arg-type]
+        # One that was taken out and put back, as by pruning, is the last of the parameters; a parametrized one is none.
+        if tuple(own) == _PLACES[: len(self)]:
+            return iter(own.values())  # type: ignore[arg-type]
+        for hook in self._forward_pre_hooks.values():
+            hook(self, ())
+        return super().__iter__()
 
 
 class Factorization(nn.Module, CoreProvider):

@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from tenzoo.cores import find_core_groups
 from tenzoo.factorizations import CP, FACTORIZATIONS, BlockTT, Factorization, Tucker, factorization_class
@@ -51,6 +53,45 @@ def test_num_parameters_is_that_of_an_instance(case, fraction):
         assert count == cls.num_parameters(shape, fraction) <= budget * (1 + slack)
         larger = cls.num_parameters(shape, max(made.rank, default=1) + 1)
         assert larger > budget * (1 - slack) or larger == count
+
+
+class Same(nn.Module):
+    def forward(self, x):
+        return x
+
+
+def replace_core(cores):
+    cores[0] = nn.Parameter(cores[0].detach().clone())
+
+
+def parametrize_and_back(cores):
+    parametrize.register_parametrization(cores, "0", Same())
+    parametrize.remove_parametrizations(cores, "0")
+
+
+def prune_for_good(cores):
+    prune.l1_unstructured(cores, "0", amount=2)
+    prune.remove(cores, "0")
+
+
+@pytest.mark.parametrize("change", [replace_core, parametrize_and_back, prune_for_good])
+def test_cores_keep_their_order_when_one_is_replaced(factorization, change):
+    change(factorization.cores)
+    cores = [factorization.cores[k] for k in range(len(factorization.cores))]
+    assert list(factorization.cores) == cores
+    torch.testing.assert_close(factorization.reconstruct(), dense_oracle(factorization.name, cores))
+
+
+def test_a_pruned_core_follows_its_parameter(factorization):
+    prune.l1_unstructured(factorization.cores, "0", amount=2)
+    for _ in range(2):
+        factorization.reconstruct().sum().backward()
+        with torch.no_grad():
+            factorization.cores.get_parameter("0_orig").add_(1)
+        cores = [factorization.cores[k] for k in range(1, len(factorization.cores))]
+        pruned = factorization.cores.get_parameter("0_orig") * factorization.cores.get_buffer("0_mask")
+        assert (pruned == 0).sum() == 2
+        torch.testing.assert_close(factorization.reconstruct(), dense_oracle(factorization.name, [pruned, *cores]))
 
 
 def test_one_group_with_all_cores(factorization):
