@@ -7,7 +7,8 @@ from typing import Any
 
 from tenzoo.weights import load_torch
 
-_MISSING = object()
+MISSING = object()
+"""In place of a value that is not there."""
 
 _Short = reprlib.Repr()
 _Short.maxstring = _Short.maxother = 80
@@ -59,25 +60,38 @@ def check_same_settings(checkpoint: Mapping[str, Any], config: Mapping[str, Any]
             )
     if now.get("shape") is None:
         stored.pop("shape", None)  # it was taken from the data, whose own state is compared
-    for key, old, new in _differences(stored, now):
+    for key, old, new in differences(stored, now):
         name = "model.class_path" if key == "_class_path" else f"model.init_args.{key}"
-        shown = "none" if old is _MISSING else _shown(old)
-        raise ValueError(
-            f"expected the settings of the checkpoint {str(path)!r} on resume, got `{name}` = {_shown(new)} where "
-            f"it has {shown}; resume with that, or start a new run"
-        )
+        raise refusal(path, name, old, new)
 
 
-def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+def refusal(path: Path, name: str, old: Any, new: Any) -> ValueError:
+    """What to raise where a setting differs from that of a checkpoint.
+
+    Args:
+        path: Of the checkpoint.
+        name: Of the setting.
+        old: In the checkpoint.
+        new: As given.
+    """
+    had, got = ("none" if value is MISSING else _shown(value) for value in (old, new))
+    return ValueError(
+        f"expected the settings of the checkpoint {str(path)!r} on resume, got `{name}` = {got} where it has {had}; "
+        "resume with that, or start a new run"
+    )
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """Name, old and new value of what differs; names that only the new mapping has, at its top, are no difference."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         old, new = ({str(name): value for name, value in mapping.items()} for mapping in (old, new))
         names = dict.fromkeys([*old, *new]) if key else old  # arguments that are new to the task are no difference
         return [
             difference
             for name in names
-            for difference in _differences(
-                old.get(name, _MISSING), new.get(name, _MISSING), f"{key}.{name}" if key else name
+            for difference in differences(
+                old.get(name, MISSING), new.get(name, MISSING), f"{key}.{name}" if key else name
             )
         ]
     old, new = (list(value) if isinstance(value, tuple) else value for value in (old, new))
-    return [] if old == new or new is _MISSING else [(key, old, new)]
+    return [] if old == new or new is MISSING else [(key, old, new)]

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, StochasticWeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
@@ -21,7 +22,7 @@ from typing_extensions import override
 import tenzoo.data  # noqa: F401  (its classes can be named without their module)
 from tenzoo import __version__
 from tenzoo.callbacks import CompletedEntriesWriter, PredictedClassesWriter, RankWatch
-from tenzoo.cli import cluster
+from tenzoo.cli import cluster, resumed_run
 from tenzoo.cli.checkpoints import check_same_settings, read_checkpoint
 from tenzoo.cli.checks import check_callbacks, check_environment, check_trainer
 from tenzoo.cli.configs import PARSER_MODE, check_configs
@@ -94,6 +95,11 @@ class _SaveConfig(SaveConfigCallback):
             self.config_filename = _free(Path(folder), "config", ".yaml", "-").name
         super().setup(trainer, pl_module, stage)
 
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            checkpoint[resumed_run.KEY] = resumed_run.record(self.config)
+
 
 class TenzooCLI(LightningCLI):
     """Adds to LightningCLI: both loggers in one directory, a progress bar, a report, and checks of checkpoints."""
@@ -119,6 +125,7 @@ class TenzooCLI(LightningCLI):
         checkpoint = read_checkpoint(Path(given))
         if self.config.subcommand == "fit":
             check_same_settings(checkpoint, config.model.as_dict(), Path(given))
+            resumed_run.check_same_run(checkpoint, config, Path(given))
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:

@@ -37,6 +37,7 @@ def epoch_metrics(trainer: Trainer, module: LightningModule, *, before: Mapping[
     """
     results = trainer.fit_loop.epoch_loop._results
     return {
+        "processes": _processes(trainer),
         "logged": {key: _logged(metric) for key, metric in results.items() if not metric.has_reset},
         "objects": {
             name: {
@@ -50,7 +51,7 @@ def epoch_metrics(trainer: Trainer, module: LightningModule, *, before: Mapping[
 
 
 def set_epoch_metrics(trainer: Trainer, module: LightningModule, state: dict[str, Any]) -> None:
-    """Let the epoch's averages go on from the saved sums."""
+    """Let the epoch's averages go on from the saved sums; those of other processes do not fit what is logged now."""
     device = trainer.strategy.root_device
     for name, metric in _metrics_of(module):
         if name in state["objects"]:
@@ -59,9 +60,15 @@ def set_epoch_metrics(trainer: Trainer, module: LightningModule, state: dict[str
             for key, value in saved["states"].items():
                 setattr(metric, key, _to(value, device))
     results = trainer.fit_loop.epoch_loop._results
-    for key, saved in state["logged"].items():
+    logged = state["logged"] if state.get("processes", _processes(trainer)) == _processes(trainer) else {}
+    for key, saved in logged.items():
         results[key] = _result(trainer, module, saved).to(device)
     trainer._logger_connector._first_loop_iter = True  # the next batch is not the epoch's first: it resets no sums
+
+
+def _processes(trainer: Trainer) -> int | None:
+    """How many there are; None without a strategy for several, which logs one process otherwise than that with one."""
+    return trainer.world_size if trainer._accelerator_connector.is_distributed else None
 
 
 def _metrics_of(module: LightningModule) -> list[tuple[str, Metric]]:
