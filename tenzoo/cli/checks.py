@@ -26,6 +26,10 @@ _LAUNCHERS = {
 """Environment variables with which processes find each other, and the smallest number of each."""
 
 
+_MEETING = frozenset({"MASTER_ADDR", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "LSB_JOBID"})
+"""One of these variables tells the processes of several nodes where to meet."""
+
+
 def check_trainer(settings: Mapping[str, Any], command: str | None) -> None:
     """Refuse numbers of the Trainer by which it would divide, or that it would not look at, and a command for nothing.
 
@@ -36,6 +40,12 @@ def check_trainer(settings: Mapping[str, Any], command: str | None) -> None:
         value = settings.get(name)
         if value is not None and value < least:
             raise ValueError(f"expected an int >= {least} or null in `trainer.{name}`, got {value}")
+    nodes = settings.get("num_nodes")
+    if isinstance(nodes, int) and nodes > 1 and not _MEETING.intersection(os.environ):
+        raise ValueError(
+            f"expected the address of the first node in the environment variable MASTER_ADDR for `trainer.num_nodes` "
+            f"{nodes}, got none, and each process would wait for the others without end; start it with torchrun or srun"
+        )
     interval = settings.get("val_check_interval")
     if isinstance(interval, int | float) and interval <= 0:
         raise ValueError(f"expected a positive number or null in `trainer.val_check_interval`, got {interval}")

@@ -27,6 +27,7 @@ TRAINER = [
     ("val_check_interval 0", "`trainer.val_check_interval`, got 0"),
     ("val_check_interval -1", "`trainer.val_check_interval`, got -1"),
     ("val_check_interval 2.5", "2.5 for val_check_interval"),
+    ("num_nodes 3", "MASTER_ADDR for `trainer.num_nodes` 3, got none"),
     ("check_val_every_n_epoch 0", "`trainer.check_val_every_n_epoch`, got 0"),
     ("check_val_every_n_epoch -1", "`trainer.check_val_every_n_epoch`, got -1"),
     ("log_every_n_steps -1", "`trainer.log_every_n_steps`, got -1"),
