@@ -11,7 +11,8 @@ import torch
 
 from tenzoo.data.arrays import TooLargeError, check_inflation, read_npy, read_npz
 from tenzoo.data.entries import Array, Entries, check_index, check_shape, dense_entries, sparse_entries
-from tenzoo.data.meaning import check_columns, check_dense, check_markers, check_numbering
+from tenzoo.data.markers import check_markers
+from tenzoo.data.meaning import check_columns, check_dense, check_numbering
 from tenzoo.weights import OversizedError, load_torch
 
 FILE_ENDINGS = (".csv", ".npy", ".npz", ".pt")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tenzoo.data.entries import Array
+from tenzoo.data.markers import check_markers
 
 _MAX_MODES = 8
 """A list of entries with more columns of indices than this is a dense table, unless a shape says otherwise."""
@@ -13,10 +14,6 @@ _MIN_ROWS = 10
 _ROW_NAMES = frozenset({"", "unnamed: 0", "index", "row", "id"})
 """What a column of row numbers is called, in lower case."""
 _VALUE_NAMES = frozenset({"value", "values", "rating", "ratings", "star", "stars", "score", "scores", "target", "y"})
-_MARKERS = frozenset(
-    {-1e30, -(2**63), -(2**31), -(2**15), -99999, -9999, -999, -99, 999, 9999, 99999, 999999, 2**31 - 1, 1e20, 1e30}
-)
-"""What stands for a missing value in files without NaN; NumPy's masked arrays write 999999 and 1e20."""
 
 
 def check_columns(names: Sequence[str] | None, *, arg: str) -> None:
@@ -76,34 +73,6 @@ def check_numbering(index: Array, names: Sequence[str] | None, *, arg: str) -> N
             raise ValueError(
                 f"expected indices from 0 on in {where}, got {smallest} to {largest}; subtract {smallest} if they "
                 f"count from {smallest}, or give `shape` if nothing is known at lower ones"
-            )
-
-
-def check_markers(values: Array, *, arg: str) -> None:
-    """Refuse values that stand for missing ones: a usual marker, farther from all others than these are apart.
-
-    Raises:
-        ValueError: If so.
-
-    Example:
-        >>> check_markers(np.array([-999.0, -998.0, 3.0]), arg="dataset")
-    """
-    known = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    if known.size == 0:
-        return
-    low, high = known.min(), known.max()
-    for marker in {low, high}:
-        if float(marker) not in _MARKERS:
-            continue
-        others = known[known != marker]
-        if others.size == 0:
-            continue
-        nearest, farthest = sorted((float(others.min()), float(others.max())), key=lambda other: abs(other - marker))
-        if abs(float(marker) - nearest) > abs(farthest - nearest):
-            apart = f"{min(nearest, farthest):.6g} to {max(nearest, farthest):.6g}"
-            raise ValueError(
-                f"expected NaN for missing values in `{arg}`, got {known.size - others.size} times {marker:.15g} where "
-                f"all others are from {apart}; write NaN for it, or subtract an offset if it is a value"
             )
 
 

@@ -1,0 +1,123 @@
+"""Numbers that stand for a missing value: what they look like, and when they are refused."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tenzoo.data.entries import Array
+
+_NINES = tuple(float("9" * digits) for digits in range(3, 9))
+_HUGE = (1e20, 1e30, 1e34, 1e35, 1e36, 1e37, 1e38, 9.969209968386869e36, 9.96921e36, 1.70141e38, 1.7014118e38)
+_SINGLE_LIMITS = (3.4e38, 3.40282e38, float(np.finfo(np.float32).max))
+_LIMITS = (-(2**15), 1 - 2**15, -(2**31), 1 - 2**31, 2**31 - 1, 2**32 - 1, -(2**63), 2**63 - 1, 2**64 - 1)
+_USUAL = (
+    *(sign * number for sign in (-1, 1) for number in (*_NINES, *_HUGE, *_SINGLE_LIMITS, 8888.0)),
+    *(-99.0, -99.9, -99.99, -999.9, -999.99, -9999.9, -888.0, -7777.0, -1e10),
+    *map(float, _LIMITS),
+)
+"""Stand for missing values wherever they are far off. NumPy's masked arrays write 999999 and 1e20, netCDF 9.97e36."""
+_POSSIBLE = (
+    *(-1.0, -77.0, 77.0, -88.0, 88.0, 99.0, -777.0, 777.0, 888.0, 99.9, 999.9, 1e10, 1e15),
+    *(-127.0, -128.0, 127.0, 255.0, 32767.0, -65504.0, 65504.0, 65535.0, -1e3, -1e4, -1e5, -1e6),
+)
+"""Stand for missing values only where they occur again, among at least three others."""
+_SATURATED = (127.0, 255.0)
+"""Bytes are cut off there, with or without a gap below."""
+_FEW = 3
+_MANY = 10
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """What is no marker: its smallest and largest value, widest gap, and how many differ and occur at most."""
+
+    low: float
+    high: float
+    spacing: float
+    different: int
+    most: int
+
+    @classmethod
+    def of(cls, values: Array, counts: Array) -> "_Rest":
+        spacing = float(np.diff(values).max()) if len(values) > 1 else 0.0
+        return cls(float(values[0]), float(values[-1]), spacing, len(values), int(counts.max()))
+
+    @property
+    def span(self) -> float:
+        return self.high - self.low
+
+    def gap(self, value: float) -> float:
+        """How far below or above all others, at most 0 for what lies between them."""
+        return max(self.low - value, value - self.high)
+
+
+def check_markers(values: Array, *, arg: str, rated: bool = False) -> None:
+    """Refuse values that stand for missing ones: usual markers apart from all others, and what else is far off.
+
+    Args:
+        values: Of any shape and real type; NaN means missing.
+        arg: Name of the argument, for the error.
+        rated: Whether these are ratings by their name, which are never −1.
+
+    Raises:
+        ValueError: If there are some.
+
+    Example:
+        >>> check_markers(np.array([-999.0, -998.0, 3.0]), arg="dataset")
+    """
+    known = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    exact, counts = np.unique(known, return_counts=True)
+    numbers = exact.astype(np.float64)
+    usual, possible = (_among(exact, markers) for markers in (_USUAL, _POSSIBLE))
+    plain = ~(usual | possible)
+    found = np.zeros(len(numbers), dtype=bool)
+    for place in np.flatnonzero(usual | possible):
+        others = plain if plain.any() else np.arange(len(numbers)) != place
+        if others.any():
+            rest = _Rest.of(numbers[others], counts[others])
+            found[place] = _is_marker(numbers[place], counts[place], rest, usual=usual[place], rated=rated)
+    advice = "subtract an offset if it is a value"
+    if not found.any():
+        found[_far_off(numbers, counts)] = True
+        advice = "bring it nearer to the others if it is a value"
+    if found.any():
+        digits = 15 if values.dtype == np.float64 or values.dtype.kind in "iu" else 7
+        named = " and ".join(f"{counts[at]} times {numbers[at]:.{digits}g}" for at in np.flatnonzero(found))
+        others = numbers[~found]
+        floats = "" if values.dtype.kind == "f" else "save floats, "
+        raise ValueError(
+            f"expected NaN for missing values in `{arg}`, got {named} where all others are from {others[0]:.6g} to "
+            f"{others[-1]:.6g}; {floats}write NaN for it, or {advice}"
+        )
+
+
+def _among(exact: Array, markers: tuple[float, ...]) -> Array:
+    """Which values are a marker, as far as the type tells."""
+    kind = np.float16 if exact.dtype == np.float16 else np.float32  # a float64 array may hold what float32 rounded
+    with np.errstate(over="ignore"):
+        return np.isin(exact.astype(kind), np.array(markers).astype(kind)) & np.isfinite(exact)
+
+
+def _is_marker(value: float, count: int, rest: _Rest, *, usual: bool, rated: bool) -> bool:
+    if not usual and (count < 2 or rest.different < _FEW):
+        return False
+    gap = rest.gap(value)
+    if gap <= 0:  # between the others only if it stands out as a peak
+        return usual and value < 0 and count >= _MANY * max(1, rest.most)
+    if value == -1:
+        above = rest.low >= 0
+        return above and (rated or gap > rest.spacing or count >= _FEW * rest.most)
+    if gap > rest.span or (value < 0 <= rest.low and (count > 1 or gap > rest.spacing)):
+        return True
+    return count > 1 and value not in _SATURATED and gap > _MANY * rest.spacing
+
+
+def _far_off(numbers: Array, counts: Array) -> list[int]:
+    """The place of a value that occurs again, ten times farther from all others than these are apart."""
+    if len(numbers) <= _FEW:
+        return []
+    for place, others in ((0, slice(1, None)), (len(numbers) - 1, slice(None, -1))):
+        rest = _Rest.of(numbers[others], counts[others])
+        if counts[place] >= _FEW and numbers[place] != 0 and rest.gap(numbers[place]) > _MANY * rest.span:
+            return [place]
+    return []
