@@ -16,6 +16,7 @@ from tenzoo.compression.readers import Uses
 from tenzoo.compression.weights import Weight
 from tenzoo.factorizations.decomposition import scaled_to_safety
 from tenzoo.layers import TensorizedLayer
+from tenzoo.layers.cost import Positions
 
 _RIDGE = 1e-2
 """What is added to the second moments of each mode, whose mean is 1: an input that never varied may still come to."""
@@ -69,7 +70,7 @@ def check_seen(weights: Sequence[Weight], uses: Uses) -> None:
 
 def count_positions(
     model: nn.Module, weights: Sequence[Weight], layers: Mapping[str, TensorizedLayer[Any]], call: Call
-) -> dict[str, float]:
+) -> dict[str, Positions]:
     """Rows, pixels or indices that each weight sees for one sample in evaluation mode, all of its calls together.
 
     The model is run with the first sample. If it does not run with one, it is with all, and the numbers are divided by
@@ -87,21 +88,23 @@ def count_positions(
     try:
         return _positions(model, weights, layers, call.part(0, 1))
     except ValueError:
-        return {k: number / max(call.size, 1) for k, number in _positions(model, weights, layers, call).items()}
+        every = _positions(model, weights, layers, call)
+        return {name: positions.times(1 / max(call.size, 1)) for name, positions in every.items()}
 
 
 def _positions(
     model: nn.Module, weights: Sequence[Weight], layers: Mapping[str, TensorizedLayer[Any]], call: Call
-) -> dict[str, float]:
-    seen: dict[str, float] = {}
+) -> dict[str, Positions]:
+    seen: dict[str, Positions] = {}
 
     def note(name: str, x: Tensor) -> None:
-        seen[name] = seen.get(name, 0) + layers[name].positions(x)
+        seen[name] = seen.get(name, Positions(0, 0)).plus(layers[name].positions(x))
 
     uses = Uses(model, _owners(weights))
     with uses.following():
         _watch(model, layers, [call], "example_input", note)
-    return {weight.name: uses.rows[weight.full_name] for weight in weights if weight.full_name in uses.rows} | seen
+    rows = {weight.name: uses.rows[weight.full_name] for weight in weights if weight.full_name in uses.rows}
+    return {name: Positions(number, number) for name, number in rows.items()} | seen
 
 
 def input_metrics(

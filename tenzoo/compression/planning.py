@@ -28,6 +28,7 @@ from tenzoo.compression.weights import Weight, find_weights, has_counterpart
 from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.factorizations.decomposition import full_precision, multiply_modes, relative_norm, scaled_to_safety
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
+from tenzoo.layers.cost import Positions
 
 Budgeted: TypeAlias = Literal["parameters", "multiplications"]
 """What a budget counts."""
@@ -39,7 +40,7 @@ _WEIGHED = 64
 """Samples that the sensitivities are measured with: only their square roots count."""
 
 _LARGE = 2**30
-"""Positions of a batch so large that what is done once in a call counts for nothing."""
+"""Samples of a batch so large that what is done once in a call counts for nothing."""
 
 _COUNTED = 32
 """How many candidates of a layer have their multiplications counted."""
@@ -77,8 +78,9 @@ def plan(
             layers it leaves out stay dense. A layer stays dense if it would not get smaller, or if rank one is more
             than one fraction for all layers allows.
         count: What the budget counts; ``"multiplications"`` are those of the planned layers for one sample of
-            ``example_input``, of how many it has: its first tensor's first size. Weights that stay parameters, such
-            as those of recurrent layers, are rebuilt, which saves none.
+            ``example_input``, of how many it has: its first tensor's first size. They are those of a large batch: in a
+            small one a layer with ``implementation="auto"`` takes its dense weight where that is quicker. Weights that
+            stay parameters, such as those of recurrent layers, are rebuilt, which saves none.
         example_input: What the model is called with, in any of the forms of :mod:`~tenzoo.compression.calls`: a tensor,
             a tuple or list of arguments, a mapping of them by name, or a ``DataLoader``, whose first batch is taken;
             needed to count multiplications.
@@ -211,7 +213,7 @@ class _Option:
         self.weight = weight
         self.factorization = factorization
         self.reason = "was excluded" if excluded else weight.reason
-        self.positions: float | None = None
+        self.positions: Positions | None = None
         self.metric: Mapping[int, Tensor] = {}
         self.importance: float | None = None
         """How far its error moves the outputs of the model; None if that was not measured."""
@@ -240,15 +242,15 @@ class _Option:
         if isinstance(self.weight.owner, nn.Embedding):
             return 0
         if has_counterpart(self.weight.owner) and isinstance(self.thin, TensorizedLayer):
-            return round(self.thin.costs.dense.position.products * self.positions)
-        return round(self.weight.dense.numel() * self.positions)
+            return round(self.thin.costs.dense.growth(self.positions).products)
+        return round(self.weight.dense.numel() * self.positions.outputs)
 
     def multiplications(self, layer: TensorizedLayer[Any] | TensorizedWeight) -> int | None:
         """For one sample in a large batch, as it would be computed with cores."""
         if self.positions is None or isinstance(layer, TensorizedWeight):
             return self.dense_multiplications
-        if layer.costs.cheaper(_LARGE, "kept", self.weight.dense.device.type) == "contract":
-            return round(layer.costs.contract.position.products * self.positions)
+        if layer.costs.cheaper(self.positions.times(_LARGE), "kept", self.weight.dense.device.type) == "contract":
+            return round(layer.costs.contract.growth(self.positions).products)
         return self.dense_multiplications
 
     def candidates(self, count: Budgeted) -> list[Candidate]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tenzoo.factorizations import Factorization, Rank
-from tenzoo.layers.cost import Costs, Phase, count, count_per_position
+from tenzoo.layers.cost import Costs, Phase, Positions, count, count_per_position
 from tenzoo.layers.kept import MadeOfCores
 from tenzoo.layers.tensorization import Tensorization
 
@@ -60,20 +60,20 @@ class TensorizedLayer(MadeOfCores, Generic[L]):
             count_per_position(lambda x: self._contract(weight, x), inputs, positions),
         )
 
-    def choose(self, positions: int, phase: Phase | None = None) -> Implementation:
+    def choose(self, positions: Positions, phase: Phase | None = None) -> Implementation:
         """The implementation that a call will take.
 
         An exported program has to serve any number of positions where their number is symbolic: it takes what is
         cheaper for many.
 
         Args:
-            positions: Rows, output pixels of the whole batch, or indices.
+            positions: Of the call.
             phase: None asks for the current one.
         """
         if self.implementation != "auto":
             return self.implementation
-        if torch.compiler.is_exporting() and not isinstance(positions, int):
-            positions = _MANY
+        if torch.compiler.is_exporting() and not isinstance(positions.outputs, int):
+            positions = self._many()
         return self.costs.cheaper(positions, phase or self._phase(), self.weight.cores[0].device.type)
 
     def _phase(self) -> Phase:
@@ -82,8 +82,11 @@ class TensorizedLayer(MadeOfCores, Generic[L]):
         return "inference" if self._keepable() is None else "kept"
 
     @abstractmethod
-    def positions(self, x: Tensor) -> int:
-        """How many rows, output pixels or indices an input has: what the cost of a call grows with."""
+    def positions(self, x: Tensor) -> Positions:
+        """How many rows, pixels or indices an input has: what the cost of a call grows with."""
+
+    def _many(self) -> Positions:
+        return Positions(_MANY, _MANY)
 
     def patches(self, x: Tensor) -> Tensor | None:
         """What the weight is multiplied by, in the modes of its tensor on the input side.
@@ -99,7 +102,7 @@ class TensorizedLayer(MadeOfCores, Generic[L]):
 
     @abstractmethod
     def _samples(self) -> Sequence[Tensor]:
-        """A small and a large input on the meta device."""
+        """Inputs on the meta device, as :func:`~tenzoo.layers.cost.count_per_position` takes them."""
 
     @abstractmethod
     def _apply_dense(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing_extensions import override
 from tenzoo.factorizations import BlockTT, Factorization, Rank, TensorRing, factorization_class
 from tenzoo.layers.base import Implementation, TensorizedLayer
 from tenzoo.layers.contraction import contract_conv2d
+from tenzoo.layers.cost import Positions, independence
 from tenzoo.layers.tensorization import (
     Tensorization,
     check_sizes,
@@ -155,9 +156,26 @@ class TensorizedConv2d(TensorizedLayer[nn.Conv2d]):
         y: Tensor = nn.Conv2d._conv_forward(self, x, weight, bias)  # type: ignore[arg-type]
         return y
 
-    def positions(self, x: Tensor) -> int:
-        """Output pixels of the whole batch, but for the margins."""
-        return x.numel() // (self.in_channels * self.stride[0] * self.stride[1])
+    def positions(self, x: Tensor) -> Positions:
+        """Pixels of the whole batch."""
+        (high, wide), (down, across) = x.shape[-2:], self.stride
+        (more, wider), (reach, span) = self._paddings(), self._reaches()
+        outputs = ((high + more - reach) // down + 1) * ((wide + wider - span) // across + 1)
+        inputs = high * wide if self.padding_mode == "zeros" else (high + more) * (wide + wider)
+        images = x.shape[0] if x.ndim == 4 else 1
+        return Positions(images * outputs, images * inputs)
+
+    def _many(self) -> Positions:
+        many = super()._many()
+        return Positions(many.outputs, many.inputs * self.stride[0] * self.stride[1])
+
+    def _paddings(self) -> tuple[int, int]:
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        return top + bottom, left + right
+
+    def _reaches(self) -> tuple[int, int]:
+        (high, wide), (down, across) = self.kernel_size, self.dilation
+        return (high - 1) * down + 1, (wide - 1) * across + 1
 
     @override
     def patches(self, x: Tensor) -> Tensor:
@@ -190,9 +208,18 @@ class TensorizedConv2d(TensorizedLayer[nn.Conv2d]):
         return dense.permute(0, 2, 3, 1).reshape(self.weight.shape)
 
     def _samples(self) -> Sequence[Tensor]:
-        high, wide = self.stride
-        shapes = [(2, self.in_channels, side * high, side * wide) for side in (8, 24)]
-        return [torch.empty(shape, device="meta").to(memory_format=torch.channels_last) for shape in shapes]
+        # From the smallest image on that has an output, and can be padded by parts of itself.
+        margin = max(self._reversed_padding_repeated_twice)
+        (down, across), (more, wider), (reach, span) = self.stride, self._paddings(), self._reaches()
+        high, wide = max(reach - more, margin) + 1, max(span - wider, margin) + 1
+        small, large = ((high + steps * down, wide + steps * across) for steps in (7, 23))
+        # With a row or column over: a stride as wide as the kernel leaves what is read and written in proportion else.
+        sides = [small, large, *((small[0] + row, large[1] + column) for row, column in ((0, 0), (0, 1), (1, 0)))]
+        images = [torch.empty(2, self.in_channels, *side, device="meta") for side in sides]
+        one, other, *thirds = (image.to(memory_format=torch.channels_last) for image in images)
+        apart = [independence(*map(self.positions, (one, other, third))) for third in thirds]
+        best = max(range(len(thirds)), key=lambda k: abs(apart[k]))
+        return [one, other, thirds[best]] if apart[best] else [one, other]
 
     def _apply_dense(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._conv_forward(x, weight, None)

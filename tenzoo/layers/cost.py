@@ -2,7 +2,8 @@
 
 The time of an operation is taken as its multiplications over a rate, plus its memory traffic over a bandwidth, plus a
 constant for starting it. What runs is counted, on the meta device, where nothing is computed. Both ways cost an amount
-per call and one per position (a row of a linear layer, an output pixel of a convolution, an index of an embedding).
+per call and one per position (a row of a linear layer, a pixel of a convolution, an index of an embedding), where a
+convolution has pixels that it reads and others that it writes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,28 @@ RATES: Mapping[str, Rates] = {"cpu": Rates(2.5e11, 5e9, 1e5), "cuda": Rates(2e14
 A card starts 9e4 operations a second where nothing else is done, and a product of small matrices takes 80 µs of the
 host in training; 3e4 is in between.
 """
+
+
+class Positions(NamedTuple):
+    """How much a layer has to do: rows, pixels of the whole batch, or indices.
+
+    Example:
+        >>> Positions(2, 3).plus(Positions(1, 1)).times(2)
+        Positions(outputs=6, inputs=8)
+    """
+
+    outputs: float
+    inputs: float
+    """As many, but for convolutions; with what is padded by other than zeros."""
+
+    def plus(self, other: "Positions") -> "Positions":
+        """Those of both."""
+        return Positions(self.outputs + other.outputs, self.inputs + other.inputs)
+
+    def times(self, number: float) -> "Positions":
+        """Those of so many calls."""
+        return Positions(self.outputs * number, self.inputs * number)
+
 
 _THIN_CHANNELS = 12
 _THIN = 3.0
@@ -81,14 +104,25 @@ class Cost:
 
 @dataclass(frozen=True)
 class LinearCost:
-    """Cost as a function of the number of positions."""
+    """Cost as a function of the positions.
+
+    Args:
+        call: Whatever their number.
+        output: Of each that is written.
+        input: Of each that is read, where these are others.
+    """
 
     call: Cost
-    position: Cost
+    output: Cost
+    input: Cost = Cost()
 
-    def at(self, positions: int) -> Cost:
+    def at(self, positions: Positions) -> Cost:
         """The cost of one call."""
-        return self.call + positions * self.position
+        return self.call + self.growth(positions)
+
+    def growth(self, positions: Positions) -> Cost:
+        """What of it is not the same for all calls."""
+        return positions.outputs * self.output + positions.inputs * self.input
 
 
 @dataclass(frozen=True)
@@ -104,28 +138,28 @@ class Costs:
     rebuild: Cost
     dense: LinearCost
     contract: LinearCost
-    _leads: Mapping[tuple[str, str], tuple[float, float]] = field(init=False, repr=False, compare=False)
+    _leads: Mapping[tuple[str, str], tuple[float, float, float]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Every call of a layer chooses, so what does not depend on the call is done here.
         leads = {(phase, device): self._lead(phase, device) for phase in get_args(Phase) for device in RATES}
         object.__setattr__(self, "_leads", leads)
 
-    def _lead(self, phase: Phase, device: str) -> tuple[float, float]:
-        none, one = (self.seconds(positions, phase, device) for positions in (0, 1))
-        call = none["contract"] - none["reconstruct"]
-        return call, one["contract"] - one["reconstruct"] - call
+    def _lead(self, phase: Phase, device: str) -> tuple[float, float, float]:
+        all_seconds = [self.seconds(Positions(*given), phase, device) for given in ((0, 0), (1, 0), (0, 1))]
+        call, output, input_ = (seconds["contract"] - seconds["reconstruct"] for seconds in all_seconds)
+        return call, output - call, input_ - call
 
-    def cheaper(self, positions: int, phase: Phase, device: str) -> Literal["reconstruct", "contract"]:
+    def cheaper(self, positions: Positions, phase: Phase, device: str) -> Literal["reconstruct", "contract"]:
         """The implementation with the shorter estimated time; arguments as in :meth:`seconds`."""
-        call, position = self._leads[phase, device if device in RATES else "cuda"]
-        return "contract" if call + position * positions < 0 else "reconstruct"
+        call, output, input_ = self._leads[phase, device if device in RATES else "cuda"]
+        return "contract" if call + output * positions.outputs + input_ * positions.inputs < 0 else "reconstruct"
 
-    def seconds(self, positions: int, phase: Phase, device: str) -> dict[str, float]:
+    def seconds(self, positions: Positions, phase: Phase, device: str) -> dict[str, float]:
         """Estimated time of a call for each implementation; a backward pass takes twice the time of the forward one.
 
         Args:
-            positions: Rows, output pixels of the whole batch, or indices.
+            positions: Of the call.
             phase: What is needed beside the output.
             device: Type of the device; an unknown one is taken for a GPU.
         """
@@ -151,25 +185,46 @@ def count(function: Callable[..., Tensor], *inputs: Tensor) -> Cost:
     return counter.total
 
 
+def independence(first: Positions, second: Positions, third: Positions) -> float:
+    """How much three inputs tell apart what is read and what is written; 0 if nothing.
+
+    Example:
+        >>> independence(Positions(1, 4), Positions(2, 8), Positions(3, 12))
+        0
+    """
+    wide, high = second.plus(first.times(-1)), third.plus(first.times(-1))
+    return wide.outputs * high.inputs - high.outputs * wide.inputs
+
+
 def count_per_position(
-    function: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], positions: Sequence[int]
+    function: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], positions: Sequence[Positions]
 ) -> LinearCost:
-    """Split the cost of a function into that of a call and that of a position.
+    """Split the cost of a function into that of a call and those of a position.
 
     Args:
         function: Of one input on the meta device.
-        inputs: A small and a large one.
+        inputs: A small and a large one, and a third where what is read and what is written are not in proportion.
         positions: How many there are in each.
 
     Example:
         >>> weight = torch.empty(3, 4, device="meta")
         >>> inputs = [torch.empty(rows, 4, device="meta") for rows in (10, 50)]
-        >>> count_per_position(lambda x: x @ weight.t(), inputs, (10, 50)).at(1000).products
+        >>> positions = [Positions(10, 10), Positions(50, 50)]
+        >>> count_per_position(lambda x: x @ weight.t(), inputs, positions).at(Positions(1000, 1000)).products
         12000.0
     """
-    small, large = (count(function, x) for x in inputs)
-    position = (1 / (positions[1] - positions[0])) * (large + -1 * small)
-    return LinearCost(small + -positions[0] * position, position)
+    small, large, *third = (count(function, x) for x in inputs)
+    first, last, *other = positions
+    more = large + -1 * small
+    if not other:
+        output, input_ = (1 / (last.outputs - first.outputs)) * more, Cost()
+    else:
+        wide, high, most = last.plus(first.times(-1)), other[0].plus(first.times(-1)), third[0] + -1 * small
+        scale = 1 / independence(first, last, *other)
+        output = scale * (high.inputs * more + -wide.inputs * most)
+        input_ = scale * (wide.outputs * most + -high.outputs * more)
+    call = small + -first.outputs * output + -first.inputs * input_
+    return LinearCost(call, output, input_)
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from tenzoo.factorizations import CP, BlockTT, Factorization, Rank, Tucker, factorization_class
 from tenzoo.layers.base import Implementation, TensorizedLayer
 from tenzoo.layers.contraction import contract_rows
+from tenzoo.layers.cost import Positions
 from tenzoo.layers.tensorization import (
     Tensorization,
     check_sizes,
@@ -146,9 +147,9 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
                 f"expected 0 to {self.num_embeddings - 1} in `index`, got values from {index.min()} to {index.max()}"
             )
 
-    def positions(self, x: Tensor) -> int:
+    def positions(self, x: Tensor) -> Positions:
         """Indices."""
-        return x.numel()
+        return Positions(x.numel(), x.numel())
 
     def _contract(self, weight: Factorization, index: Tensor) -> Tensor:
         flat, columns = index.reshape(-1), []

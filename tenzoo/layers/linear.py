@@ -12,6 +12,7 @@ from typing_extensions import override
 from tenzoo.factorizations import CP, BlockTT, Factorization, Rank, Tucker, factorization_class
 from tenzoo.layers.base import Implementation, TensorizedLayer
 from tenzoo.layers.contraction import contract_linear
+from tenzoo.layers.cost import Positions
 from tenzoo.layers.tensorization import Tensorization, check_sizes, check_tensorization, paired, split_size, whole_size
 
 
@@ -97,9 +98,10 @@ class TensorizedLinear(TensorizedLayer[nn.Linear]):
             return self._contract(self.weight, x, self.bias)
         return F.linear(x, self.dense_weight(), self.bias)
 
-    def positions(self, x: Tensor) -> int:
+    def positions(self, x: Tensor) -> Positions:
         """Rows."""
-        return x.numel() // self.in_features
+        rows = x.numel() // self.in_features
+        return Positions(rows, rows)
 
     @override
     def patches(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tenzoo.layers import TensorizedConv2d, TensorizedEmbedding, TensorizedLinear
+from tenzoo.layers.cost import Positions
 from tests.factorizations.formats import NAMES, dense_oracle
 from tests.layers.makers import LAYERS, conv, embedding, linear
 
@@ -107,7 +108,8 @@ def test_the_choice_is_the_shorter_estimate(phase, device):
     ]
     chosen = set()
     for cost in costs:
-        for positions in (1, 10, 100, 1_000, 100_000):
+        for number in (1, 10, 100, 1_000, 100_000):
+            positions = Positions(number, 2 * number)
             seconds = cost.seconds(positions, phase, device)
             choice = cost.cheaper(positions, phase, device)
             assert seconds[choice] <= min(seconds.values()) * (1 + 1e-9)
