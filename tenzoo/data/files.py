@@ -12,7 +12,7 @@ import torch
 from tenzoo.data.arrays import TooLargeError, check_inflation, read_npy, read_npz
 from tenzoo.data.entries import Array, Entries, check_index, check_shape, dense_entries, sparse_entries
 from tenzoo.data.markers import check_markers
-from tenzoo.data.meaning import check_columns, check_dense, check_numbering
+from tenzoo.data.meaning import check_columns, check_dense, check_numbering, is_rating
 from tenzoo.weights import OversizedError, load_torch
 
 FILE_ENDINGS = (".csv", ".npy", ".npz", ".pt")
@@ -211,7 +211,7 @@ def _sparse(
     index: Array, values: Array, shape: Sequence[int] | None, names: list[str] | None, arg: str
 ) -> tuple[Entries, tuple[int, ...]]:
     entries, sizes = sparse_entries(index, values, shape, arg=arg)
-    check_markers(values, arg=arg)
+    check_markers(values, arg=arg, rated=is_rating(names))
     if shape is None:
         check_numbering(entries.index.numpy(), names, arg=arg)
     return entries, sizes

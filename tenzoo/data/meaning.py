@@ -1,5 +1,6 @@
 """What can be read in two ways in a user's own file is refused, with what makes it plain."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,11 @@ _MIN_ROWS = 10
 """In fewer rows all indices of a column may differ by chance."""
 _ROW_NAMES = frozenset({"", "unnamed: 0", "index", "row", "id"})
 """What a column of row numbers is called, in lower case."""
-_VALUE_NAMES = frozenset({"value", "values", "rating", "ratings", "star", "stars", "score", "scores", "target", "y"})
+_RATING_NAMES = frozenset({"rating", "ratings", "star", "stars"})
+_VALUE_NAMES = _RATING_NAMES | {"value", "values", "score", "scores"}
+_TIME_NAMES = frozenset({"timestamp", "timestamps", "date", "datetime", "epoch", "unix", "unixtime", "when", "created"})
+_TIME_UNITS = frozenset({"year", "month", "week", "day", "hour", "minute", "weekday"})
+_INDEX_NAMES = frozenset({"id", "ids", "idx", "index", "key", "type"})
 
 
 def check_columns(names: Sequence[str] | None, *, arg: str) -> None:
@@ -25,12 +30,44 @@ def check_columns(names: Sequence[str] | None, *, arg: str) -> None:
     Example:
         >>> check_columns(["user", "film", "rating"], arg="dataset")
     """
-    low = [name.strip().strip("\"'# ").lower() for name in names or []]
-    if low and low[-1] not in _VALUE_NAMES and (found := [name for name in low[:-1] if name in _VALUE_NAMES]):
+    if not names or _is_value(last := names[-1]):
+        return
+    if found := [name for name in names[:-1] if _is_value(name)]:
         raise ValueError(
-            f"expected the value in the last column of `{arg}`, got {found[0]!r} before {low[-1]!r}; move it to "
-            "the end, and leave out what is no index"
+            f"expected the value in the last column of `{arg}`, got {_bare(found[0])!r} before {_bare(last)!r}; move "
+            "it to the end, and leave out what is no index"
         )
+    words = _words(last)
+    for what, known in (("a timestamp", _TIME_NAMES), ("an index", _INDEX_NAMES)):
+        if words & known or (what == "a timestamp" and words and words <= _TIME_UNITS):
+            raise ValueError(
+                f"expected the value in the last column of `{arg}`, got {_bare(last)!r}, as {what} is called; move the "
+                "value to the end, or call the column `value`"
+            )
+
+
+def is_rating(names: Sequence[str] | None) -> bool:
+    """Whether the header calls the last column a rating.
+
+    Example:
+        >>> is_rating(["user", "film", "Book-Rating"]), is_rating(["user", "film", "affinity"])
+        (True, False)
+    """
+    return bool(names) and bool(_words((names or [""])[-1]) & _RATING_NAMES)
+
+
+def _bare(name: str) -> str:
+    return name.strip().strip("\"'# ")
+
+
+def _words(name: str) -> set[str]:
+    """The words of a name such as ``movieId`` or ``stars_given``, in lower case."""
+    return {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}
+
+
+def _is_value(name: str) -> bool:
+    words = _words(name)
+    return bool(words & _VALUE_NAMES) and not words & (_TIME_NAMES | _TIME_UNITS | _INDEX_NAMES)
 
 
 def check_numbering(index: Array, names: Sequence[str] | None, *, arg: str) -> None:

@@ -90,6 +90,45 @@ def test_tables_that_would_be_misread(tmp_path, name):
             read_entries(tmp_path / "x.npz", None)
 
 
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("userId,movieId,rating,timestamp", "got 'rating' before 'timestamp'; move it to the end"),
+        ("user,film,stars_given,when", "got 'stars_given' before 'when'"),
+        ('"User","Film","FilmRating","Seen"', "got 'FilmRating' before 'Seen'"),
+        ("rating,userId,movieId,genre", "got 'rating' before 'genre'"),
+        ("user,film,clicks,unix_time", "got 'unix_time', as a timestamp is called; move the value to the end, or call"),
+        ("user,film,note,Date", "got 'Date', as a timestamp is called"),
+        ("temp,site,depth,year", "got 'year', as a timestamp is called"),
+        ("temp,site,depth,sensorId", "got 'sensorId', as an index is called"),
+        ("temp,site,depth,sensor_id", "got 'sensor_id', as an index is called"),
+    ],
+)
+def test_a_header_that_puts_the_value_elsewhere(tmp_path, header, message):
+    csv(tmp_path / "x.csv", header=header)
+    with pytest.raises(ValueError, match=f"the value in the last column of `dataset`, {message}"):
+        read_entries(tmp_path / "x.csv", None)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["x,y,z,temperature", "source,target,layer,weight", "user,film,month,rating", "user,service,hour,response_time"],
+)
+def test_a_header_that_names_other_modes_and_values(tmp_path, header):
+    csv(tmp_path / "x.csv", header=header)
+    entries, _ = read_entries(tmp_path / "x.csv", None)
+    order = np.lexsort(KNOWN.T[::-1])
+    np.testing.assert_array_equal(entries.value, VALUES[order].astype(np.float32))
+
+
+@pytest.mark.parametrize("marker", [-1, 99])
+def test_markers_among_ratings(tmp_path, marker):
+    stars = np.where(np.arange(90) % 5 == 0, marker, np.arange(90) % 6)
+    csv(tmp_path / "x.csv", values=stars, header="user,film,day,Book-Rating")
+    with pytest.raises(ValueError, match=f"got 18 times {marker} where all others are from 0 to 5; write NaN"):
+        read_entries(tmp_path / "x.csv", None)
+
+
 @pytest.mark.parametrize("index", [numbered(), KNOWN + 1, KNOWN * [1, 1, 5000], numbered(1)])
 def test_a_shape_makes_any_numbering_plain(tmp_path, index):
     shape = tuple((index.max(0) + 3).tolist())
