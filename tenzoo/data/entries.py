@@ -110,6 +110,8 @@ def check_index(index: Array, shape: Sequence[int] | None, *, arg: str) -> tuple
         whole = np.isfinite(index) & (np.floor(index) == index) & (np.abs(index) < _MAX_EXACT_FLOAT)
         if not whole.all():
             raise ValueError(f"expected integer indices in `{arg}`, got {index[~whole][0]}; write whole numbers")
+        if (np.signbit(index) & (index == 0)).any():  # "-0,33" of decimal commas
+            raise ValueError(f"expected indices of at least 0 in `{arg}`, got -0; write decimals with a point")
     elif index.dtype.kind not in "iu":
         raise ValueError(f"expected integer indices in `{arg}`, got dtype {index.dtype}; convert them to int64")
     if index.min() < 0:

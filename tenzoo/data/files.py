@@ -1,5 +1,6 @@
 """The user's own files. Nothing in them is ever executed: no pickles, no code."""
 
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -12,21 +13,24 @@ import torch
 from tenzoo.data.arrays import TooLargeError, check_inflation, read_npy, read_npz
 from tenzoo.data.entries import Array, Entries, check_index, check_shape, dense_entries, sparse_entries
 from tenzoo.data.markers import check_markers
-from tenzoo.data.meaning import check_columns, check_dense, check_numbering, is_rating
+from tenzoo.data.meaning import check_columns, check_dense, check_last_columns, check_numbering, is_rating
 from tenzoo.weights import OversizedError, load_torch
 
 FILE_ENDINGS = (".csv", ".npy", ".npz", ".pt")
 INDEX_ENDINGS = (".csv", ".npz")
 SPARSE_ENDINGS = (".csv", ".npz")
 
+_PADDED = re.compile(rb",[ \t]*0\d+[ \t]*(?:[\r\n]|$)")
+
 T = TypeVar("T")
 
 
 class Table(NamedTuple):
-    """A ``.csv`` file: what its header calls the columns, if it has one, and the numbers."""
+    """A ``.csv`` file: the names of its columns, if it has a header, the numbers, and if a last one starts with 0."""
 
     names: list[str] | None
     numbers: Array
+    padded: bool
 
 
 def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset") -> tuple[Entries, tuple[int, ...]]:
@@ -61,9 +65,12 @@ def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset
         case ".pt":
             return _dense(_tensor_values(_read(path, _parse_pt, arg), arg), arg)
         case ".csv":
-            names, table = _read(path, _parse_csv, arg)
-            check_columns(names, arg=arg)
-            return _sparse(table[:, :-1], table[:, -1], shape, names, arg)
+            table = _read(path, _parse_csv, arg)
+            check_columns(table.names, arg=arg)
+            entries = _sparse(table.numbers[:, :-1], table.numbers[:, -1], shape, table.names, arg)
+            if shape is None and table.names is None:
+                check_last_columns(table.numbers, padded=table.padded, arg=arg)
+            return entries
         case ".npz":
             return _npz_entries(_read(path, read_npz, arg), shape, arg)
     raise ValueError(f"expected a file ending in {', '.join(FILE_ENDINGS)} in `{arg}`, got {str(path)!r}; convert it")
@@ -146,7 +153,8 @@ def _parse_csv(path: Path) -> Table:
         table = np.loadtxt(file, delimiter=",", comments=None, ndmin=2, dtype=np.float64)
         if header and len(table) and table.shape[1] != len(first.split(",")):
             raise ValueError("as many names as columns")  # else a decimal comma would make an index of a number
-        return Table(first.rstrip("\n").split(",") if header else None, table)
+        padded = not header and _PADDED.search(path.read_bytes()) is not None
+        return Table(first.rstrip("\n").split(",") if header else None, table, padded)
 
 
 def _csv_fault(path: Path) -> tuple[str, str] | None:
@@ -155,7 +163,10 @@ def _csv_fault(path: Path) -> tuple[str, str] | None:
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             fields, text = line.split(","), line.rstrip("\n")
-            given = f"{text if len(text) <= 60 else text[:60] + '…'!r}; check the line"
+            remedy = (
+                "write commas between columns, points in numbers" if ";" in text or "\t" in text else "check the line"
+            )
+            given = f"{text if len(text) <= 60 else text[:60] + '…'!r}; {remedy}"
             header = number == 1 and len(fields) > 1 and _is_header(fields)
             if "\ufffd" in line or "\0" in line:
                 return None  # no text at all

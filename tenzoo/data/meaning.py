@@ -12,6 +12,9 @@ _MAX_MODES = 8
 """A list of entries with more columns of indices than this is a dense table, unless a shape says otherwise."""
 _MIN_ROWS = 10
 """In fewer rows all indices of a column may differ by chance."""
+_MIN_DIGITS = 20
+"""So many decimals are hardly ever all from 1 to 5; three times as many of two digits hardly ever without a 0 first."""
+_LEAST_TIMESTAMP = 1000
 _ROW_NAMES = frozenset({"", "unnamed: 0", "index", "row", "id"})
 """What a column of row numbers is called, in lower case."""
 _RATING_NAMES = frozenset({"rating", "ratings", "star", "stars"})
@@ -111,6 +114,38 @@ def check_numbering(index: Array, names: Sequence[str] | None, *, arg: str) -> N
                 f"expected indices from 0 on in {where}, got {smallest} to {largest}; subtract {smallest} if they "
                 f"count from {smallest}, or give `shape` if nothing is known at lower ones"
             )
+
+
+def check_last_columns(table: Array, *, padded: bool, arg: str) -> None:
+    """Refuse a table without names whose last two columns may be one number with a decimal comma, or a timestamped one.
+
+    So it may be where all numbers are whole and the rows differ without the last index. Not asked where the user gives
+    a shape.
+
+    Args:
+        table: Shape ``(n, order + 1)``.
+        padded: Whether a number of the last column is written with a zero in front.
+        arg: Name of the argument, for the error.
+
+    Raises:
+        ValueError: If so.
+
+    Example:
+        >>> check_last_columns(np.array([[0, 0, 0, 2], [0, 0, 1, 5]]), padded=False, arg="dataset")
+    """
+    count, width = table.shape
+    last = table[:, -1]
+    if width < 4 or count < 2 or not ((last >= 0) & (np.floor(table) == table).all(axis=1)).all():
+        return
+    largest = last.max()
+    stamped = largest >= _LEAST_TIMESTAMP and len(np.unique(last)) == count >= _MIN_ROWS
+    digits = (count < _MIN_DIGITS or last.min() == 0 or largest > 5) if largest < 10 else count < 3 * _MIN_DIGITS
+    if (padded or stamped or digits) and len(np.unique(table[:, :-2], axis=0)) == len(np.unique(table[:, :-1], axis=0)):
+        raise ValueError(
+            f"expected column {width - 1} of `{arg}` to tell rows apart, as an index does, got {count} that differ "
+            f"without it, as with a decimal comma, or a timestamp behind the value; write {table[0, -2]:.0f}."
+            f"{last[0]:.0f} for a number, leave a timestamp out, or name all columns in a first line"
+        )
 
 
 def check_dense(values: Array, *, arg: str) -> None:

@@ -93,7 +93,14 @@ WRITERS = {
     "half_word.csv": (lambda p: p.write_text("0,1,x\n0,2,5"), "by commas in line 1 of .*, got '0,1,x'"),
     "gap.csv": (lambda p: p.write_text("i,j,v\n\n0,1,\n"), "by commas in line 3 of .*, got '0,1,'"),
     "ragged.csv": (lambda p: p.write_text("i,j,v\n0,1,5\n\n0,2\n"), "3 columns in line 4 of .*, got 2: '0,2'; check"),
-    "semicolon.csv": (lambda p: p.write_text("0;1;5\n"), "by commas in line 1 of .* in `dataset`, got '0;1;5'"),
+    "semicolon.csv": (
+        lambda p: p.write_text("0;1;5\n"),
+        "by commas in line 1 of .* in `dataset`, got '0;1;5'; write commas",
+    ),
+    "both.csv": (
+        lambda p: p.write_text("1;2;3,5\n1;0;2,5\n"),
+        "got '1;2;3,5'; write commas between columns, points in",
+    ),
     "decimal_comma.csv": (lambda p: p.write_text("i;j;v\n0;1;5,5\n"), "by commas in line 1 of .*, got 'i;j;v'"),
     "tab.csv": (lambda p: p.write_text("0\t1\t5\n0\t2\t5\n"), r"by commas in line 1 of .*, got '0\\t1\\t5'"),
     "long.csv": (lambda p: p.write_text("0 " * 999), "in line 1 of .*, got '[0 ]{60}…'"),

@@ -129,6 +129,65 @@ def test_markers_among_ratings(tmp_path, marker):
         read_entries(tmp_path / "x.csv", None)
 
 
+PAIRS = np.stack(np.meshgrid(np.arange(12), np.arange(11), indexing="ij"), -1).reshape(-1, 2)
+
+
+def lines_of(values, pairs=PAIRS):
+    return "\n".join(f"{i},{j},{value}" for (i, j), value in zip(pairs.tolist(), values, strict=False))
+
+
+HALVES = [f"{stars},{half}" for stars, half in zip(np.arange(132) % 5, 5 * (np.arange(132) % 7 % 2), strict=True)]
+TENTHS = [f"{value:.1f}".replace(".", ",") for value in RNG.uniform(0, 6, 132)]
+HUNDREDTHS = [f"{value:.2f}".replace(".", ",") for value in RNG.uniform(0, 6, 132)]
+ROUNDED = [str(value).replace(".", ",") for value in RNG.uniform(0, 6, 132).round(2) + 0.001]
+STAMPED = [f"{stars},{1000000 + 7 * at}" for at, stars in enumerate(RNG.integers(0, 6, 132))]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [HALVES, TENTHS, HUNDREDTHS, ROUNDED, STAMPED, HALVES[:9], TENTHS[:9], HUNDREDTHS[:25], STAMPED[:25]],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_decimal_commas_and_timestamps_that_make_an_index_of_the_value(tmp_path, values, end):
+    (tmp_path / "x.csv").write_text(lines_of(values).replace("\n", end))
+    with pytest.raises(
+        ValueError, match=r"column 3 of `dataset` to tell rows apart.* write \d.\d+ for a number, leave"
+    ):
+        read_entries(tmp_path / "x.csv", None)
+    with pytest.raises(ValueError, match="inside the shape"):
+        read_entries(tmp_path / "x.csv", (12, 11))
+    (tmp_path / "y.csv").write_text("user,film,stars\n" + lines_of(values))
+    with pytest.raises(ValueError, match="3 columns in line 2"):
+        read_entries(tmp_path / "y.csv", None)
+
+
+def test_a_decimal_comma_below_zero(tmp_path):
+    (tmp_path / "x.csv").write_text("0,0,0,25\n0,1,-0,75\n1,0,0,5\n")
+    with pytest.raises(ValueError, match="indices of at least 0 in `dataset`, got -0; write decimals with a point"):
+        read_entries(tmp_path / "x.csv", None)
+
+
+WEEKS = RNG.integers(0, 4, 132)
+WEEKS[:4] = range(4)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        (lines_of([f"{week},{stars}" for week, stars in zip(WEEKS, RNG.integers(1, 6, 132), strict=True)]), None),
+        (lines_of([f"{week},{clicks}" for week, clicks in zip(WEEKS, RNG.integers(0, 99, 132), strict=True)]), None),
+        (lines_of([f"{week},{value}" for week, value in zip(WEEKS, RNG.normal(size=132), strict=True)]), None),
+        ("user,film,week,stars\n" + lines_of([f"{week},{at % 10}" for at, week in enumerate(WEEKS)]), None),
+        (lines_of([f"{week},{at % 10}" for at, week in enumerate(WEEKS)]), (12, 11, 4)),
+        (lines_of([f"{k},{7 * i % 10}" for i, (_, _, k) in enumerate(FULL)], FULL[:, :2]), None),
+    ],
+)
+def test_three_modes_of_whole_numbers(tmp_path, text, shape):
+    (tmp_path / "x.csv").write_text(text)
+    entries, found = read_entries(tmp_path / "x.csv", shape)
+    assert found == ((12, 11, 4) if len(entries) == 132 else (6, 5, 4))
+
+
 @pytest.mark.parametrize("index", [numbered(), KNOWN + 1, KNOWN * [1, 1, 5000], numbered(1)])
 def test_a_shape_makes_any_numbering_plain(tmp_path, index):
     shape = tuple((index.max(0) + 3).tolist())
