@@ -13,7 +13,14 @@ import torch
 from tenzoo.data.arrays import TooLargeError, check_inflation, read_npy, read_npz
 from tenzoo.data.entries import Array, Entries, check_index, check_shape, dense_entries, sparse_entries
 from tenzoo.data.markers import check_markers
-from tenzoo.data.meaning import check_columns, check_dense, check_last_columns, check_numbering, is_rating
+from tenzoo.data.meaning import (
+    check_columns,
+    check_dense,
+    check_last_columns,
+    check_no_times,
+    check_numbering,
+    is_rating,
+)
 from tenzoo.weights import OversizedError, load_torch
 
 FILE_ENDINGS = (".csv", ".npy", ".npz", ".pt")
@@ -67,6 +74,7 @@ def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset
         case ".csv":
             table = _read(path, _parse_csv, arg)
             check_columns(table.names, arg=arg)
+            check_no_times(table.numbers[:, -1], table.names, arg=arg)
             entries = _sparse(table.numbers[:, :-1], table.numbers[:, -1], shape, table.names, arg)
             if shape is None and table.names is None:
                 check_last_columns(table.numbers, padded=table.padded, arg=arg)

@@ -15,6 +15,7 @@ _MIN_ROWS = 10
 _MIN_DIGITS = 20
 """So many decimals are hardly ever all from 1 to 5; three times as many of two digits hardly ever without a 0 first."""
 _LEAST_TIMESTAMP = 1000
+_FROM_1990, _TO_2040 = 631_152_000, 2_208_988_800
 _ROW_NAMES = frozenset({"", "unnamed: 0", "index", "row", "id"})
 """What a column of row numbers is called, in lower case."""
 _RATING_NAMES = frozenset({"rating", "ratings", "star", "stars"})
@@ -47,6 +48,29 @@ def check_columns(names: Sequence[str] | None, *, arg: str) -> None:
                 f"expected the value in the last column of `{arg}`, got {_bare(last)!r}, as {what} is called; move the "
                 "value to the end, or call the column `value`"
             )
+
+
+def check_no_times(values: Array, names: Sequence[str] | None, *, arg: str) -> None:
+    """Refuse values that are seconds or milliseconds since 1970, or dates such as 20260131, unless a header names them.
+
+    Raises:
+        ValueError: If all of them lie from 1990 to 2040.
+
+    Example:
+        >>> check_no_times(np.arange(20.0) + 1e9, ["i", "j", "value"], arg="dataset")
+    """
+    known = values[np.isfinite(values)]
+    if len(known) < _MIN_ROWS or (known != np.floor(known)).any() or (names and _is_value(names[-1])):
+        return
+    low, high = known.min(), known.max()
+    seconds = any(scale * _FROM_1990 <= low and high < scale * _TO_2040 for scale in (1, 1e3, 1e6, 1e9))
+    day, month = known % 100, known // 100 % 100
+    dates = low >= 19900101 and high < 20400101 and ((day >= 1) & (day <= 31) & (month >= 1) & (month <= 12)).all()
+    if seconds or dates:
+        raise ValueError(
+            f"expected values in the last column of `{arg}`, got {low:.0f} to {high:.0f}, as times are written; move "
+            "the value to the end, or call the column `value` in a first line"
+        )
 
 
 def is_rating(names: Sequence[str] | None) -> bool:

@@ -167,6 +167,31 @@ def test_a_decimal_comma_below_zero(tmp_path):
         read_entries(tmp_path / "x.csv", None)
 
 
+TIMES = {
+    "seconds": 1_260_759_144 + np.arange(132) * 86_401,
+    "milliseconds": (1_260_759_144 + np.arange(132) * 86_401) * 1000 + 7,
+    "dates": 20_260_101 + np.arange(132) % 28 + 100 * (np.arange(132) % 12),
+}
+
+
+@pytest.mark.parametrize("header", ["", "user,item,clicked\n"])
+@pytest.mark.parametrize("name", TIMES)
+def test_times_are_no_values(tmp_path, name, header):
+    times = TIMES[name]
+    (tmp_path / "x.csv").write_text(header + lines_of(times.tolist()))
+    message = f"values in the last column of `dataset`, got {times.min()} to {times.max()}, as times are written; move"
+    with pytest.raises(ValueError, match=message):
+        read_entries(tmp_path / "x.csv", None)
+    (tmp_path / "y.csv").write_text("user,item,value\n" + lines_of(times.tolist()))
+    assert len(read_entries(tmp_path / "y.csv", None)[0]) == 132
+
+
+def test_large_whole_numbers_are_no_times(tmp_path):
+    for times in (TIMES["dates"] + 50, 3 * TIMES["seconds"], TIMES["seconds"] - 1_260_000_000):
+        (tmp_path / "x.csv").write_text(lines_of(times.tolist()))
+        assert len(read_entries(tmp_path / "x.csv", None)[0]) == 132
+
+
 WEEKS = RNG.integers(0, 4, 132)
 WEEKS[:4] = range(4)
 
