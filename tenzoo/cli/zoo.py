@@ -1,10 +1,11 @@
 """What the zoo holds: ``tenzoo list`` its entries, ``tenzoo describe`` the layers of one of them."""
 
 import copy
+import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from tenzoo.cores import find_core_groups
 from tenzoo.factorizations import Factorization
 from tenzoo.layers import TensorizedLayer
-from tenzoo.layers.cost import count
+from tenzoo.layers.cost import Counter
 
 RESULTS = "results.json"
 """Beside the configs: by the name of a config, what was published of it and what was measured."""
@@ -36,11 +37,12 @@ class Layer:
         factorization: Name of the format; None for a dense weight.
         modes: Shape of the tensor that is made of cores.
         rank: Its ranks.
-        parameters: Their number, bias included.
+        parameters: Their number, bias included, but for those of a layer further up.
         dense_parameters: What the dense layer has.
-        flops: Floating-point operations of a forward pass, two for a multiplication; None where it is not known.
-        contraction: The implementation that training takes.
-        milliseconds: Estimates for a step of training, by implementation.
+        flops: Floating-point operations of a forward pass, two for a multiplication, all calls together; None where it
+            is not known.
+        contraction: The implementation that training takes; both where one call takes another than the next.
+        milliseconds: Estimates for a step of training, by implementation, all calls together.
         core_group: Name of the core group.
     """
 
@@ -60,7 +62,7 @@ class Layer:
     @property
     def compression(self) -> float:
         """Dense parameters per parameter."""
-        return self.dense_parameters / self.parameters
+        return self.dense_parameters / self.parameters if self.parameters else 1.0
 
 
 def describe(model: nn.Module, inputs: Tensor | None = None) -> list[Layer]:
@@ -71,17 +73,17 @@ def describe(model: nn.Module, inputs: Tensor | None = None) -> list[Layer]:
         inputs: An input of it on the meta device, for which operations are counted.
     """
     groups = {id(group.cores[0]): group.name for group in find_core_groups(model)}
-    seen = {} if inputs is None else _inputs_of_modules(model, inputs)
+    seen = {} if inputs is None else _run(model, inputs)
     layers: list[Layer] = []
-    done: set[nn.Module] = set()
-    for name, module in model.named_modules():
-        if module in done:
-            continue
+    met: set[nn.Parameter] = set()
+    for name, module in _with_weights(model):
         if isinstance(module, TensorizedLayer | Factorization):
-            done.update(module.modules())
             layers.append(_tensorized(name, module, seen.get(name), groups))
-        elif any(True for _ in module.parameters(recurse=False)):
-            layers.append(_dense(name, module, seen.get(name)))
+        else:
+            own = dict.fromkeys(module.parameters(recurse=False))
+            number = sum(parameter.numel() for parameter in own if parameter not in met)
+            layers.append(_dense(name, module, number, seen.get(name)))
+        met.update(module.parameters(recurse=False))
     return layers
 
 
@@ -90,17 +92,49 @@ def totals(layers: Sequence[Layer]) -> tuple[int, int]:
     return sum(layer.parameters for layer in layers), sum(layer.dense_parameters for layer in layers)
 
 
-def _inputs_of_modules(model: nn.Module, inputs: Tensor) -> dict[str, tuple[nn.Module, Tensor]]:
+def _with_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules with parameters of their own, one that is made of cores as a whole."""
+    done: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if module in done:
+            continue
+        if isinstance(module, TensorizedLayer | Factorization):
+            done.update(module.modules())
+            yield name, module
+        elif any(True for _ in module.parameters(recurse=False)):
+            yield name, module
+
+
+@dataclass
+class _Calls:
+    """What a module is called with in a forward pass, and what it multiplies, its listed children left out."""
+
+    inputs: list[Any] = field(default_factory=list)
+    products: float = 0
+
+
+def _run(model: nn.Module, inputs: Tensor) -> dict[str, _Calls]:
     ghost = copy.deepcopy(model).to("meta").eval()
-    seen: dict[str, tuple[nn.Module, Tensor]] = {}
-    for name, module in ghost.named_modules():
+    seen: dict[str, _Calls] = {}
+    counter = Counter()
+    open_calls: list[list[float]] = []  # what was multiplied before, and by children
 
-        def remember(module: nn.Module, args: tuple[Any, ...], result: Any, name: str = name) -> None:
-            if args and isinstance(args[0], Tensor):
-                seen[name] = module, args[0]
+    def begin(*_: Any) -> None:
+        open_calls.append([counter.total.products, 0.0])
 
-        module.register_forward_hook(remember)
-    with torch.no_grad():
+    def end(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        before, children = open_calls.pop()
+        products = counter.total.products - before
+        if open_calls:
+            open_calls[-1][1] += products
+        calls = seen.setdefault(name, _Calls())
+        calls.inputs.extend([*args, *kwargs.values()][:1])
+        calls.products += products - children
+
+    for name, module in _with_weights(ghost):
+        module.register_forward_pre_hook(begin)
+        module.register_forward_hook(functools.partial(end, name), with_kwargs=True)
+    with torch.no_grad(), counter:
         ghost(inputs)
     return seen
 
@@ -108,7 +142,7 @@ def _inputs_of_modules(model: nn.Module, inputs: Tensor) -> dict[str, tuple[nn.M
 def _tensorized(
     name: str,
     module: TensorizedLayer[Any] | Factorization,
-    seen: tuple[nn.Module, Tensor] | None,
+    seen: _Calls | None,
     groups: Mapping[int, str],
 ) -> Layer:
     weight = module if isinstance(module, Factorization) else module.weight
@@ -123,14 +157,7 @@ def _tensorized(
         dense = math.prod(shape)
         flops, contraction = math.nan, module.implementation
         if seen is not None:
-            positions = module.positions(seen[1])
-            contraction = module.choose(positions, "training")
-            costs = module.costs
-            dense_way = costs.rebuild + costs.dense.at(positions)
-            chosen = costs.contract.at(positions) if contraction == "contract" else dense_way
-            flops = 2 * chosen.products
-            seconds = costs.seconds(positions, "training", weight.cores[0].device.type)
-            milliseconds = {key: 1e3 * value for key, value in seconds.items()}
+            flops, contraction, milliseconds = _estimated(module, seen.inputs)
     return Layer(
         name,
         type(module).__name__,
@@ -147,11 +174,24 @@ def _tensorized(
     )
 
 
-def _dense(name: str, module: nn.Module, seen: tuple[nn.Module, Tensor] | None) -> Layer:
-    own = list(module.parameters(recurse=False))
-    number = sum(parameter.numel() for parameter in own)
-    flops = None if seen is None else 2 * count(*seen).products
-    kind, shape = type(module).__name__, tuple(own[0].shape)
+def _estimated(module: TensorizedLayer[Any], inputs: Sequence[Tensor]) -> tuple[float, str, dict[str, float]]:
+    """Operations, implementations and milliseconds of some calls in training."""
+    costs, device = module.costs, module.weight.cores[0].device.type
+    flops, ways, milliseconds = 0.0, dict[str, None](), dict[str, float]()
+    for x in inputs:
+        positions = module.positions(x)
+        way = module.choose(positions, "training")
+        rebuilt = costs.rebuild + costs.dense.at(positions)
+        flops += 2 * (costs.contract.at(positions) if way == "contract" else rebuilt).products
+        ways[way] = None
+        for key, seconds in costs.seconds(positions, "training", device).items():
+            milliseconds[key] = milliseconds.get(key, 0.0) + 1e3 * seconds
+    return flops, " and ".join(ways), milliseconds
+
+
+def _dense(name: str, module: nn.Module, number: int, seen: _Calls | None) -> Layer:
+    flops = None if seen is None else 2 * seen.products
+    kind, shape = type(module).__name__, tuple(next(module.parameters(recurse=False)).shape)
     return Layer(name, kind, shape, None, None, None, number, number, flops, None, None, None)
 
 

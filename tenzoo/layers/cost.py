@@ -179,7 +179,7 @@ def count(function: Callable[..., Tensor], *inputs: Tensor) -> Cost:
         >>> count(torch.mm, torch.empty(2, 3, device="meta"), torch.empty(3, 4, device="meta"))
         Cost(products=24.0, elements=26, launches=1, delay=0.0)
     """
-    counter = _Counter()
+    counter = Counter()
     with torch.no_grad(), counter:
         function(*inputs)
     return counter.total
@@ -227,7 +227,13 @@ def count_per_position(
     return LinearCost(call, output, input_)
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what is done within its context.
+
+    Attributes:
+        total: So far.
+    """
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = Cost()

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tenzoo.cli import main
-from tenzoo.cli.zoo import describe, read_results
+from tenzoo.cli.zoo import describe, read_results, totals
 from tenzoo.layers import TensorizedConv2d, TensorizedLinear
+from tenzoo.layers.cost import Positions
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RING = ("--config", str(CONFIGS / "tr_resnet20_cifar10.yaml"))
@@ -85,6 +87,65 @@ def test_operations_are_those_of_the_way_that_is_taken():
     assert layer.flops == pytest.approx(2 * 16 * (40 * 2 + 2 * 2 + 2 * 30))
     (layer,) = describe(kernel, torch.empty(2, 4, 8, 8, device="meta"))
     assert layer.flops == pytest.approx(2 * (2 * 64 * 4 * 9 * 6 + kernel.weight.multiplications))
+
+
+class Tied(nn.Module):
+    """Two names for one weight, a call by keyword, and a parameter beside the layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
+        self.second.weight = self.first.weight
+        self.scale = nn.Parameter(torch.ones(8, 8))
+
+    def forward(self, x):
+        return self.second(input=self.first(x) @ self.scale)
+
+
+def contracted(kind, *args, **kwargs):
+    return kind(*args, factorization="tt", rank=4, implementation="contract", **kwargs)
+
+
+def twice(layer):
+    return nn.Sequential(layer, nn.ReLU(), layer)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: twice(nn.Linear(32, 32)), (8, 32)),
+        (lambda: twice(contracted(TensorizedLinear, 32, 32)), (8, 32)),
+        (lambda: twice(contracted(TensorizedConv2d, 8, 8, 3)), (2, 8, 9, 9)),
+        (lambda: contracted(TensorizedConv2d, 8, 16, 5), (2, 8, 12, 12)),
+        (lambda: contracted(TensorizedConv2d, 8, 16, 3, stride=2, padding=1), (2, 8, 7, 7)),
+        (Tied, (5, 8)),
+        (lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), (3, 5, 16)),
+    ],
+)
+def test_a_described_network_has_the_operations_and_parameters_that_torch_counts(make, shape):
+    model = make()
+    layers = describe(model, torch.empty(shape, device="meta"))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.randn(shape))
+    assert sum(layer.flops or 0 for layer in layers) == pytest.approx(counter.get_total_flops())
+    assert totals(layers)[0] == sum(parameter.numel() for parameter in model.parameters())
+    assert all(layer.compression > 0 for layer in layers)
+
+
+def test_a_layer_that_takes_both_ways_says_so():
+    layer = TensorizedLinear(256, 256, factorization="tt", rank=64)
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(x[:2]), self.layer(x)
+
+    (described,) = describe(Both(), torch.empty(16384, 256, device="meta"))
+    ways = {layer.choose(Positions(rows, rows), "training") for rows in (2, 16384)}
+    assert set(described.contraction.split(" and ")) == ways == {"contract", "reconstruct"}
 
 
 @pytest.mark.parametrize(
