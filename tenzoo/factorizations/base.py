@@ -271,11 +271,11 @@ class Factorization(nn.Module, CoreProvider):
         return f"shape={self.shape}, rank={self.rank}, init_std={self.init_std:g}, parameters={count} of {dense}"
 
     @classmethod
-    def _resolve(cls, shape: tuple[int, ...], rank: Rank) -> tuple[int, ...]:
+    def _resolve(cls, shape: tuple[int, ...], rank: Rank, num_dense: int | None = None) -> tuple[int, ...]:
         resolved = resolve_rank(
             rank,
             num_ranks=cls._num_ranks(len(shape)),
-            num_dense=math.prod(shape),
+            num_dense=num_dense or math.prod(shape),
             num_parameters=lambda ranks: cls._count(shape, cls._admitted_rank(shape, ranks)),
         )
         return cls._admitted_rank(shape, resolved)

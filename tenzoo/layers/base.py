@@ -185,7 +185,7 @@ class TensorizedLayer(MadeOfCores, Generic[L]):
         dense: Tensor = layer.weight.detach()  # type: ignore[operator]
         if dense.is_meta:
             raise ValueError("expected a layer with numbers in its weight in `layer`, got one on the meta device")
-        made.weight = type(made.weight).decompose(made._tensorized(dense), rank, metric=metric)
+        made.weight = type(made.weight).decompose(made._tensorized(dense), made.weight.rank, metric=metric)
         made.weight.requires_grad_(bool(layer.weight.requires_grad))
         made._count_costs()
         made._take_rest(layer)

@@ -99,7 +99,9 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
         if kind is BlockTT:
             rows, columns = paired(rows, columns)
         self.tensorization = rows, columns
-        self.weight = kind((*rows, *columns), rank, device=device, dtype=dtype)
+        shape = (*rows, *columns)
+        ranks = kind._resolve(shape, rank, num_embeddings * embedding_dim)  # a fraction of the table, not of its cover
+        self.weight = kind(shape, ranks, device=device, dtype=dtype)
         padding = self.weight.cores[0].new_zeros(embedding_dim)
         self.register_buffer("padding_row", None if self.padding_idx is None else padding)
         self._count_costs()

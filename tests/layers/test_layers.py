@@ -117,6 +117,17 @@ def test_the_choice_is_the_shorter_estimate(phase, device):
     assert phase == "kept" or len(chosen) == 2
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("rows", "fraction"), [(23, 0.5), (131, 0.25), (1009, 0.1)])
+def test_a_fraction_is_one_of_the_table_and_not_of_what_covers_it(name, rows, fraction):
+    layer = TensorizedEmbedding(rows, 64, factorization=name, rank=fraction)
+    assert sum(core.numel() for core in layer.weight.cores) <= fraction * rows * 64
+    made = TensorizedEmbedding.from_dense(layer.to_dense(), factorization=name, rank=fraction)
+    assert made.weight.rank == type(made.weight)._usable_rank(layer.weight.shape, layer.weight.rank)
+    with pytest.raises(ValueError, match="expected a fraction in `rank` that leaves room"):
+        TensorizedEmbedding(rows, 64, factorization=name, rank=1e-4)
+
+
 def test_a_parametrized_core_is_still_a_core():
     class Doubled(nn.Module):
         def forward(self, x):
