@@ -23,13 +23,15 @@ _POSSIBLE = (
 """Stand for missing values only where they occur again, among at least three others."""
 _SATURATED = (127.0, 255.0)
 """Bytes are cut off there, with or without a gap below."""
+_LEAST_PEAK = 9999
+"""A price may be 999 again and again."""
 _FEW = 3
 _MANY = 10
 
 
 @dataclass(frozen=True)
 class _Rest:
-    """What is no marker: its smallest and largest value, widest gap, and how many differ and occur at most."""
+    """What is no marker: its smallest and largest value, widest gap, how many differ, the most one but 0 occurs."""
 
     low: float
     high: float
@@ -40,7 +42,8 @@ class _Rest:
     @classmethod
     def of(cls, values: Array, counts: Array) -> "_Rest":
         spacing = float(np.diff(values).max()) if len(values) > 1 else 0.0
-        return cls(float(values[0]), float(values[-1]), spacing, len(values), int(counts.max()))
+        most = max(1, int(counts[values != 0].max(initial=0)))
+        return cls(float(values[0]), float(values[-1]), spacing, len(values), most)
 
     @property
     def span(self) -> float:
@@ -99,17 +102,19 @@ def _among(exact: Array, markers: tuple[float, ...]) -> Array:
 
 
 def _is_marker(value: float, count: int, rest: _Rest, *, usual: bool, rated: bool) -> bool:
-    if not usual and (count < 2 or rest.different < _FEW):
-        return False
     gap = rest.gap(value)
-    if gap <= 0:  # between the others only if it stands out as a peak
-        return usual and value < 0 and count >= _MANY * max(1, rest.most)
+    peak = count >= _MANY * rest.most
+    if not usual and (count < 2 or (rest.different < _FEW and not gap > _MANY * rest.span > 0)):
+        return False
+    if gap <= 0:  # between the others
+        return peak and (value == -1 or (usual and not 0 < value < _LEAST_PEAK))
     if value == -1:
-        above = rest.low >= 0
-        return above and (rated or gap > rest.spacing or count >= _FEW * rest.most)
+        return rest.low >= 0 and (rated or gap > rest.spacing or count >= _FEW * rest.most)
     if gap > rest.span or (value < 0 <= rest.low and (count > 1 or gap > rest.spacing)):
         return True
-    return count > 1 and value not in _SATURATED and gap > _MANY * rest.spacing
+    if peak and usual and value < 0 and value not in _LIMITS:
+        return True
+    return count > 1 and value not in _SATURATED and gap > (_FEW if peak else _MANY) * rest.spacing
 
 
 def _far_off(numbers: Array, counts: Array) -> list[int]:

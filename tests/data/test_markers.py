@@ -74,11 +74,20 @@ def test_a_marker_that_is_nearer_than_the_others_are_apart(fill, whole):
         check_markers(np.where(LACKING, fill, others), arg="dataset")
 
 
-def test_a_marker_between_the_values_stands_out_as_a_peak():
-    others = RNG.normal(0, 2000, BASE.shape)
-    with pytest.raises(ValueError, match=rf"got {COUNT} times -999 where"):
-        check_markers(np.where(LACKING, -999, others), arg="dataset")
-    check_markers(np.where(np.arange(600).reshape(BASE.shape) < 5, -999, others), arg="dataset")
+WIDE = RNG.normal(0, 2000, BASE.shape)
+
+
+@pytest.mark.parametrize("fill", [-999, -1, -9999, 9999, -999.9, -32768])
+def test_a_marker_near_or_between_the_values_stands_out_as_a_peak(fill):
+    for others in (WIDE, np.where(RNG.random(BASE.shape) < 0.5, 0, WIDE)):
+        with pytest.raises(ValueError, match=rf"got {COUNT} times {fill} where"):
+            check_markers(np.where(LACKING, fill, others), arg="dataset")
+    check_markers(np.where(np.arange(600).reshape(BASE.shape) < 5, -999, WIDE), arg="dataset")
+
+
+def test_a_marker_beside_two_classes():
+    with pytest.raises(ValueError, match=rf"got {COUNT} times 255 where all others are from 1 to 2"):
+        check_markers(np.where(LACKING, 255, RNG.integers(1, 3, BASE.shape)).astype(np.uint8), arg="dataset")
 
 
 def test_two_markers_do_not_hide_each_other():
@@ -143,6 +152,9 @@ PLAIN = {
     "-1 to 1": np.clip(RNG.normal(0, 1, (30, 30)), -1, 1),
     "cut at 0": np.maximum(RNG.normal(0, 1, (30, 30)), 0),
     "rare counts": np.where(RNG.random((30, 30)) < 0.9, 0.0, RNG.integers(900, 1000, (30, 30))),
+    "sparse signs": RNG.choice([-1.0, 0.0, 0.0, 0.0, 1.0], (30, 30)),
+    "cut at 9999": np.minimum(RNG.exponential(6000, (60, 60)), 9999),
+    "saturated functions": np.tanh(RNG.normal(0, 30, (60, 60))).round(6),
     "heavy tail": RNG.pareto(1, (60, 60)),
     "heavy tail of counts": RNG.zipf(2, (60, 60)).astype(float),
     "money": RNG.choice([9.99, 19.99, 49.99, 99.0, 199.0, 499.0, 999.0, 1999.0], (30, 30)),
