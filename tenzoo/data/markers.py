@@ -19,12 +19,15 @@ _USUAL = (
 _POSSIBLE = (
     *(-1.0, -77.0, 77.0, -88.0, 88.0, 99.0, -777.0, 777.0, 888.0, 99.9, 999.9, 1e10, 1e15),
     *(-127.0, -128.0, 127.0, 255.0, 32767.0, -65504.0, 65504.0, 65535.0, -1e3, -1e4, -1e5, -1e6),
+    *(63.0, 16959.0),  # 999999 in one byte and in two
 )
 """Stand for missing values only where they occur again, among at least three others."""
 _SATURATED = (127.0, 255.0)
 """Bytes are cut off there, with or without a gap below."""
 _LEAST_PEAK = 9999
 """A price may be 999 again and again."""
+_LEAST_CODE = 256
+"""Smaller whole numbers are limits of bytes, percentages and scales."""
 _FEW = 3
 _MANY = 10
 
@@ -118,11 +121,16 @@ def _is_marker(value: float, count: int, rest: _Rest, *, usual: bool, rated: boo
 
 
 def _far_off(numbers: Array, counts: Array) -> list[int]:
-    """The place of a value that occurs again, ten times farther from all others than these are apart."""
+    """The place of a value that occurs again and again, far from all others.
+
+    It is ten times farther off than these are apart, or a large whole number and a peak beyond any gap between them.
+    """
     if len(numbers) <= _FEW:
         return []
     for place, others in ((0, slice(1, None)), (len(numbers) - 1, slice(None, -1))):
-        rest = _Rest.of(numbers[others], counts[others])
-        if counts[place] >= _FEW and numbers[place] != 0 and rest.gap(numbers[place]) > _MANY * rest.span:
+        rest, value, count = _Rest.of(numbers[others], counts[others]), numbers[place], counts[place]
+        gap = rest.gap(value)
+        code = abs(value) >= _LEAST_CODE and value == np.floor(value) and count >= _MANY * rest.most
+        if count >= _FEW and value != 0 and (gap > _MANY * rest.span or (code and gap > _MANY * rest.spacing)):
             return [place]
     return []

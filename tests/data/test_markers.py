@@ -90,6 +90,19 @@ def test_a_marker_beside_two_classes():
         check_markers(np.where(LACKING, 255, RNG.integers(1, 3, BASE.shape)).astype(np.uint8), arg="dataset")
 
 
+@pytest.mark.parametrize("fill", [-28672, -3000, -12345, 70000])
+def test_a_code_that_nobody_knows_is_a_peak_beyond_any_gap(fill):
+    with pytest.raises(ValueError, match=rf"got {COUNT} times {fill} where .* or bring it nearer to the others"):
+        check_markers(np.where(LACKING, fill, RNG.uniform(-500, 10000, BASE.shape).round()), arg="dataset")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int16, np.uint16, np.int32, np.int64, np.float32, np.float64])
+def test_what_numpy_writes_for_masked_values(kind):
+    values = np.ma.masked_array(RNG.integers(1, 6, BASE.shape).astype(kind), LACKING).filled()
+    with pytest.raises(ValueError, match=rf"got {COUNT} times \S+ where all others are from 1 to 5"):
+        check_markers(values, arg="dataset")
+
+
 def test_two_markers_do_not_hide_each_other():
     values = BASE.copy()
     values[:3], values[3:5] = -999, 999
