@@ -28,10 +28,16 @@ register_optimizer_step_post_hook(_note_step)
 
 class _Kept(NamedTuple):
     weight: Tensor
+    version: int
+    """Of the weight: what a caller writes into it is not what the cores make."""
     cores: tuple[Tensor, ...]
     states: tuple[object, ...]
     storages: tuple[object, ...]
     """Held, so that a core that is given other memory does not find it where the old one was."""
+
+    def holds(self, cores: tuple[Tensor, ...], states: tuple[object, ...]) -> bool:
+        """Whether it is still what these cores make."""
+        return states == self.states and all(map(is_, cores, self.cores)) and self.weight._version == self.version
 
 
 def _state(core: Tensor) -> object:
@@ -82,14 +88,14 @@ class MadeOfCores(nn.Module, CoreProvider):
             return self._rebuild()
         states = tuple(map(_state, cores))
         kept = self._kept
-        if kept is not None and states == kept.states and all(map(is_, cores, kept.cores)):
+        if kept is not None and kept.holds(cores, states):
             return kept.weight
         # An inference tensor could not take part in a later backward pass.
         with torch.inference_mode(False), torch.no_grad():
             weight = self._rebuild()
         if any(core.is_cpu and core.is_shared() for core in cores):  # type: ignore[no-untyped-call]
             return weight
-        self._kept = _Kept(weight, cores, states, tuple(core.untyped_storage() for core in cores))
+        self._kept = _Kept(weight, weight._version, cores, states, tuple(core.untyped_storage() for core in cores))
         return weight
 
     def _rebuild(self) -> Tensor:

@@ -124,6 +124,13 @@ def test_cores_in_shared_memory_leave_no_stale_weight():
     assert_fresh(layer)
 
 
+def test_what_is_written_into_a_kept_weight_does_not_stay():
+    layer = conv().eval()
+    with torch.no_grad():
+        layer.dense_weight().mul_(2)
+    assert_fresh(layer)
+
+
 def test_data_of_other_strides_leaves_no_stale_weight():
     layer = linear("cp", rank=8).eval()
     with torch.no_grad():
