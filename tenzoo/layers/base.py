@@ -137,11 +137,17 @@ class TensorizedLayer(MadeOfCores, Generic[L]):
             implementation: As in the constructor.
 
         Raises:
-            TypeError: If the layer is of another class.
+            TypeError: If the layer is of another class, or has a forward pass of its own.
             ValueError: As the constructor.
         """
         if not isinstance(layer, cls._torchs):
             raise TypeError(f"expected a torch.nn.{cls._torchs.__name__} in `layer`, got a {type(layer).__name__}")
+        for name in ("forward", "_conv_forward"):
+            if name in vars(layer) or getattr(type(layer), name, None) is not getattr(cls._torchs, name, None):
+                raise TypeError(
+                    f"expected a torch.nn.{cls._torchs.__name__} in `layer` that computes what torch's does, got a "
+                    f"{type(layer).__name__} with a `{name}` of its own"
+                )
         arguments: dict[str, Any] = {
             **cls._arguments(layer),
             "factorization": factorization,
@@ -175,7 +181,7 @@ class TensorizedLayer(MadeOfCores, Generic[L]):
             metric: In which the error is made small (see :meth:`~tenzoo.factorizations.Factorization.decompose`).
 
         Raises:
-            TypeError: If the layer is of another class.
+            TypeError: If the layer is of another class, or has a forward pass of its own.
             ValueError: As the constructor, or if the weight holds NaN or infinity, or is on the meta device.
             MemoryError: If the decomposition would take more than 8 GiB beside the weight.
         """

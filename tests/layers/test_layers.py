@@ -117,6 +117,34 @@ def test_the_choice_is_the_shorter_estimate(phase, device):
     assert phase == "kept" or len(chosen) == 2
 
 
+class Tripled(nn.Linear):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class Scaled(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, 2 * weight, bias)
+
+
+class Named(nn.Linear):
+    pass
+
+
+def test_a_layer_with_a_forward_pass_of_its_own_is_refused():
+    bound = nn.Linear(4, 4)
+    bound.forward = lambda x: x
+    for kind, dense, name in (
+        (TensorizedLinear, Tripled(4, 4), "forward"),
+        (TensorizedLinear, bound, "forward"),
+        (TensorizedConv2d, Scaled(4, 4, 3), "_conv_forward"),
+    ):
+        with pytest.raises(TypeError, match=f"got a {type(dense).__name__} with a `{name}` of its own"):
+            kind.from_dense(dense, factorization="tt", rank=2)
+    dense, x = Named(4, 4), torch.randn(3, 4)
+    torch.testing.assert_close(TensorizedLinear.from_dense(dense, factorization="tt", rank=4)(x), dense(x))
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("rows", "fraction"), [(23, 0.5), (131, 0.25), (1009, 0.1)])
 def test_a_fraction_is_one_of_the_table_and_not_of_what_covers_it(name, rows, fraction):
