@@ -137,17 +137,11 @@ class TensorizedLayer(MadeOfCores, Generic[L]):
             implementation: As in the constructor.
 
         Raises:
-            TypeError: If the layer is of another class, or has a forward pass of its own.
+            TypeError: If the layer is of another class.
             ValueError: As the constructor.
         """
         if not isinstance(layer, cls._torchs):
             raise TypeError(f"expected a torch.nn.{cls._torchs.__name__} in `layer`, got a {type(layer).__name__}")
-        for name in ("forward", "_conv_forward"):
-            if name in vars(layer) or getattr(type(layer), name, None) is not getattr(cls._torchs, name, None):
-                raise TypeError(
-                    f"expected a torch.nn.{cls._torchs.__name__} in `layer` that computes what torch's does, got a "
-                    f"{type(layer).__name__} with a `{name}` of its own"
-                )
         arguments: dict[str, Any] = {
             **cls._arguments(layer),
             "factorization": factorization,
@@ -188,6 +182,12 @@ class TensorizedLayer(MadeOfCores, Generic[L]):
         made = cls.empty_like(
             layer, factorization=factorization, rank=rank, tensorization=tensorization, implementation=implementation
         )
+        for name in ("forward", "_conv_forward"):
+            if name in vars(layer) or getattr(type(layer), name, None) is not getattr(cls._torchs, name, None):
+                raise TypeError(
+                    f"expected a torch.nn.{cls._torchs.__name__} in `layer` that computes what torch's does, got a "
+                    f"{type(layer).__name__} with a `{name}` of its own"
+                )
         dense: Tensor = layer.weight.detach()  # type: ignore[operator]
         if dense.is_meta:
             raise ValueError("expected a layer with numbers in its weight in `layer`, got one on the meta device")
