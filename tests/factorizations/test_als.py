@@ -42,7 +42,8 @@ def cases(tensor):
 
 @pytest.mark.parametrize("shape", [(5, 4, 6), (6, 4, 5), (4, 6, 5)])
 @pytest.mark.parametrize("name", ["cp", "tr"])
-def test_one_sweep_is_that_of_plain_least_squares(name, shape):
+def test_one_sweep_is_that_of_plain_least_squares(name, shape, monkeypatch):
+    monkeypatch.setattr(als, "_RIDGE", 0.0)
     tensor = weight(shape)
     fit, start, einsum = cases(tensor)[name]
     found, error = fit(tensor, start, sweeps=1)
@@ -61,6 +62,22 @@ def test_carrying_on_takes_less_than_half_of_the_sweeps(name):
     fit, start, einsum = cases(tensor)[name]
     _, plain = plain_sweeps(tensor, start, 50, einsum)
     assert fit(tensor, start, sweeps=25)[1] < plain
+
+
+@pytest.mark.parametrize(("kind", "rank"), [(CP, 8), (CP, 30), (TensorRing, 3), (TensorRing, 5)])
+def test_terms_that_cancel_each_other_stay_small_at_the_same_error(kind, rank, monkeypatch):
+    """Core norms of the tensor's own size: a step of training moves the tensor by the product of all but one."""
+    tensor, found = weight(), []
+    for ridge in (als._RIDGE, 0.0):
+        monkeypatch.setattr(als, "_RIDGE", ridge)
+        made = kind.decompose(tensor, rank)
+        with torch.no_grad():
+            rebuilt = made.reconstruct()
+        norms = torch.stack([core.detach().square().sum() for core in made.cores])
+        found.append((float(torch.dist(rebuilt, tensor)), float(norms.prod() / rebuilt.square().sum())))
+    (error, size), (plain_error, plain_size) = found
+    assert error < 1.025 * plain_error
+    assert size < 0.1 * plain_size
 
 
 @pytest.mark.parametrize("kind", [CP, TensorRing])
