@@ -137,7 +137,7 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
         if self.padding_row is None:
             return rows
         assert self.padding_idx is not None
-        return torch.where(index.eq(self.padding_idx).unsqueeze(-1), self.padding_row, rows)
+        return torch.where(index.eq(self.padding_idx).unsqueeze(-1), self.padding_row.to(rows.dtype), rows)
 
     def _rebuild(self) -> Tensor:
         table = super()._rebuild()

@@ -94,3 +94,10 @@ def test_a_plan_keeps_its_promises(name, zero):
         torch.testing.assert_close(float(off), made.layers[0].error, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(restore_(Bag(torch.zeros(60, 32)), made, small.state_dict())(held), small(held))
         torch.testing.assert_close(fold_(copy.deepcopy(small))(held), small(held))
+
+
+def test_cores_of_another_precision_keep_theirs(pretrained):
+    layer = TensorizedEmbedding.from_dense(pretrained, factorization="tt", rank=2)
+    layer.weight.bfloat16()  # as where buffers keep their precision, and parameters do not
+    assert layer(INDEX).dtype == layer.dense_weight().dtype == torch.bfloat16
+    torch.testing.assert_close(layer(INDEX)[0, 1], pretrained.weight[1].bfloat16())
