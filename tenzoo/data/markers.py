@@ -63,7 +63,7 @@ def check_markers(values: Array, *, arg: str, rated: bool = False) -> None:
     Args:
         values: Of any shape and real type; NaN means missing.
         arg: Name of the argument, for the error.
-        rated: Whether these are ratings by their name, which are never −1.
+        rated: Whether these are ratings by their name, which are never −1, and 0 only as one grade among others.
 
     Raises:
         ValueError: If there are some.
@@ -74,7 +74,7 @@ def check_markers(values: Array, *, arg: str, rated: bool = False) -> None:
     known = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     exact, counts = np.unique(known, return_counts=True)
     numbers = exact.astype(np.float64)
-    usual, possible = (_among(exact, markers) for markers in (_USUAL, _POSSIBLE))
+    usual, possible = (_among(exact, markers) for markers in (_USUAL, (*_POSSIBLE, 0.0) if rated else _POSSIBLE))
     plain = ~(usual | possible)
     found = np.zeros(len(numbers), dtype=bool)
     for place in np.flatnonzero(usual | possible):
@@ -111,8 +111,8 @@ def _is_marker(value: float, count: int, rest: _Rest, *, usual: bool, rated: boo
         return False
     if gap <= 0:  # between the others
         return peak and (value == -1 or (usual and not 0 < value < _LEAST_PEAK))
-    if value == -1:
-        return rest.low >= 0 and (rated or gap > rest.spacing or count >= _FEW * rest.most)
+    if value in (-1, 0):  # 0 only among ratings
+        return rest.low >= 0 and ((rated and value < 0) or gap > rest.spacing or count >= _FEW * rest.most)
     if gap > rest.span or (value < 0 <= rest.low and (count > 1 or gap > rest.spacing)):
         return True
     if peak and usual and value < 0 and value not in _LIMITS:

@@ -1,5 +1,6 @@
 """What stands for a missing value is refused, in every type and file, and what is a value is not."""
 
+import contextlib
 import re
 
 import numpy as np
@@ -203,3 +204,15 @@ def test_ratings_are_never_minus_one():
     with pytest.raises(ValueError, match="times -1 where all others are from 0 to 5"):
         check_markers(PLAIN["marks"], arg="dataset", rated=True)
     check_markers(RNG.integers(-3, 4, 90), arg="dataset", rated=True)
+
+
+@pytest.mark.parametrize(
+    ("share", "least", "refused"),
+    [(0.6, 1, True), (0.1, 2, True), (0.1, 1, False), (0.2, 1, False), (0, 1, False)],
+)
+def test_zero_among_ratings_is_a_grade_or_none_at_all(share, least, refused):
+    grades = np.where(RNG.random(900) < share, 0, RNG.integers(least, 11, 900)).astype(float)
+    check_markers(grades, arg="dataset")
+    message = f"times 0 where all others are from {least} to 10"
+    with pytest.raises(ValueError, match=message) if refused else contextlib.nullcontext():
+        check_markers(grades, arg="dataset", rated=True)
