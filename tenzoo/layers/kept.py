@@ -17,8 +17,8 @@ _last_step = object()
 
 
 def _note_step(*_: object) -> None:
-    # Fused optimizers, and those that write to `.data`, change parameters without a trace in their versions. A number
-    # that is counted up would have a compiled step compiled anew each time.
+    # Fused optimizers, and those that write to `.data`, change parameters without a trace in their versions, and so do
+    # averages of weights that follow a step. A number that is counted up would have a step compiled anew each time.
     global _last_step
     _last_step = object()
 
@@ -41,8 +41,7 @@ class _Kept(NamedTuple):
 
 
 def _state(core: Tensor) -> object:
-    step = _last_step if core.requires_grad else None
-    return core._version, core.untyped_storage()._cdata, core.storage_offset(), core.stride(), step
+    return core._version, core.untyped_storage()._cdata, core.storage_offset(), core.stride()
 
 
 class MadeOfCores(nn.Module, CoreProvider):
@@ -51,11 +50,11 @@ class MadeOfCores(nn.Module, CoreProvider):
     Abstract: a subclass says how the weight is laid out.
 
     While gradients are disabled in evaluation mode, the dense weight is kept between calls. It is built anew after
-    ``train()``, ``eval()``, ``to()``, ``load_state_dict()``, a forward pass with gradients, a step of any optimizer
-    where cores are trained, an assignment of a core or of its ``data``, and any change that torch counts. Cores in
-    shared memory, where another process may write, make a new one each time. Numbers that are written past torch are
-    not noticed, into the tensor ``core.data``, an array of NumPy or a flat buffer that the cores are parts of, or by a
-    replayed CUDA graph: call ``eval()`` after it.
+    ``train()``, ``eval()``, ``to()``, ``load_state_dict()``, a forward pass with gradients, a step of any optimizer, an
+    assignment of a core or of its ``data``, and any change that torch counts. Cores in shared memory, where another
+    process may write, make a new one each time. Numbers that are written past torch are not noticed, into the tensor
+    ``core.data``, an array of NumPy or a flat buffer that the cores are parts of, or by a replayed CUDA graph: call
+    ``eval()`` after it.
 
     Attributes:
         weight: The factorization.
@@ -86,7 +85,7 @@ class MadeOfCores(nn.Module, CoreProvider):
             if self._kept is not None:  # a compiler would take note of any assignment
                 self._kept = None
             return self._rebuild()
-        states = tuple(map(_state, cores))
+        states = (_last_step, *map(_state, cores))
         kept = self._kept
         if kept is not None and kept.holds(cores, states):
             return kept.weight

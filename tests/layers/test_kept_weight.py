@@ -80,13 +80,18 @@ def test_an_optimizer_that_writes_to_the_data_leaves_no_stale_weight():
     assert_fresh(layer)
 
 
-def test_steps_of_others_leave_the_weight_of_a_frozen_network():
-    layer, other = conv().eval().requires_grad_(False), nn.Linear(2, 2)
-    other(torch.randn(3, 2)).sum().backward()
-    with torch.no_grad():
-        kept = layer.dense_weight()
-        torch.optim.SGD(other.parameters(), 0.1).step()
-        assert layer.dense_weight() is kept
+def test_an_average_that_follows_an_optimizer_leaves_no_stale_weight():
+    """A teacher is frozen, in evaluation mode, and often updated through ``.data``."""
+    student, teacher = conv(), conv().eval().requires_grad_(False)
+    optimizer, x = torch.optim.SGD(student.parameters(), 0.1), torch.randn(2, 6, 5, 5)
+    for _ in range(3):
+        with torch.no_grad():
+            teacher(x)
+        student(x).square().mean().backward()
+        optimizer.step()
+        for mine, other in zip(teacher.parameters(), student.parameters(), strict=True):
+            mine.data.mul_(0.9).add_(other.data, alpha=0.1)
+        assert_fresh(teacher)
 
 
 @pytest.mark.parametrize("fused", [False, True])
