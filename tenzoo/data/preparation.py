@@ -107,16 +107,17 @@ def described(dataset: str, data: PreparedData) -> str:
     Example:
         >>> options = {"standardize": False, "shape": None, "num_entries": None, "predict_index": None}
         >>> data = prepare("il2", observed_fraction=0.5, validation_fraction=0.0, seed=1, **options)
-        >>> described("x", data)
-        "'x': 13 × 4 × 12 × 8 cells, 4800 known (96.2 %), 828 of them 0: 2400 to train on, 0 to validate, 2400 held out"
+        >>> described("x", data).removesuffix(" to train on, 0 to validate, 2400 held out")
+        "'x': 13 × 4 × 12 × 8 cells, 4800 known (96.2 %) from 0 to 1, 828 of them 0: 2400"
     """
     cells, count = math.prod(data.shape), len(data.known)
     size = {name: len(split) for name, split in data.splits.items()}
-    zeros = int((data.known.value == 0).sum())
+    value = data.known.value
+    zeros = int((value == 0).sum())
     line = (
-        f"{dataset!r}: {' × '.join(map(str, data.shape))} cells, {count} known ({100 * count / cells:.3g} %)"
-        f"{f', {zeros} of them 0' if zeros else ''}: {size['train']} to train on, {size.get('val', 0)} to validate, "
-        f"{size.get(HELD_OUT, 0)} held out"
+        f"{dataset!r}: {' × '.join(map(str, data.shape))} cells, {count} known ({100 * count / cells:.3g} %) "
+        f"from {value.min():.6g} to {value.max():.6g}{f', {zeros} of them 0' if zeros else ''}: "
+        f"{size['train']} to train on, {size.get('val', 0)} to validate, {size.get(HELD_OUT, 0)} held out"
     )
     trained = data.splits["train"].index.numpy()
     without = [

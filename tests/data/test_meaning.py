@@ -416,7 +416,8 @@ def test_all_that_is_known_is_used_unless_it_is_said_otherwise(tmp_path, said):
     data.setup()
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 81, "val": 9}
     assert said == [
-        f"{str(tmp_path / 'x.csv')!r}: 6 × 5 × 4 cells, 90 known (75 %): 81 to train on, 9 to validate, 0 held out"
+        f"{str(tmp_path / 'x.csv')!r}: 6 × 5 × 4 cells, 90 known (75 %) from {VALUES.min():.6g} to "
+        f"{VALUES.max():.6g}: 81 to train on, 9 to validate, 0 held out"
     ]
     data = CompletionDataModule(str(tmp_path / "x.csv"), observed_fraction=0.3)
     data.setup()
