@@ -44,7 +44,8 @@ def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset
     r"""The known entries of a file, and the tensor's shape.
 
     What can be read in two ways is refused: indices that count from 1 or are ids, row numbers beside the indices, zeros
-    in a dense array of integers, a usual marker of missing values such as −999. For indices a ``shape`` makes it plain.
+    in a dense array of integers, what stands for a missing value such as −999, times behind the values, the whole part
+    of a decimal comma. A ``shape`` makes indices plain, and a header the columns.
 
     Args:
         path: A dense tensor with NaN for missing entries (``.npy``, ``.npz`` with one array, ``.pt`` with one
