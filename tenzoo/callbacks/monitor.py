@@ -38,16 +38,21 @@ _QUANTITIES = (
 )
 """What is logged of each group, in the order of the rows that :func:`_rows` gives first."""
 
+_RATES = _QUANTITIES[3:]
+"""Those that mean something for one learning rate above 0."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Step:
     """What is known just before the optimizer's step of G groups of K cores each.
 
     They are computed with together, since each operation has a price of its own on an accelerator. They lie on one
-    device and share the settings of one optimizer.
+    device and have the same settings of one optimizer.
     """
 
-    groups: Sequence[CoreGroup]
+    names: Sequence[str]
+    cores: Sequence[Tensor]
+    """Those that are trained, of one group after another."""
     s: Tensor
     """Shape ``(G, K)``, as γ."""
     gamma: Tensor
@@ -58,6 +63,9 @@ class _Step:
     das_rate: Tensor
     optimizer: Optimizer
     setting: dict[str, Any]
+    """As it is in this step: a scheduler may change it right after."""
+    lr: float | None
+    """None if the cores have different settings."""
 
 
 class NormDynamicsMonitor(CoreCallback):
@@ -70,13 +78,17 @@ class NormDynamicsMonitor(CoreCallback):
     ``norms/…/normalized_deviation``  ``Q/s̄²``, which does not grow with the weights
     ``norms/…/covariance``            Cov of squared norms and squared gradient norms
     ``norms/…/predicted_rate``        dQ/dt: Theorem 3 for SAM and DAS, plain SGD's own ``ρ_eff``, and weight decay
-    ``norms/…/measured_rate``         ΔQ of this very step, divided by the learning rate
+    ``norms/…/measured_rate``         ΔQ of this very step, divided by its learning rate
     ``norms/…/effective_rho``         ``ρ_eff = η‖g‖/2``, to be compared with ρ and α
     ================================  ==================================================================================
 
+    The last three are left out where there is no one learning rate above 0: while it is 0, for a group whose cores have
+    different learning rates, momenta or weight decays, and for the total of groups with different learning rates.
+
     Gradients are those that the optimizer takes, clipped if it is; under SAM those at the unperturbed weights. The
     prediction is first-order theory for SGD without momentum: with another optimizer it covers what SAM and DAS add,
-    and the measured rate holds the rest. A group in which a core is frozen or has no gradient is left out of the step.
+    and the measured rate holds the rest. Of a group with frozen cores all quantities are those of the others, as DAS
+    takes it; a group in which a trained core has no gradient is left out of the step.
 
     At the end of training ``norm_dynamics.png``, Q and Cov against optimizer steps, is written to the log directory of
     the first logger.
@@ -91,10 +103,9 @@ class NormDynamicsMonitor(CoreCallback):
 
     def __init__(self) -> None:
         self._groups: list[CoreGroup] = []
-        self._before: dict[str, Tensor] = {}
+        self._before: dict[str, Sequence[Tensor]] = {}
         self._stepping: list[_Step] = []
-        self._steps: list[int] = []
-        self._history: dict[str, list[tuple[float, float]]] = {}
+        self._history: dict[str, list[tuple[int, float, float]]] = {}
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,10 +121,10 @@ class NormDynamicsMonitor(CoreCallback):
         # Taken here, since a callback that scales the cores may run before the next hook of this one.
         with torch.no_grad():
             self._before = {}
-            for groups in _by(self._groups, _device).values():
-                norms = _exact_norms([core for group in groups for core in _trainable(group)])
-                parts = torch.split(norms, [len(_trainable(group)) for group in groups])
-                self._before.update(zip((group.name for group in groups), parts, strict=True))
+            for groups in _by(self._groups, lambda group: group.cores[0].device).values():
+                norms = iter(squared_norms([core for group in groups for core in group.cores]).unbind())
+                # Of all cores: which are frozen may change until the step.
+                self._before.update((group.name, [next(norms) for _ in group.cores]) for group in groups)
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -130,12 +141,12 @@ class NormDynamicsMonitor(CoreCallback):
 
         def kind(group: CoreGroup) -> object:
             cores = _trainable(group)
-            return len(cores), cores[0].device, id(settings[id(cores[0])])
+            return cores[0].device, tuple(id(settings[id(core)]) for core in cores)
 
         with torch.no_grad():
             for groups in _by(ready, kind).values():
-                setting = settings[id(_trainable(groups[0])[0])]
-                self._stepping.append(self._step(trainer, pl_module, optimizer, groups, setting))
+                chosen = [settings[id(core)] for core in _trainable(groups[0])]
+                self._stepping.append(self._step(trainer, pl_module, optimizer, groups, chosen))
 
     def _step(
         self,
@@ -143,20 +154,31 @@ class NormDynamicsMonitor(CoreCallback):
         module: LightningModule,
         optimizer: Optimizer,
         groups: Sequence[CoreGroup],
-        setting: dict[str, Any],
+        settings: Sequence[dict[str, Any]],
     ) -> _Step:
-        s = torch.stack([self._before[group.name] for group in groups])
-        given = _squared_grad_norms(groups)
+        cores = [core for group in groups for core in _trainable(group)]
+        s = torch.stack(
+            [
+                norm
+                for group in groups
+                for core, norm in zip(group.cores, self._before[group.name], strict=True)
+                if core.requires_grad
+            ]
+        ).view(len(groups), -1)
+        given = _squared_grad_norms(cores).view_as(s)
         gamma, state = given, _sharpness(module)
         scale = gradient_scale(trainer, optimizer)
         if state is not None:  # then the gradients are those at the perturbed weights
-            found = state.squared_grad_norms_of([core for group in groups for core in _trainable(group)])
+            found = state.squared_grad_norms_of(cores)
             assert found is not None
             gamma = found.view_as(s)
         elif scale is not None:
             gamma = given / scale.to(given).square()
+        setting = {name: _now(value) for name, value in settings[0].items() if name != "params"}
+        alike = all(_now(each.get(name)) == setting.get(name) for each in settings for name in _SETTINGS)
         return _Step(
-            groups,
+            [group.name for group in groups],
+            cores,
             s,
             gamma,
             given.sum(-1).sqrt() if scale is None else None,
@@ -164,6 +186,7 @@ class NormDynamicsMonitor(CoreCallback):
             _das_rate(trainer, optimizer, s, gamma, setting),
             optimizer,
             setting,
+            setting["lr"] if alike else None,
         )
 
     @override
@@ -180,37 +203,48 @@ class NormDynamicsMonitor(CoreCallback):
     def _log(self, trainer: Trainer) -> None:
         tables = [_rows(_as_clipped(step)) for step in self._stepping]
         table = torch.cat([table.to(tables[0].device) for table in tables], dim=1).cpu()
-        names = [group.name for step in self._stepping for group in step.groups]
+        names = [name for step in self._stepping for name in step.names]
+        rates = dict(zip(names, (step.lr for step in self._stepping for _ in step.names), strict=True))
         columns = dict(zip(names, table.t(), strict=True))
-        lr = float(self._stepping[0].setting["lr"])
+        lr = next(iter(rates.values())) if len(set(rates.values())) == 1 else None
         if len(names) > 1:
             columns = {group.name: columns[group.name] for group in self._groups if group.name in columns}
-            columns["total"] = _total(table, lr)
+            columns["total"] = _total(table, lr or 0.0)
         else:
             columns["total"] = table[:, 0]
+        rates["total"] = lr
         rows = {name: dict(zip(_QUANTITIES, column.tolist(), strict=False)) for name, column in columns.items()}
-        self._steps.append(trainer.global_step)
         for name, row in rows.items():
-            self._history.setdefault(name, []).append((row["deviation"], row["covariance"]))
-        log_to_loggers(
-            trainer, {f"norms/{name}/{key}": value for name, row in rows.items() for key, value in row.items()}
-        )
+            self._history.setdefault(name, []).append((trainer.global_step, row["deviation"], row["covariance"]))
+        logged = {
+            f"norms/{name}/{key}": value
+            for name, row in rows.items()
+            for key, value in row.items()
+            if rates[name] or key not in _RATES
+        }
+        log_to_loggers(trainer, logged)
 
     # --- after training ----------------------------------------------------------------------------------------
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": list(self._steps), "history": {name: list(rows) for name, rows in self._history.items()}}
+        return {"history": {name: list(rows) for name, rows in self._history.items()}}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._steps = list(state_dict["steps"])
-        self._history = {name: [tuple(row) for row in rows] for name, rows in state_dict["history"].items()}
+        steps = state_dict.get("steps")  # of older checkpoints, whose rows had none
+        self._history = {
+            name: [
+                tuple(row) if steps is None else (step, *row)
+                for step, row in zip(rows if steps is None else steps[len(steps) - len(rows) :], rows, strict=True)
+            ]
+            for name, rows in state_dict["history"].items()
+        }
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         directory = trainer.log_dir  # a collective under DDP: asked on every rank
-        if trainer.is_global_zero and trainer.loggers and directory is not None and self._steps:
+        if trainer.is_global_zero and trainer.loggers and directory is not None and self._history:
             Path(directory).mkdir(parents=True, exist_ok=True)
             self.figure().savefig(Path(directory) / "norm_dynamics.png", dpi=120)
 
@@ -222,14 +256,13 @@ class NormDynamicsMonitor(CoreCallback):
         deviation, covariance = figure.subplots(1, 2)
         names = [name for name in self._history if name != "total" or len(self._history) > 2]
         for name in names:
-            rows = self._history[name]
-            steps = self._steps[-len(rows) :]
+            steps, deviations, covariances = zip(*self._history[name], strict=True)
             style: dict[str, Any] = {"color": "black", "linewidth": 2} if name == "total" else {"linewidth": 1.2}
-            deviation.plot(steps, [row[0] for row in rows], label=name, **style)
-            covariance.plot(steps, [row[1] for row in rows], label=name, **style)
+            deviation.plot(steps, deviations, label=name, **style)
+            covariance.plot(steps, covariances, label=name, **style)
         deviation.set(title="Norm Deviation  Q", xlabel="optimizer step", yscale="log")
         covariance.set(title="Covariance of squared norms and gradient norms", xlabel="optimizer step")
-        largest = max((abs(row[1]) for name in names for row in self._history[name]), default=0.0)
+        largest = max((abs(row[2]) for name in names for row in self._history[name]), default=0.0)
         if largest > 0:
             covariance.set_yscale("symlog", linthresh=largest * 1e-6)
         covariance.axhline(0, color="gray", linewidth=0.8)
@@ -244,23 +277,26 @@ def _trainable(group: CoreGroup) -> list[Tensor]:
     return [core for core in group.cores if core.requires_grad]
 
 
-def _device(group: CoreGroup) -> torch.device:
-    return group.cores[0].device
+_SETTINGS = ("lr", "momentum", "weight_decay")
+"""On which the rates depend."""
+
+
+def _now(value: Any) -> Any:
+    """A setting as it is, where it is a tensor that a scheduler changes."""
+    return value.item() if isinstance(value, Tensor) else value
 
 
 def _by(groups: Iterable[CoreGroup], key: Callable[[CoreGroup], object]) -> dict[object, list[CoreGroup]]:
-    """The groups that have a trainable core, by what they have in common, in their order."""
+    """The groups by what they have in common, in their order."""
     buckets: dict[object, list[CoreGroup]] = {}
     for group in groups:
-        if _trainable(group):
-            buckets.setdefault(key(group), []).append(group)
+        buckets.setdefault(key(group), []).append(group)
     return buckets
 
 
-def _squared_grad_norms(groups: Sequence[CoreGroup]) -> Tensor:
-    """Of what is in ``.grad`` of G groups of K cores, shape ``(G, K)``."""
-    grads = [core.grad for group in groups for core in _trainable(group) if core.grad is not None]
-    return squared_norms(grads).view(len(groups), -1)
+def _squared_grad_norms(cores: Sequence[Tensor]) -> Tensor:
+    """Of what is in ``.grad`` of each."""
+    return squared_norms([core.grad for core in cores if core.grad is not None])
 
 
 def _sharpness(module: LightningModule) -> SharpnessState | None:
@@ -274,16 +310,12 @@ def _known_to(state: SharpnessState | None) -> Callable[[Tensor], bool]:
     return lambda core: known is None or id(core) in known
 
 
-def _exact_norms(cores: Sequence[Tensor]) -> Tensor:
-    """Squared norms in float64, where there is one: a step moves Q by less than float32 can tell."""
-    return squared_norms(cores, dtype=None if cores[0].device.type == "mps" else torch.float64)
-
-
 def _as_clipped(step: _Step) -> _Step:
     """The step with the gradients as the optimizer saw them: they are clipped after the callbacks have run."""
-    if step.grad_norm is None or any(core.grad is None for group in step.groups for core in _trainable(group)):
+    if step.grad_norm is None or any(core.grad is None for core in step.cores):
         return step
-    kept = (_squared_grad_norms(step.groups).sum(-1).sqrt() / step.grad_norm).nan_to_num(1.0, posinf=1.0)
+    kept = _squared_grad_norms(step.cores).view_as(step.s).sum(-1).sqrt() / step.grad_norm
+    kept = kept.nan_to_num(1.0, posinf=1.0)
     gamma = step.gamma * kept.square().unsqueeze(-1)
     return dataclasses.replace(step, gamma=gamma, sam_rate=step.sam_rate * kept)
 
@@ -313,8 +345,7 @@ def _predicted_rate(step: _Step) -> Tensor:
 
 def _rows(step: _Step) -> Tensor:
     """A column for each group: the quantities that are logged, then ``s̄²`` and ``Σ γ``, which the total needs."""
-    cores = [core for group in step.groups for core in _trainable(group)]
-    after = _exact_norms(cores).view_as(step.s)
+    after = squared_norms(step.cores).view_as(step.s)
     deviation, mean_square = norm_deviation(step.s), step.s.mean(-1).square()
     rows = (
         deviation,

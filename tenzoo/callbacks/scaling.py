@@ -170,7 +170,7 @@ class DeviationAwareScaling(CoreCallback):
     def _signature(optimizer: Optimizer) -> object:
         """Changes when parameters join the optimizer, or are frozen or thawed."""
         return [
-            (id(group), len(group["params"]), sum(p.requires_grad for p in group["params"]))
+            (id(group), [id(parameter) for parameter in group["params"] if parameter.requires_grad])
             for group in optimizer.param_groups
         ]
 
@@ -254,7 +254,9 @@ class DeviationAwareScaling(CoreCallback):
         )
         bounded = bound_factors(factors, self.max_scale)
         scales = bounded.exp() if self.gauge_fixed else bounded + 1
-        torch._foreach_mul_([own_part(core) for core in bucket.cores], list(scales.flatten().unbind()))
+        torch._foreach_mul_(
+            [own_part(core) for core in bucket.cores], list(scales.to(bucket.cores[0].dtype).flatten().unbind())
+        )
         return factors
 
     def _corrected(self, alpha: float, setting: Mapping[str, Any]) -> float:

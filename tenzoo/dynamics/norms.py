@@ -16,16 +16,15 @@ from torch import Tensor
 from tenzoo.dynamics.shards import is_distributed, own_part, reduced, sum_over_parts
 
 
-def squared_norms(tensors: Sequence[Tensor], *, dtype: torch.dtype | None = None) -> Tensor:
+def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
     """The squared Frobenius norm of each tensor, in one batched call.
 
-    Computed in at least float32: half-precision tensors are accumulated in float32, float64 stays float64. Sparse
-    tensors are coalesced first, so that repeated indices add up before they are squared. Of a DTensor the norm is that
-    of the whole, summed over the processes that share it.
+    Computed in float64, in which squares of float32 neither overflow nor vanish, and a step's change of Q shows; in
+    float32 on devices without it. Sparse tensors are coalesced first, so that repeated indices add up before they are
+    squared. Of a DTensor the norm is that of the whole, summed over the processes that share it.
 
     Args:
         tensors: K tensors of any shapes.
-        dtype: Compute in this type, where it is wider than theirs.
 
     Returns:
         Shape ``(K,)``, on the device of the first tensor.
@@ -35,23 +34,21 @@ def squared_norms(tensors: Sequence[Tensor], *, dtype: torch.dtype | None = None
 
     Example:
         >>> squared_norms([torch.full((2, 2), 1.0), torch.tensor([3.0, 4.0])])
-        tensor([ 4., 25.])
+        tensor([ 4., 25.], dtype=torch.float64)
     """
     if not tensors:
         raise ValueError("expected at least one tensor in `tensors`, got none")
     if any(map(is_distributed, tensors)):
         parts = [reduced(tensor) for tensor in tensors]
-        return sum_over_parts(squared_norms([own_part(part) for part in parts], dtype=dtype), parts)
+        return sum_over_parts(squared_norms([own_part(part) for part in parts]), parts)
     dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
-    first, device = dense[0].dtype, dense[0].device
-    uniform = all(tensor.dtype == first and tensor.device == device for tensor in dense)
-    dtype = torch.promote_types(first, torch.float32 if dtype is None else dtype)
-    if not uniform:
-        for tensor in dense:
-            dtype = torch.promote_types(dtype, tensor.dtype)
-    if uniform:
-        return torch.stack(torch._foreach_norm(dense, 2, dtype=dtype)).square()
-    return torch.stack([torch.linalg.vector_norm(tensor, dtype=dtype).to(device) for tensor in dense]).square()
+    device = dense[0].device
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    if all(tensor.device == device and tensor.dtype == dense[0].dtype for tensor in dense):
+        norms = list(torch._foreach_norm(dense, 2, dtype=torch.promote_types(dense[0].dtype, wide)))
+    else:
+        norms = [torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, wide)).to(device) for x in dense]
+    return torch.stack(norms).square()
 
 
 def norm_deviation(squared_norms: Tensor) -> Tensor:
@@ -138,7 +135,7 @@ def exact_sam_deviation_rate(
     Example:
         >>> a, b, u = torch.tensor(4.0), torch.tensor(3.0), 1 / 5  # L = ab, so g = (b, a) and ‖g‖ = 5
         >>> exact_sam_deviation_rate([a, b], [b, a], [b + u * a, a + u * b], rho=1.0)
-        tensor(-19.6000)
+        tensor(-19.6000, dtype=torch.float64)
         >>> sam_deviation_rate(torch.tensor([16.0, 9.0]), torch.tensor([9.0, 16.0]), rho=1.0)
         tensor(-19.6000)
     """

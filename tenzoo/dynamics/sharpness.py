@@ -130,7 +130,7 @@ def sharpness_perturbation(
         >>> w.square().sum().backward()
         >>> with sharpness_perturbation([w], rho=5.0) as state:
         ...     print(w.data, state.grad_norm)
-        tensor([6., 8.]) tensor(10.)
+        tensor([6., 8.]) tensor(10., dtype=torch.float64)
         >>> w.data
         tensor([3., 4.])
     """

@@ -185,15 +185,13 @@ def test_of_several_groups_each_is_judged_by_itself(tmp_path, rho):
         expected[name] = row_by_hand(kept["before"][name], kept["after"][name], gamma, lr, decay, rho, kept["norm"])
         for key, value in expected[name].items():
             assert float(logged[f"norms/{name}/{key}"]) == pytest.approx(value, rel=1e-6, abs=1e-9), (name, key)
-    for key in ("deviation", "covariance", "predicted_rate", "measured_rate"):
+    for key in ("deviation", "covariance"):
         total = sum(row[key] for row in expected.values())
         assert float(logged[f"norms/total/{key}"]) == pytest.approx(total, rel=1e-6, abs=1e-9)
     means = [sum(kept["before"][name]) / len(kept["before"][name]) for name in expected]
     normalized = sum(row["deviation"] for row in expected.values()) / sum(mean**2 for mean in means)
     assert float(logged["norms/total/normalized_deviation"]) == pytest.approx(normalized)
-    first_lr = 0.1  # of the first group that there is
-    own = sum(sum(gamma) for gamma in kept["gamma"].values()) ** 0.5
-    assert float(logged["norms/total/effective_rho"]) == pytest.approx(first_lr * own / 2)
+    assert "norms/total/measured_rate" not in logged  # of groups with different learning rates
 
 
 def test_the_number_of_operations_does_not_follow_that_of_groups(tmp_path):
@@ -264,6 +262,113 @@ def test_under_sam_gradients_are_those_at_the_unperturbed_weights(tmp_path):
         _, logged = monitored(path, optimizer=sgd(lr=1e-9), sam=sam, fit={"max_epochs": 1})
         values.append([float(logged[0][f"norms/weight/{name}"]) for name in ("covariance", "effective_rho")])
     assert values[0] == pytest.approx(values[1], rel=1e-9)
+
+
+class ByHand(Callback):
+    """Squared norms of the cores that are trained, before and after each step, and the learning rates of the step."""
+
+    def __init__(self):
+        self.before, self.gamma, self.after, self.rates = [], [], [], []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.cores = [core for core in pl_module.weight.cores if core.requires_grad]
+        self.before.append(norms_by_hand(self.cores))
+        self.gamma.append(norms_by_hand([core.grad for core in self.cores]))
+        self.rates.append([float(group["lr"]) for group in optimizer.param_groups])
+
+    def on_train_batch_end(self, *args):
+        self.after.append(norms_by_hand(self.cores))
+
+
+@pytest.mark.parametrize("kind", ["plain", "tensor", "sam"])
+def test_rates_are_those_of_the_step_whatever_a_scheduler_does_after_it(tmp_path, kind):
+    def optimizer(parameters):
+        return torch.optim.SGD(parameters, lr=torch.tensor(0.1) if kind == "tensor" else 0.1)
+
+    def schedule(optimizer):
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0 if step == 2 else 0.3**step)
+
+    seen = ByHand()
+    task = {"lr_scheduler": schedule, "lr_scheduler_interval": "step", "sam": SAM(rho=0.01) if kind == "sam" else None}
+    _, logged = monitored(tmp_path, seen, optimizer=optimizer, fit={"max_epochs": 1}, **task)
+    assert [rates[0] for rates in seen.rates] == pytest.approx([0.1, 0.03, 0.0, 0.0027])
+    for row, before, after, gamma, (lr,) in zip(logged, seen.before, seen.after, seen.gamma, seen.rates, strict=True):
+        if lr == 0:
+            assert not any(row[f"norms/weight/{key}"] for key in ("predicted_rate", "measured_rate", "effective_rho"))
+            continue
+        q = [norm_deviation(torch.tensor(s, dtype=torch.float64)).item() for s in (before, after)]
+        moved = (q[1] - q[0]) / lr
+        assert float(row["norms/weight/measured_rate"]) == pytest.approx(moved, rel=1e-6, abs=1e-9)
+        if kind != "sam":
+            assert float(row["norms/weight/effective_rho"]) == pytest.approx(lr * sum(gamma) ** 0.5 / 2)
+
+
+def test_no_rate_is_logged_for_cores_with_different_ones(tmp_path):
+    class Split(Regression):
+        def trainable_parameters(self):
+            first, *rest = self.weight.cores
+            return [{"params": [first], "lr": 0.01}, {"params": [*rest, *self.inner.parameters()]}]
+
+    torch.manual_seed(1)
+    logger = CSVLogger(tmp_path, name="", version="")
+    run = trainer(callbacks=[NormDynamicsMonitor()], logger=logger, max_steps=1)
+    run.fit(Split(optimizer=sgd()), Batches(), Batches())
+    (row,) = rows(tmp_path)
+    assert {key for key in QUANTITIES if f"norms/weight/{key}" in row} == {
+        "deviation",
+        "normalized_deviation",
+        "covariance",
+    }
+
+
+class Alternating(Callback):
+    """Trains one core of three in turn less."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        for number, core in enumerate(pl_module.weight.cores):
+            core.requires_grad_(number != batch_idx % 3)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_frozen_cores_are_left_out_in_the_very_step(tmp_path, first):
+    seen, alternating = ByHand(), Alternating()
+    before = [alternating, seen] if first else [seen]
+    torch.manual_seed(1)
+    logger = CSVLogger(tmp_path, name="", version="")
+    callbacks = [*before, NormDynamicsMonitor(), *([] if first else [alternating])]
+    run = trainer(tmp_path, callbacks=callbacks, logger=logger, max_epochs=1, precision="64-true")
+    run.fit(Regression(optimizer=sgd()), Batches(), Batches())
+    logged = rows(tmp_path)
+    assert len(logged) == 4
+    for row, before, gamma in zip(logged, seen.before, seen.gamma, strict=True):
+        s = torch.tensor(before, dtype=torch.float64)
+        assert len(before) == 2
+        assert float(row["norms/weight/deviation"]) == pytest.approx(norm_deviation(s).item())
+        covariance = norm_gradient_covariance(s, torch.tensor(gamma, dtype=torch.float64)).item()
+        assert float(row["norms/weight/covariance"]) == pytest.approx(covariance)
+
+
+def test_a_group_that_is_frozen_midway_keeps_its_place_in_the_figure():
+    class Freeze(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 2:
+                pl_module.weight.requires_grad_(False)
+
+    monitor = NormDynamicsMonitor()
+    torch.manual_seed(1)
+    model = Many(optimizer=sgd())
+    trainer(callbacks=[Freeze(), monitor], max_epochs=1).fit(model, Batches(), Batches())
+    other = NormDynamicsMonitor()
+    other.load_state_dict(monitor.state_dict())
+    lines = {line.get_label(): list(line.get_xdata()) for line in other.figure().axes[0].get_lines()}
+    assert lines["weight"] == [1, 2]
+    assert lines["more.0"] == [1, 2, 3, 4]
+
+
+def test_histories_of_older_checkpoints_are_read():
+    monitor = NormDynamicsMonitor()
+    monitor.load_state_dict({"steps": [1, 2, 3], "history": {"weight": [(1.0, 0.1), (2.0, 0.2)], "total": []}})
+    assert monitor.state_dict() == {"history": {"weight": [(2, 1.0, 0.1), (3, 2.0, 0.2)], "total": []}}
 
 
 def test_only_steps_that_are_logged_are_computed(tmp_path):

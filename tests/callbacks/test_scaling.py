@@ -278,6 +278,55 @@ def test_a_core_that_is_thawed_later_joins():
         torch.testing.assert_close(core.detach(), value)
 
 
+def test_freezing_in_turns_is_noticed_in_every_step():
+    class Turns(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            for number, core in enumerate(pl_module.weight.cores):
+                core.requires_grad_(number != batch_idx % 3)
+
+    class Frozen(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            cores = list(pl_module.weight.cores)
+            self.seen = [(core, core.detach().clone(), core.requires_grad) for core in cores]
+            trained = [core for core in cores if core.requires_grad]
+            s, gamma = squared_norms([*trained, *(core.grad for core in trained)]).view(2, -1)
+            self.factors = deviation_aware_factors(s, gamma, lr=0.1, alpha=0.05)
+
+    class Check(Callback):
+        checked = 0
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            factors = iter((frozen.factors + 1).tolist())
+            for core, before, trained in frozen.seen:
+                expected = before * next(factors) if trained else before
+                torch.testing.assert_close(core.detach(), expected)
+                assert trained != core.detach().equal(before)
+            Check.checked += 1
+
+    frozen = Frozen()
+    fitted(callbacks=[Turns(), frozen, DeviationAwareScaling(0.05), Check()], optimizer=sgd(), fit={"max_epochs": 2})
+    assert Check.checked == 8
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e-25])
+def test_gradients_whose_squares_leave_float32_count(scale):
+    """The loss in another unit: λ of plain training grows with it, so α does not."""
+    torch.manual_seed(0)
+    target = torch.randn(5, 3)
+
+    def scaled(dtype):
+        torch.manual_seed(0)
+        weight = Regression().weight.to(dtype)
+        loss = (weight.reconstruct() - target.to(dtype)).square().sum() * scale
+        loss.backward()
+        s, gamma = squared_norms([*weight.cores, *(core.grad for core in weight.cores)]).view(2, -1)
+        return deviation_aware_factors(s, gamma, lr=0.1, alpha=0.05 / scale)
+
+    exact = scaled(torch.float64)
+    assert exact.abs().max() > 1e-4
+    torch.testing.assert_close(scaled(torch.float32), exact, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, True)])
 def test_with_two_optimizers_only_the_one_that_steps_acts(first, second):
     model = Two(first=first, second=second)

@@ -26,7 +26,8 @@ def test_squared_norms_of_dense_sparse_and_half_tensors():
     sparse = torch.sparse_coo_tensor(torch.tensor([[1, 1, 3]]), values, check_invariants=True)
     assert squared_norms([sparse, torch.full((4,), 0.5)]).tolist() == [25.0, 1.0]
     half = torch.full((4096,), 10.0, dtype=torch.float16)  # 409600 is beyond float16
-    assert squared_norms([half]).dtype == torch.float32
+    assert squared_norms([half]).dtype == torch.float64
+    assert squared_norms([torch.tensor([1e20]), torch.tensor([1e-25])]).tolist() == pytest.approx([1e40, 1e-50])
     assert squared_norms([half]).item() == pytest.approx(409600)
     mixed = squared_norms([half, torch.ones(3, dtype=torch.float64)])
     assert mixed.dtype == torch.float64

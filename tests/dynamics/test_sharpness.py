@@ -136,3 +136,19 @@ def test_asam_of_complex_weights_is_that_of_their_sizes():
         assert loss() > 6
     expected = size.square() * weight.grad
     torch.testing.assert_close(moved, 0.1 * expected / (size * weight.grad).abs().square().sum().sqrt())
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("scale", [1e20, 1e-25])
+def test_gradients_whose_squares_leave_float32_move_the_weights(adaptive, scale):
+    cores, loss = tucker_problem()
+    cores = [nn.Parameter(core.detach().float()) for core in cores]
+    (loss(cores) * scale).backward()
+    before = [core.detach().clone() for core in cores]
+    with sharpness_perturbation(cores, rho=0.3, adaptive=adaptive):
+        moves = [core.detach() - old for core, old in zip(cores, before, strict=True)]
+    weights = [old.double().abs() if adaptive else torch.ones_like(old).double() for old in before]
+    scaled = [weight * core.grad.double() for weight, core in zip(weights, cores, strict=True)]
+    norm = squared_norms(scaled).sum().sqrt()
+    for move, weight, direction in zip(moves, weights, scaled, strict=True):
+        torch.testing.assert_close(move.double(), 0.3 * weight * direction / norm, rtol=1e-3, atol=1e-6)
