@@ -51,7 +51,7 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
     replaced under each; a weight of attention and recurrent layers, which read it by name, and any other matrix that a
     module reads from one of its layers, becomes a :class:`~tenzoo.layers.TensorizedWeight`, a parametrization of torch:
     such a model cannot be pickled whole, and is saved by its plan and its state dict (see :func:`restore_`). Frozen
-    weights and biases stay frozen.
+    weights stay frozen, and biases are the parameters that they were.
 
     Without an input, what reads a weight from outside of its layer is known as far as the code of the model's classes
     tells (see :func:`~tenzoo.compression.readers.readers_in_code`).
@@ -165,8 +165,6 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
         own = device if weight.dense.is_meta else weight.dense.device
         new = weight.empty(**_settings(layer)).to_empty(device=own).train(weight.owner.training)
         new.weight.requires_grad_(weight.trained)
-        if (bias := getattr(new, "bias", None)) is not None:
-            bias.requires_grad_(weight.owner.bias.requires_grad)
         made.append((weight, new))
     with _put(inner, made):
         _give_memory(inner, device)
@@ -217,9 +215,14 @@ def fold_(model: M) -> M:
         )
     for owner, name, _, _ in made:
         take_parametrization(owner, name)
-    return _replaced(
-        model, {module: module.to_dense() for module in model.modules() if isinstance(module, TensorizedLayer)}
-    )
+    folded: dict[nn.Module, nn.Module] = {}
+    weights: dict[tuple[nn.Module, torch.Size], nn.Parameter] = {}
+    for module in model.modules():
+        if isinstance(module, TensorizedLayer):
+            dense = folded[module] = module.to_dense()
+            _hand_on_bias(module, dense)
+            dense.weight = weights.setdefault((module.weight, dense.weight.shape), dense.weight)  # cores may be shared
+    return _replaced(model, folded)
 
 
 def _check_weights(model: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
@@ -322,6 +325,8 @@ def _put(model: nn.Module, made: Sequence[tuple[Weight, nn.Module]]) -> Iterator
         for weight, new in made:
             if isinstance(new, TensorizedWeight):
                 put_parametrization(weight.owner, weight.parameter, new)
+            else:
+                _hand_on_bias(weight.owner, new)
         _replaced(model, {weight.owner: new for weight, new in made if weight.is_layer})
         yield
     except BaseException:
@@ -335,6 +340,12 @@ def _put(model: nn.Module, made: Sequence[tuple[Weight, nn.Module]]) -> Iterator
             if isinstance(owner, nn.RNNBase):
                 owner._init_flat_weights()
         raise
+
+
+def _hand_on_bias(old: nn.Module, new: nn.Module) -> None:
+    """Let a layer have the very bias of the one that it replaces: another may share it, or a hook may hang on it."""
+    if isinstance(bias := old._parameters.get("bias"), nn.Parameter):
+        new.bias = bias
 
 
 def _set(place: dict[str, Any], content: Mapping[str, Any]) -> None:

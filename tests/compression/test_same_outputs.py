@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tenzoo.compression import apply_, fold_, plan
+from tenzoo.compression import apply_, fold_, plan, restore_
 from tenzoo.layers import TensorizedLinear
 from tests.factorizations.formats import NAMES
 
@@ -169,3 +169,60 @@ def test_a_layer_in_a_plain_list_is_not_folded():
     model.todo = [model[0]]
     with pytest.raises(ValueError, match="got '0', which is also held by the plain attribute 'todo'"):
         fold_(model)
+
+
+# --- what layers share -----------------------------------------------------------------------------------------------
+
+
+class SharedBiases(nn.Module):
+    """One bias of two layers, and one that the model itself has beside its head, as BERT's."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 24)
+        self.second.bias = self.first.bias
+        self.bias = nn.Parameter(torch.randn(24))
+        self.head.bias = self.bias
+
+    def forward(self, x):
+        return self.head(torch.relu(self.second(torch.relu(self.first(x)))))
+
+
+def check_shared(model):
+    assert model.first.bias is model.second.bias
+    assert model.head.bias is model.bias
+    names = [name for name, _ in model.named_parameters() if name.endswith("bias")]
+    assert names == ["bias", "first.bias"]
+
+
+def test_a_bias_that_layers_share_is_shared_afterwards():
+    model = SharedBiases()
+    model.first.bias.register_hook(torch.zeros_like)
+    whole = sum(p.numel() for p in model.parameters())
+    made = plan(model, factorization="tt", budget=0.5)
+    apply_(model, made)
+    assert made.parameters == sum(p.numel() for p in model.parameters()) <= 0.5 * whole
+    check_shared(model)
+    model(inputs()).square().mean().backward()
+    assert model.first.bias.grad.eq(0).all()  # by its hook
+    assert model.bias.grad.ne(0).any()
+    with torch.device("meta"):
+        bare = SharedBiases()
+    for other in (SharedBiases(), bare):
+        restored = restore_(other, made, model.state_dict())
+        check_shared(restored)
+        torch.testing.assert_close(restored(inputs()), model(inputs()))
+    expected = model(inputs())
+    check_shared(fold_(model))
+    torch.testing.assert_close(model(inputs()), expected)
+
+
+def test_cores_that_layers_share_become_one_weight():
+    model = nn.Sequential(layer(), nn.ReLU(), layer())
+    model[2].weight = model[0].weight
+    expected = model(torch.ones(2, 8))
+    fold_(model)
+    assert model[0].weight is model[2].weight
+    assert model[0].bias is not model[2].bias
+    torch.testing.assert_close(model(torch.ones(2, 8)), expected)
