@@ -53,7 +53,7 @@ def step(precision, implementation, *, make=sgd, sam=None):
     fit.fit(model, Indices())
     pairs = zip(before.cores[0], after.cores[0], strict=True)
     factors = torch.stack([new.double().norm() / old.double().norm() - 1 for old, new in pairs])
-    history = monitor._history["total"][0]
+    _, *history = monitor._history["total"][0]
     gamma = None if sam is None else model.sharpness_state.squared_grad_norms
     return {"factors": factors, "radii": model.radii, "deviation": history[0], "covariance": history[1], "gamma": gamma}
 
@@ -100,7 +100,7 @@ def test_an_overflow_changes_no_core(implementation, sam, make):
     trainer(max_epochs=1, callbacks=[DeviationAwareScaling(0.3), monitor], **settings).fit(model, Indices())
     assert scaler.get_scale() < 2.0**60
     assert all(parameter.equal(before) for parameter, before in zip(model.parameters(), old, strict=True))
-    deviations = [row[0] for row in monitor._history.get("total", [])]
+    deviations = [row[1] for row in monitor._history.get("total", [])]
     assert all(math.isfinite(deviation) for deviation in deviations)
 
 
