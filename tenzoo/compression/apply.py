@@ -110,6 +110,7 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
         (weight, _decomposed(weight, layer, metrics.get(weight.name)))
         for weight, layer in each(pairs, "replacing layers")
     ]
+    _hold_budget(plan, made)
     if trial is None:
         with _put(model, made):
             return model
@@ -166,6 +167,7 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
         new = weight.empty(**_settings(layer)).to_empty(device=own).train(weight.owner.training)
         new.weight.requires_grad_(weight.trained)
         made.append((weight, new))
+    _hold_budget(plan, made)
     with _put(inner, made):
         _give_memory(inner, device)
         inner.load_state_dict(weights)
@@ -313,6 +315,15 @@ def _decomposed(
     if not all(bool(core.isfinite().all()) for core in made.weight.cores):
         raise ValueError(f"expected a decomposition of {weight.name!r} into finite numbers, got NaN or infinity")
     return made
+
+
+def _hold_budget(plan: Plan, made: Sequence[tuple[Weight, nn.Module]]) -> None:
+    """Have layers multiply as few numbers as planned in any batch, and not as many as are quick."""
+    planned = {layer.name: layer for layer in plan.layers}
+    for weight, new in made:
+        number, dense = planned[weight.name].multiplications, planned[weight.name].dense_multiplications
+        if plan.counts == "multiplications" and isinstance(new, TensorizedLayer) and (number or 0) < (dense or 0):
+            new.implementation = "contract"
 
 
 @contextmanager

@@ -62,6 +62,8 @@ class Plan:
         keeps: What the decompositions keep as far as they can: the ``"weights"``, or the ``"outputs"`` of the layers on
             calibration data. With such data it is what moves the outputs of the network less on inputs held back.
         output_error: ``‖y' − y‖ / ‖y‖`` of the outputs of the network on the inputs held back; None without any.
+        counts: What its budget counts. If it is ``"multiplications"``, layers that are to have fewer are contracted
+            with their cores in whatever batch, and never rebuilt where that would be quicker.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -70,6 +72,7 @@ class Plan:
     calibration: str | None = None
     keeps: Literal["weights", "outputs"] | None = None
     output_error: float | None = None
+    counts: Literal["parameters", "multiplications"] = "parameters"
 
     @property
     def by_outputs(self) -> bool:
@@ -202,6 +205,8 @@ def _check_plan(plan: Plan) -> None:
         raise ValueError(plan.other_parameters)
     if plan.keeps not in (None, "weights", "outputs") or (plan.keeps is not None and not plan.data_aware):
         raise ValueError(plan.keeps)
+    if plan.counts not in ("parameters", "multiplications"):
+        raise ValueError(plan.counts)
     error = plan.output_error
     if error is not None and (type(error) not in (int, float) or not 0 <= error < math.inf or plan.keeps is None):
         raise ValueError(error)

@@ -78,9 +78,10 @@ def plan(
             layers it leaves out stay dense. A layer stays dense if it would not get smaller, or if rank one is more
             than one fraction for all layers allows.
         count: What the budget counts; ``"multiplications"`` are those of the planned layers for one sample of
-            ``example_input``, of how many it has: its first tensor's first size. They are those of a large batch: in a
-            small one a layer with ``implementation="auto"`` takes its dense weight where that is quicker. Weights that
-            stay parameters, such as those of recurrent layers, are rebuilt, which saves none.
+            ``example_input``, of how many it has: its first tensor's first size. They are those of a large batch, in
+            which what is done once in a call counts for nothing. With such a budget layers are contracted with their
+            cores, also where their dense weight would be quicker. Weights that stay parameters, such as those of
+            recurrent layers, are rebuilt, which saves none.
         example_input: What the model is called with, in any of the forms of :mod:`~tenzoo.compression.calls`: a tensor,
             a tuple or list of arguments, a mapping of them by name, or a ``DataLoader``, whose first batch is taken;
             needed to count multiplications.
@@ -152,7 +153,8 @@ def plan(
         _check_names(list(ranks), weights, "ranks")
 
     def settled(options: Sequence[_Option]) -> tuple[Plan, dict[str, Tensor]]:
-        return _settled(model, options, _chosen(model, options, budget, ranks, count))
+        made, changed = _settled(model, options, _chosen(model, options, budget, ranks, count))
+        return made if budget is None else replace(made, counts=count), changed
 
     if not calls:
         return settled(options)[0]

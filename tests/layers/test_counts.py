@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tenzoo.compression import apply_, plan
+from tenzoo.compression import apply_, plan, restore_
 from tenzoo.layers import TensorizedConv2d, TensorizedLayer
 from tests.factorizations.formats import NAMES
 from tests.layers.makers import LAYERS
@@ -86,9 +86,14 @@ def test_a_budget_of_multiplications_holds_for_what_torch_counts(case):
     )
     assert made.dense_multiplications == dense
     assert any(layer.rank for layer in made.layers)
-    small = apply_(copy.deepcopy(model), made).to("meta")
-    for module in small.modules():
-        if isinstance(module, TensorizedLayer):
-            module.implementation = "contract"  # as in a large batch
-    one, two = (counted(small, torch.empty(number, *shape, device="meta")) for number in (1, 2))
-    assert made.multiplications == two - one <= 0.6 * dense
+    small = apply_(copy.deepcopy(model), made)
+    restored = restore_(copy.deepcopy(model), made, small.state_dict())
+    for each in (small, restored):
+        one, two = (counted(each.to("meta"), torch.empty(number, *shape, device="meta")) for number in (1, 2))
+        assert made.multiplications == two - one <= 0.6 * dense
+
+
+def test_a_budget_of_parameters_leaves_the_way_open():
+    model, shape = network("same")
+    made = plan(model, factorization="tucker", budget=0.6, example_input=torch.randn(2, *shape))
+    assert {layer.implementation for layer in apply_(model, made) if isinstance(layer, TensorizedLayer)} == {"auto"}
