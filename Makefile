@@ -28,8 +28,8 @@ help:  ## list the targets
 fit: $(VENV)/.installed  ## fit CONFIG, with further options in ARGS
 	$(PY) -m tenzoo fit --config $(CONFIG) $(ARGS)
 
-test: lint  ## all checks, then the tests that take seconds
-	$(PY) -m pytest $(ARGS)
+test: lint  ## all checks, then the tests that take seconds, in two processes
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.installed-dev  ## only the tests marked slow
 	$(PY) -m pytest -m slow $(ARGS)
