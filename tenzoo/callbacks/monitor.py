@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import LBFGS, SGD, Optimizer
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from tenzoo.callbacks.groups import CoreCallback, groups_for
@@ -50,7 +51,7 @@ class _Step:
     device and have the same settings of one optimizer.
     """
 
-    names: Sequence[str]
+    groups: Sequence[CoreGroup]
     cores: Sequence[Tensor]
     """Those that are trained, of one group after another."""
     s: Tensor
@@ -66,6 +67,17 @@ class _Step:
     """As it is in this step: a scheduler may change it right after."""
     lr: float | None
     """None if the cores have different settings."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Column:
+    """What a step did to one group."""
+
+    values: Tensor
+    """As :func:`_rows` gives them."""
+    lr: float | None
+    scaled: bool
+    """Whether the optimizer skips steps whose gradients are not finite, itself."""
 
 
 class NormDynamicsMonitor(CoreCallback):
@@ -85,16 +97,19 @@ class NormDynamicsMonitor(CoreCallback):
     The last three are left out where there is no one learning rate above 0: while it is 0, for a group whose cores have
     different learning rates, momenta or weight decays, and for the total of groups with different learning rates.
 
-    Gradients are those that the optimizer takes, clipped if it is; under SAM those at the unperturbed weights. The
-    prediction is first-order theory for SGD without momentum: with another optimizer it covers what SAM and DAS add,
-    and the measured rate holds the rest. Of a group with frozen cores all quantities are those of the others, as DAS
-    takes it; a group in which a trained core has no gradient is left out of the step.
+    Gradients are those that the optimizer takes, clipped if they are; under SAM those at the unperturbed weights. The
+    prediction is first-order theory for SGD without momentum. With momentum β it covers what SAM and weight decay add,
+    times ``1/(1 − β)``, which the momentum comes to after some steps, and what DAS adds; with another optimizer what
+    SAM, DAS and decoupled weight decay add. The measured rate holds the rest. Of a group with frozen cores all
+    quantities are those of the others, as DAS takes it. A group in which a trained core has no gradient is left out of
+    the step, and a step that the gradient scaler skips is left out. Of several steps of a group in one batch the last
+    is logged.
 
     At the end of training ``norm_dynamics.png``, Q and Cov against optimizer steps, is written to the log directory of
     the first logger.
 
     Raises:
-        ValueError: From ``fit``, before training, for a model without core groups.
+        ValueError: From ``fit``, before training, for a model without core groups, or LBFGS, whose step takes many.
 
     Example:
         >>> from lightning import Trainer
@@ -104,23 +119,30 @@ class NormDynamicsMonitor(CoreCallback):
     def __init__(self) -> None:
         self._groups: list[CoreGroup] = []
         self._before: dict[str, Sequence[Tensor]] = {}
-        self._stepping: list[_Step] = []
+        self._steps: dict[int, list[_Step]] = {}
+        self._columns: dict[str, _Column] = {}
+        self._hooks: dict[int, RemovableHandle] = {}
         self._history: dict[str, list[tuple[int, float, float]]] = {}
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._groups = groups_for(self, pl_module)
+        self._unhook()
+        if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
+            raise ValueError(
+                "expected a first-order optimizer for NormDynamicsMonitor, got LBFGS; leave one of them out"
+            )
 
     # --- in the step -------------------------------------------------------------------------------------------
     # Each hook asks first whether there is anything to do: forty-nine of fifty steps are not logged.
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._forget()  # what a batch that failed has left
         if not logs_this_step(trainer):
             return
         # Taken here, since a callback that scales the cores may run before the next hook of this one.
         with torch.no_grad():
-            self._before = {}
             for groups in _by(self._groups, lambda group: group.cores[0].device).values():
                 norms = iter(squared_norms([core for group in groups for core in group.cores]).unbind())
                 # Of all cores: which are frozen may change until the step.
@@ -144,9 +166,15 @@ class NormDynamicsMonitor(CoreCallback):
             return cores[0].device, tuple(id(settings[id(core)]) for core in cores)
 
         with torch.no_grad():
-            for groups in _by(ready, kind).values():
-                chosen = [settings[id(core)] for core in _trainable(groups[0])]
-                self._stepping.append(self._step(trainer, pl_module, optimizer, groups, chosen))
+            self._steps[id(optimizer)] = [
+                self._step(
+                    trainer, pl_module, optimizer, groups, [settings[id(core)] for core in _trainable(groups[0])]
+                )
+                for groups in _by(ready, kind).values()
+            ]
+        # Gradients are clipped after this, and another backward pass may follow the step at once.
+        if id(optimizer) not in self._hooks:
+            self._hooks[id(optimizer)] = optimizer.register_step_post_hook(self._after_step)
 
     def _step(
         self,
@@ -177,7 +205,7 @@ class NormDynamicsMonitor(CoreCallback):
         setting = {name: _now(value) for name, value in settings[0].items() if name != "params"}
         alike = all(_now(each.get(name)) == setting.get(name) for each in settings for name in _SETTINGS)
         return _Step(
-            [group.name for group in groups],
+            groups,
             cores,
             s,
             gamma,
@@ -189,29 +217,47 @@ class NormDynamicsMonitor(CoreCallback):
             setting["lr"] if alike else None,
         )
 
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        """Of the optimizer, right after it has moved the cores. A step that is skipped does not come here."""
+        with torch.no_grad():
+            for step in self._steps.pop(id(optimizer), []):
+                after = squared_norms(step.cores)
+                table = _rows(_as_clipped(step), after.view_as(step.s))
+                for group, values in zip(step.groups, table.unbind(1), strict=True):
+                    self._columns[group.name] = _Column(values, step.lr, scaled=step.grad_norm is None)
+                # Where the next step in this batch begins.
+                norms = iter(after.unbind())
+                for group in step.groups:
+                    before = zip(group.cores, self._before[group.name], strict=True)
+                    self._before[group.name] = [next(norms) if core.requires_grad else s for core, s in before]
+
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not self._before:
-            return
-        if self._stepping:
+        if self._columns:
             with torch.no_grad():
                 self._log(trainer)
-        self._before, self._stepping = {}, []
+        self._forget()
+
+    def _forget(self) -> None:
+        self._before, self._steps, self._columns = {}, {}, {}
 
     def _log(self, trainer: Trainer) -> None:
-        tables = [_rows(_as_clipped(step)) for step in self._stepping]
-        table = torch.cat([table.to(tables[0].device) for table in tables], dim=1).cpu()
-        names = [name for step in self._stepping for name in step.names]
-        rates = dict(zip(names, (step.lr for step in self._stepping for _ in step.names), strict=True))
+        found = {group.name: self._columns[group.name] for group in self._groups if group.name in self._columns}
+        device = next(iter(found.values())).values.device
+        table = torch.stack([column.values.to(device) for column in found.values()], dim=1).cpu()
+        skipped = [
+            column.scaled and not bool(sum_.isfinite()) for column, sum_ in zip(found.values(), table[-1], strict=True)
+        ]
+        names = [name for name, left_out in zip(found, skipped, strict=True) if not left_out]
+        if not names:
+            return
+        table = table[:, [not left_out for left_out in skipped]]
+        rates = {name: found[name].lr for name in names}
         columns = dict(zip(names, table.t(), strict=True))
         lr = next(iter(rates.values())) if len(set(rates.values())) == 1 else None
-        if len(names) > 1:
-            columns = {group.name: columns[group.name] for group in self._groups if group.name in columns}
-            columns["total"] = _total(table, lr or 0.0)
-        else:
-            columns["total"] = table[:, 0]
+        columns["total"] = _total(table, lr or 0.0) if len(names) > 1 else table[:, 0]
         rates["total"] = lr
         rows = {name: dict(zip(_QUANTITIES, column.tolist(), strict=False)) for name, column in columns.items()}
         for name, row in rows.items():
@@ -225,6 +271,20 @@ class NormDynamicsMonitor(CoreCallback):
         log_to_loggers(trainer, logged)
 
     # --- after training ----------------------------------------------------------------------------------------
+
+    def _unhook(self) -> None:
+        for hook in self._hooks.values():
+            hook.remove()
+        self._hooks.clear()
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._unhook()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._unhook()
+        self._forget()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -335,17 +395,24 @@ def _das_rate(trainer: Trainer, optimizer: Optimizer, s: Tensor, gamma: Tensor, 
 
 
 def _predicted_rate(step: _Step) -> Tensor:
-    rate = step.sam_rate + step.das_rate
-    if isinstance(step.optimizer, SGD) and not step.setting["momentum"]:
-        rate = rate + sam_deviation_rate(step.s, step.gamma, effective_rho(step.gamma, step.setting["lr"]))
-    if isinstance(step.optimizer, SGD | AdamW):
-        rate = rate - 4 * step.setting["weight_decay"] * norm_deviation(step.s)
-    return rate
+    sgd, setting = isinstance(step.optimizer, SGD), step.setting
+    rate = step.sam_rate
+    if sgd and not setting["momentum"]:
+        rate = rate + sam_deviation_rate(step.s, step.gamma, effective_rho(step.gamma, setting["lr"]))
+    if sgd or setting.get("decoupled_weight_decay"):
+        rate = rate - 4 * setting["weight_decay"] * norm_deviation(step.s)
+    if sgd:  # what goes through the gradient, in the long run: momentum adds it up
+        rate = rate * ((1 - setting["dampening"]) / (1 - setting["momentum"]) if setting["momentum"] else 1.0)
+    return rate + step.das_rate
 
 
-def _rows(step: _Step) -> Tensor:
-    """A column for each group: the quantities that are logged, then ``s̄²`` and ``Σ γ``, which the total needs."""
-    after = squared_norms(step.cores).view_as(step.s)
+def _rows(step: _Step, after: Tensor) -> Tensor:
+    """A column for each group: the quantities that are logged, then ``s̄²`` and ``Σ γ``, which the total needs.
+
+    Args:
+        step: With the gradients that the optimizer took.
+        after: Squared norms of the cores after it, shape ``(G, K)``.
+    """
     deviation, mean_square = norm_deviation(step.s), step.s.mean(-1).square()
     rows = (
         deviation,

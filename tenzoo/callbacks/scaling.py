@@ -96,7 +96,7 @@ class DeviationAwareScaling(CoreCallback):
     Raises:
         ValueError: For a value out of its range; from ``fit``, before training, for a model without core groups, a
             group split over two optimizers, LBFGS, half-precision cores, ``momentum_correction`` without SGD's
-            momentum, or a schedule without an end.
+            momentum, or a schedule without an end. What is wrong with cores that are thawed later is refused then.
 
     Example:
         >>> from lightning import Trainer
@@ -137,13 +137,10 @@ class DeviationAwareScaling(CoreCallback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._groups = groups_for(self, pl_module)
-        owners = [set(settings_of(optimizer)) for optimizer in trainer.optimizers]
-        for group in self._groups:
-            self._check_group(group, owners)
         for optimizer in trainer.optimizers:
             if isinstance(optimizer, LBFGS):
                 raise ValueError("expected a first-order optimizer for DeviationAwareScaling, got LBFGS")
-            self._plans[id(optimizer)] = self._signature(optimizer), self._plan(optimizer)
+            self._plans[id(optimizer)] = self._signature(optimizer), self._plan(trainer, optimizer)
         if self.alpha_schedule is not None:
             self._total_steps = trainer.estimated_stepping_batches
             if self._total_steps == trainer.max_steps:  # which counts the steps of all optimizers
@@ -174,7 +171,10 @@ class DeviationAwareScaling(CoreCallback):
             for group in optimizer.param_groups
         ]
 
-    def _plan(self, optimizer: Optimizer) -> list[_Bucket]:
+    def _plan(self, trainer: Trainer, optimizer: Optimizer) -> list[_Bucket]:
+        owners = [set(settings_of(each)) for each in trainer.optimizers]
+        for group in self._groups:  # again where cores were thawed
+            self._check_group(group, owners)
         settings = settings_of(optimizer)
         buckets: dict[object, _Bucket] = {}
         for group in self._groups:
@@ -230,7 +230,7 @@ class DeviationAwareScaling(CoreCallback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         signature = self._signature(optimizer)
         if self._plans[id(optimizer)][0] != signature:
-            self._plans[id(optimizer)] = signature, self._plan(optimizer)
+            self._plans[id(optimizer)] = signature, self._plan(trainer, optimizer)
         buckets = self._plans[id(optimizer)][1]
         if not all(core.grad is not None for bucket in buckets for core in bucket.cores):
             buckets = [kept for bucket in buckets if (kept := bucket.with_gradients()).cores]

@@ -354,6 +354,58 @@ def test_half_precision_cores_are_refused(dtype):
         trainer(callbacks=[DeviationAwareScaling(0.3)]).fit(Two(dtype=dtype), Batches(count=1))
 
 
+class Thawing(Callback):
+    """Freezes some parameters, until the second batch."""
+
+    def __init__(self, *names):
+        self.names = names
+
+    def setup(self, trainer, pl_module, stage):
+        for name in self.names:
+            pl_module.get_parameter(name).requires_grad_(False)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 1:
+            for name in self.names:
+                pl_module.get_parameter(name).requires_grad_(True)
+
+
+def test_what_is_wrong_with_cores_that_are_thawed_is_refused_then():
+    callbacks = [Thawing("a"), DeviationAwareScaling(0.3)]
+    with pytest.raises(ValueError, match="cores of 'first' in one optimizer, got them in 2"):
+        trainer(callbacks=callbacks, max_epochs=1).fit(Two(split=True), Batches(count=3))
+    halved = Two()
+    for parameter in (halved.a, halved.b):
+        parameter.data = parameter.data.bfloat16()
+    callbacks = [Thawing("a", "b"), DeviationAwareScaling(0.3)]
+    with pytest.raises(ValueError, match=r"got torch\.bfloat16 in 'first'"):
+        trainer(callbacks=callbacks, max_epochs=1).fit(halved, Batches(count=3))
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e-25])
+def test_gradients_beyond_the_range_of_float32_squares(scale):
+    """As with the learning rate divided by what the gradients are multiplied by."""
+
+    def scaled(factor):
+        class Times(Two):
+            def training_step(self, batch, batch_idx):
+                self.zero_grad()
+                self.manual_backward(factor * ((self.a @ self.b).square().sum() + (self.c @ self.d).square().sum()))
+                for optimizer in self.optimizers():
+                    for group in optimizer.param_groups:
+                        group["lr"] = 1e-4 / factor
+                    optimizer.step()
+
+        model = Times()
+        trainer(callbacks=[DeviationAwareScaling(0.3)], max_epochs=1).fit(model, Batches(count=2))
+        return model
+
+    plain, far = scaled(1.0), scaled(scale)
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(far.get_parameter(name), parameter, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(plain.a, Two().a)
+
+
 def test_what_is_refused_before_training():
     class Plain(Regression):
         def __init__(self, **kwargs):
