@@ -140,7 +140,7 @@ def load_weights_(model: M, path: str | Path) -> M:
         [[1.0, 1.0]]
     """
     own = model.state_dict()
-    weights = _without_prefix(read_weights(path), own)
+    weights = _without_prefix(read_weights(path), own, Path(path))
     for name, mine, other in shape_differences(own, weights):
         if other is not None or not name.endswith("num_batches_tracked"):
             raise ValueError(
@@ -149,6 +149,11 @@ def load_weights_(model: M, path: str | Path) -> M:
             )
     for name, kind, given in kind_differences(own, weights):
         raise ValueError(f"expected {name!r} as {kind} in {str(path)!r}, got {given}")
+    for name, value in weights.items():
+        to = own[name].dtype
+        narrower = value.is_floating_point() and torch.finfo(value.dtype).max > torch.finfo(to).max
+        if narrower and bool((value.to(to).isinf() & value.isfinite()).any()):
+            raise ValueError(f"expected numbers within the range of {to} as {name!r} in {str(path)!r}, got larger ones")
     model.load_state_dict(weights, strict=False)
     return model
 
@@ -187,13 +192,20 @@ def _described(shape: tuple[int, ...] | None) -> str:
     return "no shape" if shape is None else f"shape {shape}"
 
 
-def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, object]) -> dict[str, Tensor]:
+def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, object], path: Path) -> dict[str, Tensor]:
     """The weights under the prefix that leaves most names of the network; names without it are not the network's."""
     stripped = [
         {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         for prefix in _PREFIXES
     ]
-    return max(stripped, key=lambda found: len(found.keys() & own.keys()))
+    best = max(stripped, key=lambda found: len(found.keys() & own.keys()))
+    for prefix, other in zip(_PREFIXES, stripped, strict=True):
+        if other is not best and other.keys() >= own.keys() and best.keys() >= own.keys():
+            raise ValueError(
+                f"expected the weights of one network in {str(path)!r}, got those of several, one of them under "
+                f"{prefix!r}; write a file of the wanted ones"
+            )
+    return best
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

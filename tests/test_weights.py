@@ -69,6 +69,8 @@ def test_names_of_torchvision(tmp_path):
         ("one less", r"got '0\.bias' of no shape where the network has shape \(4,\)"),
         ("complex", r"'0\.weight' as torch.float32 in '.*', got torch.complex64"),
         ("integers", r"'0\.weight' as torch.float32 in '.*', got torch.int64"),
+        ("too large", r"within the range of torch.float32 as '0\.bias' in '.*', got larger ones"),
+        ("two networks", "weights of one network in '.*', got those of several, one of them under 'model.'"),
         ("broken safetensors", "expected a safetensors file, got '.*', which is none or is damaged"),
         ("code", "torch can load without running code"),
     ],
@@ -84,6 +86,10 @@ def test_what_is_refused(tmp_path, content, message):
             del weights["0.bias"]
         case "complex" | "integers":
             weights["0.weight"] = weights["0.weight"].to(torch.complex64 if content == "complex" else torch.int64)
+        case "too large":
+            weights["0.bias"] = torch.tensor([1.0, 2.0, 1e300, 3.0], dtype=torch.float64)
+        case "two networks":
+            weights = {f"{prefix}{name}": value for prefix in ("module.", "model.") for name, value in weights.items()}
         case "code":
             weights["bomb"] = Bomb(trap)
     torch.save(weights, path)

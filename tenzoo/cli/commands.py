@@ -17,6 +17,7 @@ from tenzoo.cli.compress import compress_command
 from tenzoo.cli.messages import Answer, answer
 from tenzoo.cli.trainer import TenzooCLI, build
 from tenzoo.cli.zoo import Entry, Layer, describe, print_entries, print_layers, read_results, totals
+from tenzoo.data import CompletionDataModule
 from tenzoo.models import CompressedNetwork
 from tenzoo.tasks import CompletionTask, Task
 
@@ -116,9 +117,11 @@ def _entry(path: Path, results: dict[str, str | None]) -> Entry:
 def _layers(task: Task, data: LightningDataModule) -> tuple[list[Layer], int | None]:
     if isinstance(task, CompletionTask):
         if task.shape is None:
+            if not isinstance(data, CompletionDataModule):
+                raise TypeError(f"expected a CompletionDataModule as `datamodule`, got {type(data).__name__}")
             data.prepare_data()
             data.setup("fit")
-            task.build(data.shape)  # type: ignore[attr-defined]
+            task.build(data.shape)
         return describe(task.model), None
     network = getattr(task, "network", task)
     assert isinstance(network, nn.Module)

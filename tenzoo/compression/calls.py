@@ -12,6 +12,10 @@ a list of :class:`Call`                 these
 ======================================  =====================================================
 
 A model whose only argument is a list or a mapping takes it in a tuple: ``([image, image],)``.
+
+Samples lie along the first size of the first tensor. The arguments are one sample where a list of tensors comes first,
+or lists of plain values have another length: they are then not divided. Of an image without a batch the channels, and
+of a batch that comes second the steps, are taken for samples: multiplications are those of one of them.
 """
 
 import hashlib
@@ -19,8 +23,10 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from types import NoneType
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -57,8 +63,24 @@ class Call:
 
     @property
     def size(self) -> int:
-        """How many samples: the first size of the first tensor that has any; 0 if none has."""
-        return next((len(x) for x in self.tensors if x.ndim), 0)
+        """How many samples: the first size of the first tensor that has any; 0 if none has.
+
+        It is 1 where samples cannot be told apart: if the first tensors come in a list, be it one of images or one of
+        feature maps, or there are values of which it is not known which sample they belong to.
+        """
+        size = next((len(x) for x in self.tensors if x.ndim), 0)
+        return size if size < 2 or self._divides(size) else 1
+
+    def _divides(self, size: int) -> bool:
+        """Whether each value is one for each sample, or one for all of them."""
+        values = [*self.args, *self.kwargs.values()]
+        first = next(value for value in values if any(x.ndim for x in tensors_in(value)))
+        known = (Tensor, np.ndarray, str, bytes, int, float, complex, NoneType)
+        return isinstance(first, Tensor) and all(
+            # A list has a value for each sample; a tuple may, or it is a size.
+            (len(leaf) == size) == isinstance(leaf, list) if _plain(leaf) else isinstance(leaf, known)
+            for leaf in tree_leaves(values, is_leaf=_plain)
+        )
 
     def map(self, function: Callable[[Tensor], Any]) -> "Call":
         """The same with something else in place of each tensor."""
@@ -66,12 +88,20 @@ class Call:
         return Call(args, kwargs)
 
     def part(self, start: int, stop: int) -> "Call":
-        """Some of the samples: of all tensors whose first size is the number of samples."""
+        """Some of the samples: of all tensors, arrays and lists of numbers or strings with one entry for each."""
         size = self.size
-        return self.map(lambda x: x[start:stop] if x.ndim and len(x) == size else x)
+        if size == 1:
+            return self.map(lambda x: x)
+
+        def cut(x: Any) -> Any:
+            own = x.ndim > 0 if isinstance(x, Tensor | np.ndarray) else _plain(x)
+            return x[start:stop] if own and len(x) == size else x
+
+        args, kwargs = tree_map(cut, (self.args, dict(self.kwargs)), is_leaf=_plain)
+        return Call(args, kwargs)
 
     def run(self, model: nn.Module, argument: str) -> Any:
-        """What a model makes of it.
+        """What a model makes of it; the inputs stay as they are.
 
         Args:
             model: In the mode it is to run in.
@@ -87,8 +117,9 @@ class Call:
             ValueError: expected an input of the model in `calibration`, got a tensor of shape (4, 5) and float32, \
 with which it fails: RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x5 and 3x2)
         """
+        given = self.map(torch.clone)  # a model may change its inputs in place
         try:
-            return model(*self.args, **self.kwargs)
+            return model(*given.args, **given.kwargs)
         except MemoryError:
             raise
         except Exception as error:
@@ -99,6 +130,12 @@ with which it fails: RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x
     def __str__(self) -> str:
         named = [f"{_described(value)} as {name!r}" for name, value in self.kwargs.items()]
         return " and ".join([*map(_described, self.args), *named])
+
+
+def _plain(value: Any) -> bool:
+    """Whether something is a list or a tuple of numbers or strings."""
+    known = isinstance(value, list | tuple) and bool(value)
+    return known and all(isinstance(item, int | float | str) for item in value)
 
 
 def said(error: BaseException) -> str:

@@ -126,6 +126,8 @@ class Plan:
             layers = tuple(LayerPlan(**_tuples(layer)) for layer in content.pop("layers"))
             for layer in layers:
                 _check(layer)
+            if len({layer.name for layer in layers}) < len(layers):
+                raise ValueError("a layer twice")
             made = cls(layers, **content)
             _check_plan(made)
             return made
@@ -232,6 +234,8 @@ def _check(layer: LayerPlan) -> None:
         return
     modes = layer.tensorization
     if not sizes(layer.rank) or modes is None or len(modes) != 2 or not all(sizes(side) for side in modes):
+        raise ValueError(layer.name)
+    if max(*layer.rank, *modes[0], *modes[1]) > math.prod(layer.shape):
         raise ValueError(layer.name)
     factorization_class(str(layer.factorization))
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -53,6 +54,10 @@ _HOOKS = (
     "_load_state_dict_post_hooks",
 )
 """Where a module keeps them."""
+
+
+_OWN_LISTS = ("_modules", "_parameters", "_buffers", "_flat_weights", "_kept", *_HOOKS)
+"""Where modules of torch and tensorized layers keep what is theirs."""
 
 
 @dataclass(frozen=True)
@@ -166,9 +171,11 @@ def find_weights(model: nn.Module, *, read: Mapping[str, str] | None = None) -> 
             keys = ["weight"]
         for key in keys:
             full = _joined(name, key)
-            found.append(Weight(full, module, key, False, _reason_of_parameter(module, key, full, owners)))
+            reason = _reason_of_parameter(module, key, full, owners) or held.get(id(own[key]))
+            found.append(Weight(full, module, key, False, reason))
         if not keys and isinstance(module, _LISTED):
-            reason = _reason_of_layer(name, module, owners) or held.get(id(module))
+            reason = _reason_of_layer(name, module, owners)
+            reason = reason or held.get(id(module)) or held.get(id(own.get("weight")))
             if reason is None and reader:
                 reason = f"has a weight that {reader} reads"
             found.append(Weight(name, module, "weight", True, reason))
@@ -197,17 +204,21 @@ def _place(parameter: nn.Parameter) -> int:
 
 
 def _held_elsewhere(modules: Collection[tuple[str, nn.Module]]) -> dict[int, str]:
-    """By id, modules that a plain attribute holds, where no other module would be put in their place."""
+    """By id, modules and parameters that a plain attribute holds, where nothing would be put in their place.
+
+    The method of a module holds the module.
+    """
     found: dict[int, str] = {}
     for name, module in modules:
         if (wrapped := module._modules.get("_orig_mod")) is not None:  # its graph is bound to this very module
             found[id(wrapped)] = "is compiled by itself; compile it after"
         for key, value in vars(module).items():
-            if key in ("_modules", "_parameters", "_buffers") or not isinstance(value, nn.Module | list | tuple | dict):
+            if key in _OWN_LISTS or not isinstance(value, nn.Module | MethodType | list | tuple | dict):
                 continue
             for leaf in tree_leaves(value):
-                if isinstance(leaf, nn.Module):
-                    found[id(leaf)] = f"is also held by the plain attribute {_joined(name, key)!r}"
+                held = leaf.__self__ if isinstance(leaf, MethodType) else leaf
+                if held is not module and isinstance(held, nn.Module | nn.Parameter):
+                    found.setdefault(id(held), f"is also held by the plain attribute {_joined(name, key)!r}")
     return found
 
 
@@ -327,6 +338,7 @@ def not_foldable(model: nn.Module) -> Iterator[tuple[str, TensorizedLayer[Any], 
         if not isinstance(module, TensorizedLayer):
             continue
         reason = _does_more(module) or held.get(id(module))
+        reason = reason or next((held[id(core)] for core in module.weight.cores if id(core) in held), None)
         if type(module) not in TENSORIZED.values():
             reason = f"is a {type(module).__module__}.{type(module).__qualname__}, a class of its own"
         elif {*module._parameters, *module._buffers, *module._modules} - {"weight", "bias", "padding_row"}:

@@ -4,9 +4,10 @@ import copy
 import json
 from collections import UserDict
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tenzoo.compression import Plan, apply_, export, plan
@@ -308,3 +309,102 @@ def test_buffers_and_random_numbers_do_not_notice_a_plan():
     assert made[0] == made[1]
     assert torch.get_rng_state().equal(state)
     assert model.calls == 0
+
+
+class Padded(nn.Module):
+    """The mean of each sequence, over as many steps as it has: a list of sequences, or a batch and lengths."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 32), nn.Linear(32, 32)
+
+    def forward(self, x, lengths=None):
+        if lengths is None:
+            lengths = [len(sequence) for sequence in x]
+            x = nn.utils.rnn.pad_sequence(x, batch_first=True)
+        y = self.second(self.first(x).relu())
+        return torch.stack([steps[: int(length)].mean(0) for steps, length in zip(y, lengths, strict=True)])
+
+
+LENGTHS = [1, 20] * 4 + [20] * 8
+
+
+@pytest.mark.parametrize("kind", ["list", "tuple", "array", "tensor"])
+def test_samples_that_are_held_back_keep_their_own_values(kind):
+    model, x = Padded(), torch.randn(16, 20, 8, generator=torch.Generator().manual_seed(1))
+    given = {"list": list, "tuple": tuple, "array": np.array, "tensor": torch.tensor}[kind](LENGTHS)
+    made = plan(model, factorization="tt", budget=0.6, calibration=(x, given))
+    small = apply_(copy.deepcopy(model), made, calibration=(x, given))
+    last = (x, given) if kind == "tuple" else (x[12:], given[12:])  # a tuple may be a size: then nothing is divided
+    with torch.no_grad():
+        own = (small(*last) - model(*last)).norm() / model(*last).norm()
+    assert made.output_error == pytest.approx(own.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("shapes", [[(5, 8), (9, 8), (7, 8), (6, 8)], [(6, 8)] * 4], ids=["other", "same"])
+def test_a_list_of_samples_is_divided_nowhere(shapes):
+    model = Padded()
+    sequences = [torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k, shape in enumerate(shapes)]
+    made = plan(model, factorization="tt", budget=0.6, calibration=(sequences,), example_input=(sequences,))
+    small = apply_(copy.deepcopy(model), made, calibration=(sequences,))
+    with torch.no_grad():
+        own = (small(sequences) - model(sequences)).norm() / model(sequences).norm()
+    assert made.output_error == pytest.approx(own.item(), rel=1e-4)
+    padded = max(shape[0] for shape in shapes)
+    assert made.dense_multiplications == len(shapes) * padded * (8 * 32 + 32 * 32)  # of the one call
+
+
+@pytest.mark.parametrize(
+    ("args", "size"),
+    [
+        ((torch.ones(4, 3), [1, 2, 3, 4]), 4),
+        ((torch.ones(4, 3), ["a"] * 4), 4),
+        ((torch.ones(4, 3), 2, None, "mean", torch.ones(7), np.ones(4)), 4),
+        ((torch.ones(4, 3), [torch.ones(4, 2), torch.ones(1, 2)]), 4),  # as the state of a cache
+        ((torch.ones(4, 3), (7, 7)), 4),
+        ((torch.ones(4, 3), (1, 2, 3, 4)), 1),
+        ((torch.ones(4, 3), [1, 2, 3]), 1),
+        ((torch.ones(4, 3), object()), 1),
+        (([torch.ones(4, 3)] * 2,), 1),
+        (({"image": torch.ones(4, 3)},), 1),
+    ],
+)
+def test_how_many_samples(args, size):
+    call = Call(args, {})
+    assert call.size == size
+    part = call.part(0, 1)
+    for value, cut in zip(args, part.args, strict=True):
+        if size > 1 and isinstance(value, list | Tensor | np.ndarray) and len(value) == size:
+            assert len(cut) == 1
+    if size == 1:
+        assert [x.shape for x in part.tensors] == [x.shape for x in call.tensors]
+
+
+class InPlace(nn.Module):
+    """Changes what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.last = nn.Linear(8, 32), nn.Linear(32, 4)
+
+    def forward(self, x):
+        x.mul_(2).add_(1)
+        return self.last(self.layer(x).relu_())
+
+
+@pytest.mark.parametrize("suffix", [None, ".pt2", ".onnx"])
+def test_the_users_inputs_stay_as_they_are(tmp_path, suffix):
+    model, x = InPlace(), torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
+    before = x.clone()
+    if suffix:
+        export(model, tmp_path / f"model{suffix}", x)
+    else:
+        made = plan(model, factorization="tt", budget=0.6, calibration=x, example_input=x)
+        small = apply_(copy.deepcopy(model), made, calibration=x)
+        with torch.no_grad():
+            expected = model(x[12:].clone())
+            own = (small(x[12:].clone()) - expected).norm() / expected.norm()
+        assert made.output_error == pytest.approx(own.item(), rel=1e-4)
+    assert x.equal(before)

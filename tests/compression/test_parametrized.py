@@ -81,19 +81,21 @@ def exact(model, factorization):
                 **layer.__dict__,
                 "factorization": factorization,
                 "rank": full,
+                "parameters": number,
                 "tensorization": whole(factorization, layer.shape),
                 "reason": None,
             }
         )
         for layer in made.layers
-        if (full := full_rank(factorization, layer.shape))
+        for full, number in [full_rank(factorization, layer.shape)]
     ]
     return type(made)(tuple(layers), made.other_parameters)
 
 
 def full_rank(factorization, shape):
     tensorization = whole(factorization, shape)
-    return TensorizedWeight(shape, factorization=factorization, rank=1000, tensorization=tensorization).weight.rank
+    made = TensorizedWeight(shape, factorization=factorization, rank=1000, tensorization=tensorization)
+    return made.weight.rank, sum(core.numel() for core in made.weight.cores)
 
 
 def whole(factorization, shape):

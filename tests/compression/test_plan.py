@@ -90,10 +90,7 @@ def test_full_rank_is_lossless(factorization):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5)).double()
     layers = plan(model, factorization=factorization, ranks={}).layers
-    full = [
-        copy_of(layer, factorization=factorization, rank=full_rank(model, layer, factorization), reason=None)
-        for layer in layers
-    ]
+    full = [with_full_rank(model, layer, factorization) for layer in layers]
     small = apply_(copy.deepcopy(model), Plan(tuple(full), 0))
     assert all(isinstance(small[k], TensorizedLayer) for k in (0, 2))
     torch.testing.assert_close(small(IMAGES), model(IMAGES))
@@ -103,13 +100,18 @@ def copy_of(layer, **changes):
     return type(layer)(**{**layer.__dict__, **changes})
 
 
-def full_rank(model, layer, factorization):
+def with_full_rank(model, layer, factorization):
     from tenzoo.compression.weights import TENSORIZED
 
     dense = model.get_submodule(layer.name)
     made = TENSORIZED[type(dense)].empty_like(dense, factorization=factorization, rank=1)
     kind = type(made.weight)
-    return kind._usable_rank(made.weight.shape, kind._resolve(made.weight.shape, 1000))
+    rank = kind._usable_rank(made.weight.shape, kind._resolve(made.weight.shape, 1000))
+    full = TENSORIZED[type(dense)].empty_like(
+        dense, factorization=factorization, rank=rank, tensorization=layer.tensorization
+    )
+    number = sum(parameter.numel() for parameter in full.parameters())
+    return copy_of(layer, factorization=factorization, rank=rank, reason=None, parameters=number)
 
 
 # --- what stays dense ----------------------------------------------------------------------------------------------
@@ -389,14 +391,32 @@ def test_layers_without_a_counterpart_are_listed():
     }
 
 
+def test_a_rank_that_was_edited_by_hand_is_refused(tmp_path):
+    model = network()
+    made = plan(model, factorization="tt", ranks=2)
+    made.save(path := tmp_path / "plan.json")
+    content = json.loads(path.read_text())
+    layer = next(layer for layer in content["layers"] if layer["rank"])
+    layer["rank"] = [rank + 1 for rank in layer["rank"]]
+    path.write_text(json.dumps(content))
+    before, weights = copy.deepcopy(model.state_dict()), apply_(copy.deepcopy(model), made).state_dict()
+    for use in (lambda edited: apply_(model, edited), lambda edited: restore_(model, edited, weights)):
+        with pytest.raises(ValueError, match=rf"`plan`, got {layer['parameters']} parameters of '{layer['name']}'"):
+            use(Plan.load(path))
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("change", "value"),
     [
         ("rank", "abc"),
         ("rank", [2.5, 2]),
         ("rank", [-1, 2]),
+        ("rank", [10**30, 2]),
         ("factorization", "tensor"),
         ("tensorization", [[3]]),
+        ("tensorization", [[10**30], [3]]),
+        ("layers", "twice"),
         ("parameters", "x"),
         ("shape", [0]),
         ("other_parameters", "many"),
@@ -407,7 +427,10 @@ def test_an_altered_file_is_no_plan(tmp_path, change, value):
     plan(network(), factorization="tt", ranks=2).save(path := tmp_path / "plan.json")
     content = json.loads(path.read_text())
     layer = next(layer for layer in content["layers"] if layer["rank"])
-    (layer if change in layer else content)[change] = value
+    if change == "layers":
+        content["layers"].append(layer)
+    else:
+        (layer if change in layer else content)[change] = value
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"expected a plan, as Plan.save writes it, in '.*plan\.json'"):
         Plan.load(path)
