@@ -123,8 +123,8 @@ def load(text: str) -> Any:
     check(text)
     try:
         return get_loader("yaml")(text)
-    except TypeError as error:  # jsonargparse takes a key without a value for text
-        raise yaml.YAMLError("a key that is no name") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # the loaders' own, such as of `1e400:`
+        raise yaml.YAMLError("a key or a number that cannot be read") from error
     except ValueError as error:  # of a tag that its value does not fit
         raise yaml.YAMLError(" ".join(str(error).split())) from error
 

@@ -1,16 +1,18 @@
 """What a step of Sharpness-Aware Minimization needs around its two passes."""
 
+import copy
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,16 @@ class SAM:
 
 
 class ForwardState:
-    """What a forward pass changes besides its result: buffers, and the random numbers of torch, NumPy and Python.
+    """What a forward pass changes besides its result: buffers, attributes, metrics, and random numbers.
 
     SAM runs the network twice for a batch, and the two passes are to be one: the second begins where the first began,
     with the same vectors of a spectral norm, the same dropout masks and the same shares of a mixup, and leaves no
-    trace. Generators that somebody made for themselves are out of reach.
+    trace. Random numbers are those of torch, NumPy and Python; attributes are those that a user's module assigns, such
+    as a counter of calls; metrics are those of torchmetrics. Generators that somebody made for themselves, and lists
+    and other objects that a pass changes in place, are out of reach: ``task.perturbed`` tells the second pass.
 
     Args:
-        module: Its buffers are remembered, those of all submodules included.
+        module: What it holds is remembered, that of all submodules included.
         device: Whose random numbers are replayed beside those of the CPU.
 
     Example:
@@ -69,14 +73,26 @@ class ForwardState:
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self._module = module
         self._before = _buffers_with_copies(module)
-        self._after: list[_Buffer] = []
+        self._after: list[_Buffer] | None = None
+        self._attributes = _Attributes(module)
         self._device = device
         self._python, self._cpu = random.getstate(), torch.get_rng_state()
         self._numpy = np.random.get_state()  # noqa: NPY002  (what most code draws from)
         self._own = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
 
+    def note(self) -> None:
+        """A pass forward is over: what is assigned from here on is not its doing.
+
+        The second one's assignments are undone, and the first one's done again.
+        """
+        if self._after is not None:
+            self._attributes.finish()
+        else:
+            self._attributes.note()
+
     def rewind(self) -> None:
         """Go back to where the first pass began."""
+        self._attributes.rewind()
         self._after = _buffers_with_copies(self._module)
         _put_back(self._before)
         random.setstate(self._python)
@@ -87,7 +103,77 @@ class ForwardState:
 
     def finish(self) -> None:
         """Leave the buffers as the first pass left them."""
+        assert self._after is not None
         _put_back(self._after)
+
+
+_MISSING = object()
+
+
+class _Attributes:
+    """What passes assign to attributes of modules that are not torch's or our own, and what they add to metrics."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._owners = [vars(each) for each in module.modules() if not type(each).__module__.startswith(_KNOWN)]
+        self._metrics = [each for each in module.modules() if isinstance(each, Metric)]
+        self._counts = [metric._update_count for metric in self._metrics]
+        self._states: list[tuple[Metric, dict[str, Any]]] = []
+        self._before = [dict(own) for own in self._owners]
+        self._changed: list[dict[str, Any]] = [{} for _ in self._owners]
+
+    def note(self) -> None:
+        """The first pass is over."""
+        self._changed = self._since(self._before)
+
+    def rewind(self) -> None:
+        """Undo what the first pass has assigned."""
+        used = [m for m, count in zip(self._metrics, self._counts, strict=True) if m._update_count != count]
+        self._states = [(metric, _metric_state(metric)) for metric in used]
+        for own, before, changed in zip(self._owners, self._before, self._changed, strict=True):
+            _assign(own, {key: before.get(key, _MISSING) for key in changed})
+        self._before = [dict(own) for own in self._owners]
+
+    def finish(self) -> None:
+        """Undo what the second pass has assigned or counted, and do again what the first one has assigned."""
+        for metric, state in self._states:
+            vars(metric).update(state)
+        for own, before, changed, since in zip(
+            self._owners, self._before, self._changed, self._since(self._before), strict=True
+        ):
+            _assign(own, {key: before.get(key, _MISSING) for key in since})
+            _assign(own, changed)
+
+    def _since(self, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The attributes that are others than before."""
+        return [
+            {
+                key: own.get(key, _MISSING)
+                for key in own.keys() | old.keys()
+                if own.get(key, _MISSING) is not old.get(key, _MISSING)
+            }
+            for own, old in zip(self._owners, before, strict=True)
+        ]
+
+
+_KNOWN = ("torch.", "tenzoo.", "torchmetrics.", "torchvision.", "lightning.")
+"""Packages whose modules assign nothing in a forward pass."""
+
+
+def _assign(own: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if value is _MISSING:
+            own.pop(key, None)
+        else:
+            own[key] = value
+
+
+def _metric_state(metric: Metric) -> dict[str, Any]:
+    names = [*metric._defaults, "_update_count", "_computed", "_forward_cache", "_update_called"]
+    return {
+        name: value.clone() if isinstance(value, Tensor) else copy.copy(value)
+        for name in names
+        if (value := vars(metric).get(name, _MISSING)) is not _MISSING
+    }
 
 
 class _Buffer(NamedTuple):

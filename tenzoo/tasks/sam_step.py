@@ -54,6 +54,7 @@ def _backward(task: Task, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -
         parameter.grad = None
     state = ForwardState(task, task.device)
     first = _pass(task, batch, batch_idx)
+    state.note()
     task._note_loss(first, batch)
     with without_sync(strategy, not sam.sync_ascent):
         task.manual_backward(first)
@@ -66,6 +67,7 @@ def _backward(task: Task, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -
         task.perturbed = True
         try:
             second = _pass(task, batch, batch_idx) / task.trainer.accumulate_grad_batches
+            state.note()
             with without_sync(strategy, not sync):
                 task.manual_backward(second)
         finally:

@@ -66,7 +66,8 @@ KEYS = {
     "class path": (CONFIG.replace("class_path: tenzoo.tasks", "classpath: tenzoo.tasks"), "`class_path`"),
     "init args": (CONFIG.replace("init_args: {factorization", "init_arg: {factorization"), "`init_args`"),
     "no number": (CONFIG.replace("lr: 0.01", "lr: .nan"), "init_args.lr`, got nan"),
-    "a key that is a number": ("1e400:", "a key that is no name"),
+    "a key that is a number": ("1e400:", "a key or a number that cannot be read"),
+    "a number without digits": ("a: !!int ''", "a key or a number that cannot be read"),
     "sub-config": ("model: sub.yaml\n", "sub.yaml"),
 }
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
+from torchmetrics import MeanSquaredError
 
 from tenzoo.layers import TensorizedConv2d, TensorizedEmbedding, TensorizedLinear
 from tenzoo.tasks import SAM, Task
@@ -131,6 +132,51 @@ def drifting(sam):
     model = Drifting(optimizer=sgd(), accumulate_grad_batches=2, sam=sam)
     trainer(max_epochs=2).fit(model, Batches(count=5), Batches())
     return model, (random.random(), np.random.rand(), torch.rand(()).item())  # noqa: NPY002
+
+
+class Counting(Regression):
+    """With attributes that a pass assigns, here and in a module of the user's, and a metric that counts in the loss."""
+
+    class Smoothed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean, self.calls = None, 0
+
+        def forward(self, x):
+            self.calls += 1
+            self.mean = x.detach().mean(0) if self.mean is None else 0.9 * self.mean + 0.1 * x.detach().mean(0)
+            return x - self.mean * self.calls / 10
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.smoothed, self.mse = self.Smoothed(), MeanSquaredError()
+        self.batches, self.backward_passes = 0, 0
+
+    def error(self, batch):
+        x, y = batch
+        output = self.inner(self.smoothed(x) if self.training else x).tanh() @ self.weight.reconstruct()
+        if self.training:
+            self.batches = self.batches + 1
+            self.mse(output, y)
+        return (output - y).square().mean()
+
+    def on_after_backward(self):
+        self.backward_passes += 1
+
+
+def test_attributes_and_metrics_change_once():
+    def counting(sam):
+        torch.manual_seed(1)
+        model = Counting(optimizer=sgd(), accumulate_grad_batches=2, sam=sam)
+        trainer(max_epochs=2).fit(model, Batches(count=5), Batches())
+        return model
+
+    plain, sam = counting(None), counting(SAM(rho=0))
+    assert_same_weights(plain, sam)
+    assert (sam.batches, sam.smoothed.calls, sam.mse._update_count) == (10, 10, 10)
+    assert sam.smoothed.mean.equal(plain.smoothed.mean)
+    assert sam.mse.compute().equal(plain.mse.compute())
+    assert sam.backward_passes == 20  # which is no part of the pass forward
 
 
 def test_state_that_a_forward_pass_changes_changes_once():
