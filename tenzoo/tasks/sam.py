@@ -3,7 +3,7 @@
 import copy
 import math
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -71,10 +71,10 @@ class ForwardState:
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self._module = module
-        self._before = _buffers_with_copies(module)
+        self._modules = list(module.modules())  # walked once: it takes a third of the time that all of this takes
+        self._before = _buffers_with_copies(self._modules)
         self._after: list[_Buffer] | None = None
-        self._attributes = _Attributes(module)
+        self._attributes = _Attributes(self._modules)
         self._device = device
         self._python, self._cpu = random.getstate(), torch.get_rng_state()
         self._numpy = np.random.get_state()  # noqa: NPY002  (what most code draws from)
@@ -93,7 +93,7 @@ class ForwardState:
     def rewind(self) -> None:
         """Go back to where the first pass began."""
         self._attributes.rewind()
-        self._after = _buffers_with_copies(self._module)
+        self._after = _buffers_with_copies(self._modules)
         _put_back(self._before)
         random.setstate(self._python)
         np.random.set_state(self._numpy)  # noqa: NPY002
@@ -113,9 +113,9 @@ _MISSING = object()
 class _Attributes:
     """What passes assign to attributes of modules that are not torch's or our own, and what they add to metrics."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._owners = [vars(each) for each in module.modules() if not type(each).__module__.startswith(_KNOWN)]
-        self._metrics = [each for each in module.modules() if isinstance(each, Metric)]
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._owners = [vars(each) for each in modules if not type(each).__module__.startswith(_KNOWN)]
+        self._metrics = [each for each in modules if isinstance(each, Metric)]
         self._counts = [metric._update_count for metric in self._metrics]
         self._states: list[tuple[Metric, dict[str, Any]]] = []
         self._before = [dict(own) for own in self._owners]
@@ -183,9 +183,8 @@ class _Buffer(NamedTuple):
     copy: Tensor
 
 
-def _buffers_with_copies(module: nn.Module) -> list[_Buffer]:
-    # named_buffers() would take a third of the time that all of this takes.
-    found = [(owner, *named) for owner in module.modules() for named in owner._buffers.items()]
+def _buffers_with_copies(modules: Sequence[nn.Module]) -> list[_Buffer]:
+    found = [(owner, *named) for owner in modules for named in owner._buffers.items()]
     rows = [_Buffer(owner, name, each, torch.empty_like(each)) for owner, name, each in found if each is not None]
     _copy((row.copy, row.tensor) for row in rows)
     return rows
