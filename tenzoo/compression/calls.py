@@ -68,13 +68,20 @@ class Call:
         It is 1 where samples cannot be told apart: if the first tensors come in a list, be it one of images or one of
         feature maps, or there are values of which it is not known which sample they belong to.
         """
-        size = next((len(x) for x in self.tensors if x.ndim), 0)
+        size = self.first_size
         return size if size < 2 or self._divides(size) else 1
+
+    @property
+    def first_size(self) -> int:
+        """The first size of the first tensor that has any; 0 if none has."""
+        return next((len(x) for x in self.tensors if x.ndim), 0)
 
     def _divides(self, size: int) -> bool:
         """Whether each value is one for each sample, or one for all of them."""
         values = [*self.args, *self.kwargs.values()]
         first = next(value for value in values if any(x.ndim for x in tensors_in(value)))
+        while isinstance(first, Mapping):
+            first = next(value for value in first.values() if any(x.ndim for x in tensors_in(value)))
         known = (Tensor, np.ndarray, str, bytes, int, float, complex, NoneType)
         return isinstance(first, Tensor) and all(
             # A list has a value for each sample; a tuple may, or it is a size.

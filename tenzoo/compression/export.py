@@ -91,7 +91,7 @@ def export(
     write, load = _target(path)
     check_module(model)
     example = _checked(read_call(example_input, "example_input", model), model)
-    size = example.size if dynamic_batch else 0
+    size = example.first_size if dynamic_batch else 0
     copied = _copied(model)
     with torch.no_grad():
         first = example.run(copied, "example_input")

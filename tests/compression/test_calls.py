@@ -367,7 +367,9 @@ def test_a_list_of_samples_is_divided_nowhere(shapes):
         ((torch.ones(4, 3), [1, 2, 3]), 1),
         ((torch.ones(4, 3), object()), 1),
         (([torch.ones(4, 3)] * 2,), 1),
-        (({"image": torch.ones(4, 3)},), 1),
+        (({"image": torch.ones(4, 3), "scale": 2.0},), 4),
+        (({"images": [torch.ones(4, 3)]},), 1),
+        ((BatchEncoding(image=torch.ones(4, 3)),), 1),
     ],
 )
 def test_how_many_samples(args, size):

@@ -379,3 +379,23 @@ def test_a_missing_package_is_named_with_the_extra(tmp_path, monkeypatch):
 )
 def test_errors_are_relative_to_the_largest_output(actual, expected, error):
     assert _error(torch.tensor(actual), torch.tensor(expected)) == error
+
+
+class Nested(nn.Module):
+    """Takes its tensors in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = TensorizedLinear(16, 16, factorization="tt", rank=4)
+
+    def forward(self, pair):
+        return self.layer(pair[0]) + pair[1]
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_tensors_in_a_list_have_one_batch(tmp_path, suffix):
+    model = Nested().eval()
+    export(model, tmp_path / f"model{suffix}", ([torch.randn(4, 16), torch.randn(4, 16)],), factors=True)
+    if suffix == ".pt2":
+        program, pair = torch.export.load(tmp_path / "model.pt2").module(), [torch.randn(7, 16), torch.randn(7, 16)]
+        torch.testing.assert_close(program(pair), model(pair))
