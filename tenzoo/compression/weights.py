@@ -2,8 +2,9 @@
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
-from types import MethodType
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_leaves
 
 from tenzoo.compression.readers import readers_in_code
 from tenzoo.factorizations import Rank
@@ -206,20 +206,46 @@ def _place(parameter: nn.Parameter) -> int:
 def _held_elsewhere(modules: Collection[tuple[str, nn.Module]]) -> dict[int, str]:
     """By id, modules and parameters that a plain attribute holds, where nothing would be put in their place.
 
-    The method of a module holds the module.
+    Such an attribute is one of them, a container of them, or a function that is bound to them.
     """
     found: dict[int, str] = {}
     for name, module in modules:
         if (wrapped := module._modules.get("_orig_mod")) is not None:  # its graph is bound to this very module
             found[id(wrapped)] = "is compiled by itself; compile it after"
         for key, value in vars(module).items():
-            if key in _OWN_LISTS or not isinstance(value, nn.Module | MethodType | list | tuple | dict):
-                continue
-            for leaf in tree_leaves(value):
-                held = leaf.__self__ if isinstance(leaf, MethodType) else leaf
-                if held is not module and isinstance(held, nn.Module | nn.Parameter):
+            for held in () if key in _OWN_LISTS else _held_by(value):
+                if held is not module:
                     found.setdefault(id(held), f"is also held by the plain attribute {_joined(name, key)!r}")
     return found
+
+
+def _held_by(value: object) -> Iterator[nn.Module | nn.Parameter]:
+    """The modules and parameters in containers, and those that functions are bound to."""
+    seen: set[int] = set()
+    pending = [value]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, nn.Module | nn.Parameter):
+            yield each
+        elif id(each) not in seen:
+            seen.add(id(each))
+            pending += _content(each)
+
+
+def _content(value: object) -> list[object]:
+    if isinstance(value, MethodType):
+        return [value.__self__]
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, FunctionType):
+        return [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(value)
+    if isinstance(value, dict):
+        return list(value.values())
+    if is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name, None) for field in fields(value)]
+    return []
 
 
 def check_module(model: object) -> None:

@@ -1,10 +1,12 @@
 """What calibration inputs tell is never left out in silence: compiled models, and layers that no input reaches."""
 
 import copy
+import functools
+from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tenzoo.compression import apply_, export, fold_, plan
 from tests.compression.test_calibration import varied
@@ -70,6 +72,12 @@ def test_a_layer_that_is_wrapped_by_itself_stays_dense_and_says_why():
     assert {layer.name: layer.reason for layer in made.layers}["2"] == "is compiled by itself; compile it after"
 
 
+@dataclass
+class Box:
+    weight: Tensor
+    box: "Box | None" = None
+
+
 class Holding(nn.Module):
     """Keeps the matrix of a layer, or what the layer does, in an attribute that torch does not know."""
 
@@ -85,17 +93,27 @@ class Holding(nn.Module):
                 self.held = self.layer.forward
             case "methods":
                 self.held = {"first": (self.layer.forward, 1)}
+            case "partial":
+                self.held = functools.partial(nn.Linear.forward, self.layer)
+            case "function":
+                layer = self.layer
+                self.held = lambda x: layer(x)
+            case "dataclass":
+                self.held = Box(self.layer.weight)
+                self.held.box = self.held
 
     def forward(self, x):
         match self.kind:
             case "list":
                 return self.last(x @ self.held[0].T)
-            case "method":
+            case "method" | "partial" | "function":
                 return self.last(self.held(x))
+            case "dataclass":
+                return self.last(x @ self.held.weight.T)
         return self.last(self.held["first"][0](x))
 
 
-@pytest.mark.parametrize("kind", ["list", "method", "methods"])
+@pytest.mark.parametrize("kind", ["list", "method", "methods", "partial", "function", "dataclass"])
 def test_a_weight_or_a_method_that_is_held_elsewhere_keeps_a_layer_dense(kind):
     model = Holding(kind)
     made = plan(model, factorization="tt", ranks=2)

@@ -259,18 +259,24 @@ def test_an_owner_that_was_parametrized_before_is_as_it_was():
     model(X)
 
 
+class Keeper:
+    """Into which nobody looks."""
+
+    def __init__(self, layer):
+        self.layer = layer
+
+
 class Listed(nn.Module):
     """Calls its layers from a list that is no ModuleList."""
 
     def __init__(self, hide):
         super().__init__()
         self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
-        layer = self.b
-        self.layers = (lambda: [layer]) if hide else {"layers": [layer]}
+        self.layers = Keeper(self.b) if hide else {"layers": [self.b]}
         self.hide = hide
 
     def forward(self, x):
-        (layer,) = self.layers() if self.hide else self.layers["layers"]
+        layer = self.layers.layer if self.hide else self.layers["layers"][0]
         return layer(self.a(x))
 
 
