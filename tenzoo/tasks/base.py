@@ -61,8 +61,8 @@ class Task(LightningModule, CoreProvider):
     Without ``sam`` Lightning optimizes automatically. With it the task optimizes manually: a backward pass to find the
     ascent direction, a second one at the perturbed weights, one optimizer step at the restored ones. Accumulation,
     clipping, schedulers, precision, logging, ``max_steps`` and checkpoints act alike in both modes. Normalization
-    statistics, random numbers and whatever ``loss`` logs see the first pass only; metric objects that ``loss`` updates
-    by hand should ask :attr:`perturbed`.
+    statistics, random numbers, metrics, attributes that are assigned and whatever ``loss`` logs see the first pass
+    only; a ``loss`` that changes lists or other objects in place should ask :attr:`perturbed`.
 
     Subclasses may write hooks as for any LightningModule, with ``super()`` or without: what a task does in a hook is
     done after it in any case. With SAM a ``training_step`` of one's own has to call this one.
@@ -128,8 +128,8 @@ class Task(LightningModule, CoreProvider):
         self.automatic_optimization = sam is None
         self.sharpness_state: SharpnessState | None = None
         """What the last ascent of SAM knew; None without SAM."""
-        self.perturbed = False
-        """Whether :meth:`loss` is being called at SAM's perturbed weights."""
+        self._perturbed = False
+        self._told = False
         self._epoch_means = {"train/loss": EpochMean()}
         self._loss_is_watched = False
         self._monitored: frozenset[str] = frozenset()
@@ -217,12 +217,21 @@ class Task(LightningModule, CoreProvider):
         if not self.automatic_optimization:
             step_schedulers(self, interval=interval, plateau=plateau)
 
+    @property
+    def perturbed(self) -> bool:
+        """Whether :meth:`loss` is being called at SAM's perturbed weights.
+
+        A pass that asks decides itself what the second one does with its attributes; otherwise they are put back.
+        """
+        self._told = True
+        return self._perturbed
+
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Log as LightningModule does, except at SAM's perturbed weights: there nothing is logged.
 
         With several processes a metric that is monitored is reduced over them, as with ``sync_dist=True``.
         """
-        if self.perturbed:
+        if self._perturbed:
             return
         if self._trainer is not None and self._trainer.world_size > 1:
             value = as_of_all_ranks(self, value, kwargs, monitored=name in self._monitored)

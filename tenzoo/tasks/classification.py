@@ -180,7 +180,7 @@ class ImageClassificationTask(Task):
         images, labels = batch
         logits = self(images)
         weight = batch_weight(self)
-        if not self.perturbed:
+        if not self._perturbed:
             self._count_correct(logits, labels)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return loss if weight == 1 else loss * weight

@@ -51,9 +51,10 @@ class ForwardState:
 
     SAM runs the network twice for a batch, and the two passes are to be one: the second begins where the first began,
     with the same vectors of a spectral norm, the same dropout masks and the same shares of a mixup, and leaves no
-    trace. Random numbers are those of torch, NumPy and Python; attributes are those that a user's module assigns, such
-    as a counter of calls; metrics are those of torchmetrics. Generators that somebody made for themselves, and lists
-    and other objects that a pass changes in place, are out of reach: ``task.perturbed`` tells the second pass.
+    trace. Random numbers are those of torch, NumPy and Python; metrics are those of torchmetrics; attributes are those
+    that a user's module assigns, such as a counter of calls, unless the task asks for ``perturbed`` and so decides
+    itself. Generators that somebody made for themselves, and lists and other objects that a pass changes in place, are
+    out of reach.
 
     Args:
         module: What it holds is remembered, that of all submodules included.
@@ -80,15 +81,18 @@ class ForwardState:
         self._numpy = np.random.get_state()  # noqa: NPY002  (what most code draws from)
         self._own = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
 
-    def note(self) -> None:
+    def note(self, *, keep: bool = False) -> None:
         """A pass forward is over: what is assigned from here on is not its doing.
 
         The second one's assignments are undone, and the first one's done again.
+
+        Args:
+            keep: Leave all attributes to the passes: one that knows which one it is may hand values to the other.
         """
         if self._after is not None:
             self._attributes.finish()
         else:
-            self._attributes.note()
+            self._attributes.note(keep)
 
     def rewind(self) -> None:
         """Go back to where the first pass began."""
@@ -121,8 +125,10 @@ class _Attributes:
         self._before = [dict(own) for own in self._owners]
         self._changed: list[dict[str, Any]] = [{} for _ in self._owners]
 
-    def note(self) -> None:
+    def note(self, keep: bool) -> None:
         """The first pass is over."""
+        if keep:
+            self._owners, self._before, self._changed = [], [], []
         self._changed = self._since(self._before)
 
     def rewind(self) -> None:

@@ -53,8 +53,9 @@ def _backward(task: Task, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -
     for parameter in parameters:
         parameter.grad = None
     state = ForwardState(task, task.device)
+    task._told = False
     first = _pass(task, batch, batch_idx)
-    state.note()
+    state.note(keep=task._told)
     task._note_loss(first, batch)
     with without_sync(strategy, not sam.sync_ascent):
         task.manual_backward(first)
@@ -64,14 +65,14 @@ def _backward(task: Task, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -
         for parameter, grad in zip(parameters, accumulated, strict=True):
             parameter.grad = grad
         state.rewind()
-        task.perturbed = True
+        task._perturbed = True
         try:
             second = _pass(task, batch, batch_idx) / task.trainer.accumulate_grad_batches
             state.note()
             with without_sync(strategy, not sync):
                 task.manual_backward(second)
         finally:
-            task.perturbed = False
+            task._perturbed = False
             state.finish()
     return first.detach()
 

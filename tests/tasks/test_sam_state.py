@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torchmetrics import MeanSquaredError
@@ -177,6 +178,22 @@ def test_attributes_and_metrics_change_once():
     assert sam.smoothed.mean.equal(plain.smoothed.mean)
     assert sam.mse.compute().equal(plain.mse.compute())
     assert sam.backward_passes == 20  # which is no part of the pass forward
+
+
+def test_a_loss_that_asks_which_pass_it_is_may_hand_values_to_the_second():
+    class Handing(Regression):
+        def loss(self, batch, batch_idx):
+            if not self.perturbed:
+                self.factor = 1.0 + batch_idx
+                self.used = []
+            self.used = [*self.used, self.factor]
+            return self.factor * super().loss(batch, batch_idx)
+
+    class Check(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            assert pl_module.used == [1.0 + batch_idx] * 2
+
+    trainer(max_epochs=2, callbacks=[Check()]).fit(Handing(optimizer=sgd(), sam=SAM(rho=0.01)), Batches(), Batches())
 
 
 def test_state_that_a_forward_pass_changes_changes_once():
