@@ -286,16 +286,22 @@ def _names(names: Collection[str], word: str) -> str:
 
 
 def _of_parameters(class_path: str, option: str, where: str) -> str:
-    names = _names(_parameters(class_path), option.partition(".")[0])
-    return f"expected one of {names}{where} of {class_path.rpartition('.')[2]}, got {option!r}"
+    name = class_path.rpartition(".")[2]
+    try:
+        names = _names(_parameters(class_path), option.partition(".")[0])
+    except (TypeError, ValueError):  # of a function that is written in C
+        return f"expected what {name} takes{where}, got {option!r}"
+    return f"expected one of {names}{where} of {name}, got {option!r}"
 
 
 def _parameters(class_path: str) -> set[str]:
     module, _, name = class_path.rpartition(".")
     cls = getattr(importlib.import_module(module), name)
     names: set[str] = set()
-    for base in cls.__mro__:
-        parameters = inspect.signature(base.__init__).parameters.values()
+    for made in [vars(base).get("__init__") for base in cls.__mro__] if isinstance(cls, type) else [cls]:
+        if made is None:
+            continue
+        parameters = inspect.signature(made).parameters.values()
         names.update(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):
             break

@@ -181,6 +181,7 @@ def test_options(config, capsys, monkeypatch, option, word):  # noqa: F811
         (["list", "--configs", "nowhere"], "'nowhere'"),
         (["describe"], "give a config"),
         (["describe", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["describe", "--config", "config.yaml", "--data", "lightning.pytorch.LightningDataModule"], "`datamodule`"),
         (["compress"], "network, weights, output, factorization"),
         (["compress", "--nonsense", "1"], "'nonsense'"),
         (["compress", "--network", "CIFARResNt"], "CIFARResNet"),

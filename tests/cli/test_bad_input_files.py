@@ -68,6 +68,14 @@ KEYS = {
     "no number": (CONFIG.replace("lr: 0.01", "lr: .nan"), "init_args.lr`, got nan"),
     "a key that is a number": ("1e400:", "a key or a number that cannot be read"),
     "a number without digits": ("a: !!int ''", "a key or a number that cannot be read"),
+    **{
+        f"a function of C: {name}": (
+            "model:\n  class_path: CompletionTask\n  init_args: {factorization: cp, rank: 2, shape: [2, 2], optimizer: "
+            f"{{class_path: {name}, init_args: {{lr: 1}}}}}}\ndata: {{class_path: CompletionDataModule}}\n",
+            f"{name.partition('.')[2]}",
+        )
+        for name in ("math.sqrt", "math.hypot")
+    },
     "sub-config": ("model: sub.yaml\n", "sub.yaml"),
 }
 
