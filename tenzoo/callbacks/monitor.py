@@ -57,6 +57,8 @@ class _Step:
     s: Tensor
     """Shape ``(G, K)``, as γ."""
     gamma: Tensor
+    by_sam: bool
+    """Whether γ is that of SAM's first pass, and not of what the optimizer is given."""
     grad_norm: Tensor | None
     """Of what the optimizer is given, before it is clipped, shape ``(G,)`` as the rates; None where the optimizer
     unscales it itself, which rules out clipping."""
@@ -172,7 +174,7 @@ class NormDynamicsMonitor(CoreCallback):
                 )
                 for groups in _by(ready, kind).values()
             ]
-        # Gradients are clipped after this, and another backward pass may follow the step at once.
+        _after_clipping(trainer, lambda: self._clipped(optimizer))
         if id(optimizer) not in self._hooks:
             self._hooks[id(optimizer)] = optimizer.register_step_post_hook(self._after_step)
 
@@ -209,6 +211,7 @@ class NormDynamicsMonitor(CoreCallback):
             cores,
             s,
             gamma,
+            state is not None,
             given.sum(-1).sqrt() if scale is None else None,
             _sam_rate(state, s, gamma),
             _das_rate(trainer, optimizer, s, gamma, setting),
@@ -217,12 +220,17 @@ class NormDynamicsMonitor(CoreCallback):
             setting["lr"] if alike else None,
         )
 
+    def _clipped(self, optimizer: Optimizer) -> None:
+        """Of the gradients, just before the optimizer takes them: some optimizers change them in their step."""
+        with torch.no_grad():
+            self._steps[id(optimizer)] = [_as_clipped(step) for step in self._steps.get(id(optimizer), [])]
+
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         """Of the optimizer, right after it has moved the cores. A step that is skipped does not come here."""
         with torch.no_grad():
             for step in self._steps.pop(id(optimizer), []):
                 after = squared_norms(step.cores)
-                table = _rows(_as_clipped(step), after.view_as(step.s))
+                table = _rows(step, after.view_as(step.s))
                 for group, values in zip(step.groups, table.unbind(1), strict=True):
                     self._columns[group.name] = _Column(values, step.lr, scaled=step.grad_norm is None)
                 # Where the next step in this batch begins.
@@ -283,6 +291,7 @@ class NormDynamicsMonitor(CoreCallback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        vars(trainer.precision_plugin).pop("_clip_gradients", None)
         self._unhook()
         self._forget()
 
@@ -370,13 +379,29 @@ def _known_to(state: SharpnessState | None) -> Callable[[Tensor], bool]:
     return lambda core: known is None or id(core) in known
 
 
+def _after_clipping(trainer: Trainer, function: Callable[[], None]) -> None:
+    """Call something once, when the gradients of the step that is about to be taken are as the optimizer takes them.
+
+    Lightning has no hook there: callbacks run first, then the module's own hook, then it clips.
+    """
+    plugin = trainer.precision_plugin
+    clip = plugin._clip_gradients
+
+    def clip_and_call(*args: Any, **kwargs: Any) -> None:
+        vars(plugin).pop("_clip_gradients", None)
+        clip(*args, **kwargs)
+        function()
+
+    plugin._clip_gradients = clip_and_call  # type: ignore[method-assign]
+
+
 def _as_clipped(step: _Step) -> _Step:
     """The step with the gradients as the optimizer saw them: they are clipped after the callbacks have run."""
     if step.grad_norm is None or any(core.grad is None for core in step.cores):
         return step
-    kept = _squared_grad_norms(step.cores).view_as(step.s).sum(-1).sqrt() / step.grad_norm
-    kept = kept.nan_to_num(1.0, posinf=1.0)
-    gamma = step.gamma * kept.square().unsqueeze(-1)
+    clipped = _squared_grad_norms(step.cores).view_as(step.s)
+    kept = (clipped.sum(-1).sqrt() / step.grad_norm).nan_to_num(1.0, posinf=1.0)
+    gamma = step.gamma * kept.square().unsqueeze(-1) if step.by_sam else clipped
     return dataclasses.replace(step, gamma=gamma, sam_rate=step.sam_rate * kept)
 
 

@@ -49,6 +49,41 @@ def test_the_prediction_is_for_the_clipped_gradient(tmp_path, task):
         assert float(row["norms/weight/effective_rho"]) <= 1e-3 * 0.05 / 2 * 1.001
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9, nesterov=True, foreach=True),
+        lambda parameters: torch.optim.Rprop(parameters, lr=0.01, foreach=True),
+    ],
+    ids=["nesterov", "rprop"],
+)
+@pytest.mark.parametrize("clip", [None, "norm", "value"])
+def test_gradients_are_those_before_an_optimizer_that_changes_them(tmp_path, optimizer, clip):
+    class Clipped(Callback):
+        """As Lightning gives them to the optimizer."""
+
+        def __init__(self):
+            self.gamma = []
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            pl_module.zero_grad()
+            pl_module.error(batch).backward()
+            if clip == "norm":
+                torch.nn.utils.clip_grad_norm_(pl_module.parameters(), 0.05)
+            if clip == "value":
+                torch.nn.utils.clip_grad_value_(pl_module.parameters(), 0.05)
+            self.gamma.append(norms_by_hand([core.grad for core in pl_module.weight.cores]))
+            pl_module.zero_grad()
+
+    seen = Clipped()
+    task = {} if clip is None else {"gradient_clip_val": 0.05, "gradient_clip_algorithm": clip}
+    _, logged = monitored(tmp_path, seen, optimizer=optimizer, **task)
+    assert len(logged) == 12
+    for row, gamma in zip(logged, seen.gamma, strict=True):
+        lr = float(row["norms/weight/effective_rho"]) * 2 / sum(gamma) ** 0.5
+        assert lr == pytest.approx(0.01, rel=1e-6)
+
+
 def test_float32_weights_do_not_drown_the_measured_rate(tmp_path):
     class Large(Regression):
         def __init__(self, **kwargs):
