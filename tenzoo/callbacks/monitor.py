@@ -102,7 +102,8 @@ class NormDynamicsMonitor(CoreCallback):
     Gradients are those that the optimizer takes, clipped if they are; under SAM those at the unperturbed weights. The
     prediction is first-order theory for SGD without momentum. With momentum β it covers what SAM and weight decay add,
     times ``1/(1 − β)``, which the momentum comes to after some steps, and what DAS adds; with another optimizer what
-    SAM, DAS and decoupled weight decay add. The measured rate holds the rest. Of a group with frozen cores all
+    SAM, DAS and decoupled weight decay add. The measured rate holds the rest, as it does that of clipping by value,
+    which turns the gradient. Of a group with frozen cores all
     quantities are those of the others, as DAS takes it. A group in which a trained core has no gradient is left out of
     the step, and a step that the gradient scaler skips is left out. Of several steps of a group in one batch the last
     is logged.
