@@ -118,7 +118,8 @@ class _Attributes:
     """What passes assign to attributes of modules that are not torch's or our own, and what they add to metrics."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._owners = [vars(each) for each in modules if not type(each).__module__.startswith(_KNOWN)]
+        own = [each for each in modules if not isinstance(each, Metric)]
+        self._owners = [vars(each) for each in own if not type(each).__module__.startswith(_KNOWN)]
         self._metrics = [each for each in modules if isinstance(each, Metric)]
         self._counts = [metric._update_count for metric in self._metrics]
         self._states: list[tuple[Metric, dict[str, Any]]] = []

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
-from torchmetrics import MeanSquaredError
+from torchmetrics import MeanSquaredError, Metric
 
 from tenzoo.layers import TensorizedConv2d, TensorizedEmbedding, TensorizedLinear
 from tenzoo.tasks import SAM, Task
@@ -135,6 +135,22 @@ def drifting(sam):
     return model, (random.random(), np.random.rand(), torch.rand(()).item())  # noqa: NPY002
 
 
+class Totals(Metric):
+    """A metric of the user's, with states that it changes in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("values", [], dist_reduce_fx="cat")
+
+    def update(self, values):
+        self.total += values.sum()
+        self.values.append(values)
+
+    def compute(self):
+        return self.total
+
+
 class Counting(Regression):
     """With attributes that a pass assigns, here and in a module of the user's, and a metric that counts in the loss."""
 
@@ -150,7 +166,7 @@ class Counting(Regression):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.smoothed, self.mse = self.Smoothed(), MeanSquaredError()
+        self.smoothed, self.mse, self.totals = self.Smoothed(), MeanSquaredError(), Totals()
         self.batches, self.backward_passes = 0, 0
 
     def error(self, batch):
@@ -159,6 +175,7 @@ class Counting(Regression):
         if self.training:
             self.batches = self.batches + 1
             self.mse(output, y)
+            self.totals.update(output.detach())
         return (output - y).square().mean()
 
     def on_after_backward(self):
@@ -177,6 +194,8 @@ def test_attributes_and_metrics_change_once():
     assert (sam.batches, sam.smoothed.calls, sam.mse._update_count) == (10, 10, 10)
     assert sam.smoothed.mean.equal(plain.smoothed.mean)
     assert sam.mse.compute().equal(plain.mse.compute())
+    assert sam.totals.compute().equal(plain.totals.compute())
+    assert len(sam.totals.values) == len(plain.totals.values) == 10
     assert sam.backward_passes == 20  # which is no part of the pass forward
 
 
