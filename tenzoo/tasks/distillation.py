@@ -87,7 +87,7 @@ class DistillationTask(ImageClassificationTask):
         images, labels = batch
         logits = self(images)
         weight = batch_weight(self)
-        if not self._perturbed:
+        if not self.perturbed:  # asked, since the second pass takes what the first one was taught
             self._count_correct(logits, labels)
             with torch.no_grad():
                 self._taught = self._logits_from(self._teacher[0], "teacher", images)

@@ -100,6 +100,20 @@ def test_the_teacher_stays_as_it_is_and_is_asked_once_per_batch(tmp_path, kwargs
     assert_same_weights(model, again)
 
 
+class Own(DistillationTask):
+    """A user's own, for which attributes that a pass assigns are put back."""
+
+
+def test_what_the_teacher_says_reaches_both_passes_of_a_subclass_too():
+    models = []
+    for kind in (DistillationTask, Own):
+        torch.manual_seed(3)
+        model = kind(small(), optimizer=sgd(0.1), teacher=Teacher(), num_classes=5, sam=SAM(rho=0.1))
+        fit(model)
+        models.append(model)
+    assert_same_weights(*models)
+
+
 def test_the_teacher_follows_the_task():
     model = task()
     (teacher,) = model._teacher
