@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -45,6 +46,27 @@ def unscales_its_gradients(optimizer: Optimizer) -> bool:
 def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
     """The factor that gradients still carry just before the step, a scalar on the device; None without one."""
     return loss_scale(trainer) if unscales_its_gradients(optimizer) else None
+
+
+def after_clipping(trainer: Trainer, function: Callable[[], None]) -> None:
+    """Call something once, when the gradients of the step that is about to be taken are as the optimizer takes them.
+
+    Lightning has no hook there: callbacks run first, then the module's own hook, then it clips.
+    """
+    plugin = trainer.precision_plugin
+    clip = plugin._clip_gradients
+
+    def clip_and_call(*args: Any, **kwargs: Any) -> None:
+        forget_clipping(trainer)
+        clip(*args, **kwargs)
+        function()
+
+    plugin._clip_gradients = clip_and_call  # type: ignore[method-assign]
+
+
+def forget_clipping(trainer: Trainer) -> None:
+    """Take back what :func:`after_clipping` has ordered, if it was not called yet."""
+    vars(trainer.precision_plugin).pop("_clip_gradients", None)
 
 
 def settings_of(optimizer: Optimizer) -> dict[int, dict[str, Any]]:

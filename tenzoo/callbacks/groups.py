@@ -1,6 +1,7 @@
 """The core groups that a callback works on."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import LBFGS
 from typing_extensions import override
 
 from tenzoo.cores import CoreGroup, find_core_groups
@@ -19,6 +20,16 @@ class CoreCallback(Callback):
                 f"expected one {type(self).__name__} in `trainer.callbacks`, got {len(alike)}; leave one out, "
                 "which a config that is named twice may have added, or two that both add it"
             )
+
+
+def check_first_order(callback: Callback, trainer: Trainer) -> None:
+    """Refuse optimizers of which one step takes many.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
+        raise ValueError(f"expected a first-order optimizer for {type(callback).__name__}, got LBFGS")
 
 
 def groups_for(callback: Callback, module: LightningModule) -> list[CoreGroup]:

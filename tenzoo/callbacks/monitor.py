@@ -1,6 +1,5 @@
 """Watching the norms of the cores during training."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,66 +8,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.optim import LBFGS, SGD, Optimizer
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from tenzoo.callbacks.groups import CoreCallback, groups_for
+from tenzoo.callbacks.groups import CoreCallback, check_first_order, groups_for
+from tenzoo.callbacks.norm_step import QUANTITIES, NormStep, as_clipped, squared_grad_norms, step_rows, total_of
 from tenzoo.callbacks.scaling import DeviationAwareScaling
 from tenzoo.cores import CoreGroup
-from tenzoo.dynamics import (
-    SharpnessState,
-    effective_rho,
-    norm_deviation,
-    norm_gradient_covariance,
-    sam_deviation_rate,
-    squared_norms,
+from tenzoo.dynamics import SharpnessState, sam_deviation_rate, squared_norms
+from tenzoo.training import (
+    after_clipping,
+    forget_clipping,
+    gradient_scale,
+    log_to_loggers,
+    logs_this_step,
+    settings_of,
 )
-from tenzoo.training import gradient_scale, log_to_loggers, logs_this_step, settings_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_QUANTITIES = (
-    "deviation",
-    "normalized_deviation",
-    "covariance",
-    "predicted_rate",
-    "measured_rate",
-    "effective_rho",
-)
-"""What is logged of each group, in the order of the rows that :func:`_rows` gives first."""
-
-_RATES = _QUANTITIES[3:]
+_RATES = QUANTITIES[3:]
 """Those that mean something for one learning rate above 0."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """What is known just before the optimizer's step of G groups of K cores each.
-
-    They are computed with together, since each operation has a price of its own on an accelerator. They lie on one
-    device and have the same settings of one optimizer.
-    """
-
-    groups: Sequence[CoreGroup]
-    cores: Sequence[Tensor]
-    """Those that are trained, of one group after another."""
-    s: Tensor
-    """Shape ``(G, K)``, as γ."""
-    gamma: Tensor
-    by_sam: bool
-    """Whether γ is that of SAM's first pass, and not of what the optimizer is given."""
-    grad_norm: Tensor | None
-    """Of what the optimizer is given, before it is clipped, shape ``(G,)`` as the rates; None where the optimizer
-    unscales it itself, which rules out clipping."""
-    sam_rate: Tensor
-    das_rate: Tensor
-    optimizer: Optimizer
-    setting: dict[str, Any]
-    """As it is in this step: a scheduler may change it right after."""
-    lr: float | None
-    """None if the cores have different settings."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +38,7 @@ class _Column:
     """What a step did to one group."""
 
     values: Tensor
-    """As :func:`_rows` gives them."""
+    """As :func:`step_rows` gives them."""
     lr: float | None
     scaled: bool
     """Whether the optimizer skips steps whose gradients are not finite, itself."""
@@ -103,10 +65,9 @@ class NormDynamicsMonitor(CoreCallback):
     prediction is first-order theory for SGD without momentum. With momentum β it covers what SAM and weight decay add,
     times ``1/(1 − β)``, which the momentum comes to after some steps, and what DAS adds; with another optimizer what
     SAM, DAS and decoupled weight decay add. The measured rate holds the rest, as it does that of clipping by value,
-    which turns the gradient. Of a group with frozen cores all
-    quantities are those of the others, as DAS takes it. A group in which a trained core has no gradient is left out of
-    the step, and a step that the gradient scaler skips is left out. Of several steps of a group in one batch the last
-    is logged.
+    which turns the gradient. Of a group with frozen cores all quantities are those of the others, as DAS takes it. A
+    group in which a trained core has no gradient is left out of the step, and a step that the gradient scaler skips is
+    left out. Of several steps of a group in one batch the last is logged.
 
     At the end of training ``norm_dynamics.png``, Q and Cov against optimizer steps, is written to the log directory of
     the first logger.
@@ -122,7 +83,7 @@ class NormDynamicsMonitor(CoreCallback):
     def __init__(self) -> None:
         self._groups: list[CoreGroup] = []
         self._before: dict[str, Sequence[Tensor]] = {}
-        self._steps: dict[int, list[_Step]] = {}
+        self._steps: dict[int, list[NormStep]] = {}
         self._columns: dict[str, _Column] = {}
         self._hooks: dict[int, RemovableHandle] = {}
         self._history: dict[str, list[tuple[int, float, float]]] = {}
@@ -131,10 +92,7 @@ class NormDynamicsMonitor(CoreCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._groups = groups_for(self, pl_module)
         self._unhook()
-        if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
-            raise ValueError(
-                "expected a first-order optimizer for NormDynamicsMonitor, got LBFGS; leave one of them out"
-            )
+        check_first_order(self, trainer)
 
     # --- in the step -------------------------------------------------------------------------------------------
     # Each hook asks first whether there is anything to do: forty-nine of fifty steps are not logged.
@@ -175,7 +133,7 @@ class NormDynamicsMonitor(CoreCallback):
                 )
                 for groups in _by(ready, kind).values()
             ]
-        _after_clipping(trainer, lambda: self._clipped(optimizer))
+        after_clipping(trainer, lambda: self._clipped(optimizer))
         if id(optimizer) not in self._hooks:
             self._hooks[id(optimizer)] = optimizer.register_step_post_hook(self._after_step)
 
@@ -186,7 +144,7 @@ class NormDynamicsMonitor(CoreCallback):
         optimizer: Optimizer,
         groups: Sequence[CoreGroup],
         settings: Sequence[dict[str, Any]],
-    ) -> _Step:
+    ) -> NormStep:
         cores = [core for group in groups for core in _trainable(group)]
         s = torch.stack(
             [
@@ -196,7 +154,7 @@ class NormDynamicsMonitor(CoreCallback):
                 if core.requires_grad
             ]
         ).view(len(groups), -1)
-        given = _squared_grad_norms(cores).view_as(s)
+        given = squared_grad_norms(cores).view_as(s)
         gamma, state = given, _sharpness(module)
         scale = gradient_scale(trainer, optimizer)
         if state is not None:  # then the gradients are those at the perturbed weights
@@ -207,7 +165,7 @@ class NormDynamicsMonitor(CoreCallback):
             gamma = given / scale.to(given).square()
         setting = {name: _now(value) for name, value in settings[0].items() if name != "params"}
         alike = all(_now(each.get(name)) == setting.get(name) for each in settings for name in _SETTINGS)
-        return _Step(
+        return NormStep(
             groups,
             cores,
             s,
@@ -224,14 +182,14 @@ class NormDynamicsMonitor(CoreCallback):
     def _clipped(self, optimizer: Optimizer) -> None:
         """Of the gradients, just before the optimizer takes them: some optimizers change them in their step."""
         with torch.no_grad():
-            self._steps[id(optimizer)] = [_as_clipped(step) for step in self._steps.get(id(optimizer), [])]
+            self._steps[id(optimizer)] = [as_clipped(step) for step in self._steps.get(id(optimizer), [])]
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         """Of the optimizer, right after it has moved the cores. A step that is skipped does not come here."""
         with torch.no_grad():
             for step in self._steps.pop(id(optimizer), []):
                 after = squared_norms(step.cores)
-                table = _rows(step, after.view_as(step.s))
+                table = step_rows(step, after.view_as(step.s))
                 for group, values in zip(step.groups, table.unbind(1), strict=True):
                     self._columns[group.name] = _Column(values, step.lr, scaled=step.grad_norm is None)
                 # Where the next step in this batch begins.
@@ -266,9 +224,9 @@ class NormDynamicsMonitor(CoreCallback):
         rates = {name: found[name].lr for name in names}
         columns = dict(zip(names, table.t(), strict=True))
         lr = next(iter(rates.values())) if len(set(rates.values())) == 1 else None
-        columns["total"] = _total(table, lr or 0.0) if len(names) > 1 else table[:, 0]
+        columns["total"] = total_of(table, lr or 0.0) if len(names) > 1 else table[:, 0]
         rates["total"] = lr
-        rows = {name: dict(zip(_QUANTITIES, column.tolist(), strict=False)) for name, column in columns.items()}
+        rows = {name: dict(zip(QUANTITIES, column.tolist(), strict=False)) for name, column in columns.items()}
         for name, row in rows.items():
             self._history.setdefault(name, []).append((trainer.global_step, row["deviation"], row["covariance"]))
         logged = {
@@ -292,7 +250,7 @@ class NormDynamicsMonitor(CoreCallback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        vars(trainer.precision_plugin).pop("_clip_gradients", None)
+        forget_clipping(trainer)
         self._unhook()
         self._forget()
 
@@ -364,11 +322,6 @@ def _by(groups: Iterable[CoreGroup], key: Callable[[CoreGroup], object]) -> dict
     return buckets
 
 
-def _squared_grad_norms(cores: Sequence[Tensor]) -> Tensor:
-    """Of what is in ``.grad`` of each."""
-    return squared_norms([core.grad for core in cores if core.grad is not None])
-
-
 def _sharpness(module: LightningModule) -> SharpnessState | None:
     state = getattr(module, "sharpness_state", None)
     return state if isinstance(state, SharpnessState) else None
@@ -378,32 +331,6 @@ def _known_to(state: SharpnessState | None) -> Callable[[Tensor], bool]:
     """Whether SAM, if it is at work, has found a gradient of a core."""
     known = None if state is None else {id(parameter) for parameter in state.parameters}
     return lambda core: known is None or id(core) in known
-
-
-def _after_clipping(trainer: Trainer, function: Callable[[], None]) -> None:
-    """Call something once, when the gradients of the step that is about to be taken are as the optimizer takes them.
-
-    Lightning has no hook there: callbacks run first, then the module's own hook, then it clips.
-    """
-    plugin = trainer.precision_plugin
-    clip = plugin._clip_gradients
-
-    def clip_and_call(*args: Any, **kwargs: Any) -> None:
-        vars(plugin).pop("_clip_gradients", None)
-        clip(*args, **kwargs)
-        function()
-
-    plugin._clip_gradients = clip_and_call  # type: ignore[method-assign]
-
-
-def _as_clipped(step: _Step) -> _Step:
-    """The step with the gradients as the optimizer saw them: they are clipped after the callbacks have run."""
-    if step.grad_norm is None or any(core.grad is None for core in step.cores):
-        return step
-    clipped = _squared_grad_norms(step.cores).view_as(step.s)
-    kept = (clipped.sum(-1).sqrt() / step.grad_norm).nan_to_num(1.0, posinf=1.0)
-    gamma = step.gamma * kept.square().unsqueeze(-1) if step.by_sam else clipped
-    return dataclasses.replace(step, gamma=gamma, sam_rate=step.sam_rate * kept)
 
 
 def _sam_rate(state: SharpnessState | None, s: Tensor, gamma: Tensor) -> Tensor:
@@ -418,45 +345,3 @@ def _das_rate(trainer: Trainer, optimizer: Optimizer, s: Tensor, gamma: Tensor, 
         if isinstance(callback, DeviationAwareScaling):
             rate = rate + callback.deviation_rate(trainer, optimizer, s, gamma, setting)
     return rate
-
-
-def _predicted_rate(step: _Step) -> Tensor:
-    sgd, setting = isinstance(step.optimizer, SGD), step.setting
-    rate = step.sam_rate
-    if sgd and not setting["momentum"]:
-        rate = rate + sam_deviation_rate(step.s, step.gamma, effective_rho(step.gamma, setting["lr"]))
-    if sgd or setting.get("decoupled_weight_decay"):
-        rate = rate - 4 * setting["weight_decay"] * norm_deviation(step.s)
-    if sgd:  # what goes through the gradient, in the long run: momentum adds it up
-        rate = rate * ((1 - setting["dampening"]) / (1 - setting["momentum"]) if setting["momentum"] else 1.0)
-    return rate + step.das_rate
-
-
-def _rows(step: _Step, after: Tensor) -> Tensor:
-    """A column for each group: the quantities that are logged, then ``s̄²`` and ``Σ γ``, which the total needs.
-
-    Args:
-        step: With the gradients that the optimizer took.
-        after: Squared norms of the cores after it, shape ``(G, K)``.
-    """
-    deviation, mean_square = norm_deviation(step.s), step.s.mean(-1).square()
-    rows = (
-        deviation,
-        deviation / mean_square,
-        norm_gradient_covariance(step.s, step.gamma),
-        _predicted_rate(step),
-        (norm_deviation(after) - deviation) / step.setting["lr"],
-        effective_rho(step.gamma, step.setting["lr"]),
-        mean_square,
-        step.gamma.sum(-1),
-    )
-    return torch.stack([row.to(deviation) for row in rows])
-
-
-def _total(table: Tensor, lr: float) -> Tensor:
-    """The column of all groups together."""
-    *_, mean_square, gamma = table.sum(1)
-    total = table.sum(1)
-    total[_QUANTITIES.index("normalized_deviation")] = total[0] / mean_square
-    total[_QUANTITIES.index("effective_rho")] = gamma.sqrt() * (lr / 2)
-    return total

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.optim import LBFGS, SGD, Optimizer
+from torch.optim import SGD, Optimizer
 from typing_extensions import override
 
-from tenzoo.callbacks.groups import CoreCallback, groups_for
+from tenzoo.callbacks.groups import CoreCallback, check_first_order, groups_for
 from tenzoo.cores import CoreGroup
 from tenzoo.dynamics import bound_factors, deviation_aware_factors, own_part, sam_deviation_rate, squared_norms
 from tenzoo.training import gradient_scale, log_to_loggers, logs_this_step, settings_of, steps_so_far
@@ -137,9 +137,8 @@ class DeviationAwareScaling(CoreCallback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._groups = groups_for(self, pl_module)
+        check_first_order(self, trainer)
         for optimizer in trainer.optimizers:
-            if isinstance(optimizer, LBFGS):
-                raise ValueError("expected a first-order optimizer for DeviationAwareScaling, got LBFGS")
             self._plans[id(optimizer)] = self._signature(optimizer), self._plan(trainer, optimizer)
         if self.alpha_schedule is not None:
             self._total_steps = trainer.estimated_stepping_batches
