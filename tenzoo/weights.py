@@ -198,14 +198,13 @@ def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, object], pa
         {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         for prefix in _PREFIXES
     ]
-    best = max(stripped, key=lambda found: len(found.keys() & own.keys()))
-    for prefix, other in zip(_PREFIXES, stripped, strict=True):
-        if other is not best and other.keys() >= own.keys() and best.keys() >= own.keys():
-            raise ValueError(
-                f"expected the weights of one network in {str(path)!r}, got those of several, one of them under "
-                f"{prefix!r}; write a file of the wanted ones"
-            )
-    return best
+    complete = [prefix for prefix, found in zip(_PREFIXES, stripped, strict=True) if found.keys() >= own.keys()]
+    if own and len(complete) > 1:
+        raise ValueError(
+            f"expected the weights of one network in {str(path)!r}, got those of several, one of them under "
+            f"{complete[1]!r}; write a file of the wanted ones"
+        )
+    return max(stripped, key=lambda found: len(found.keys() & own.keys()))
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

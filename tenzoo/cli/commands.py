@@ -17,9 +17,9 @@ from tenzoo.cli.compress import compress_command
 from tenzoo.cli.messages import Answer, answer
 from tenzoo.cli.trainer import TenzooCLI, build
 from tenzoo.cli.zoo import Entry, Layer, describe, print_entries, print_layers, read_results, totals
-from tenzoo.data import CompletionDataModule
 from tenzoo.models import CompressedNetwork
 from tenzoo.tasks import CompletionTask, Task
+from tenzoo.tasks.completion import as_completion_data
 
 PARTS = ("methods", "schedules", "compress")
 """Folders of configs that are composed over others."""
@@ -117,11 +117,10 @@ def _entry(path: Path, results: dict[str, str | None]) -> Entry:
 def _layers(task: Task, data: LightningDataModule) -> tuple[list[Layer], int | None]:
     if isinstance(task, CompletionTask):
         if task.shape is None:
-            if not isinstance(data, CompletionDataModule):
-                raise TypeError(f"expected a CompletionDataModule as `datamodule`, got {type(data).__name__}")
-            data.prepare_data()
-            data.setup("fit")
-            task.build(data.shape)
+            tensor = as_completion_data(data)
+            tensor.prepare_data()
+            tensor.setup("fit")
+            task.build(tensor.shape)
         return describe(task.model), None
     network = getattr(task, "network", task)
     assert isinstance(network, nn.Module)

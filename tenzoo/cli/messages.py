@@ -298,9 +298,8 @@ def _parameters(class_path: str) -> set[str]:
     module, _, name = class_path.rpartition(".")
     cls = getattr(importlib.import_module(module), name)
     names: set[str] = set()
-    for made in [vars(base).get("__init__") for base in cls.__mro__] if isinstance(cls, type) else [cls]:
-        if made is None:
-            continue
+    own = [vars(base) for base in cls.__mro__] if isinstance(cls, type) else [{"__init__": cls}]
+    for made in [attributes["__init__"] for attributes in own if "__init__" in attributes]:
         parameters = inspect.signature(made).parameters.values()
         names.update(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):

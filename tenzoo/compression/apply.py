@@ -280,8 +280,6 @@ def _matched(model: nn.Module, plan: Plan) -> list[tuple[Weight, LayerPlan]]:
                 f"expected a {layer.kind} with a weight of shape {layer.shape} as {layer.name!r}, got a {kind} of "
                 f"{shape}"
             )
-    pairs = [(found[layer.name], layer) for layer in planned]
-    for weight, layer in pairs:
         cores = sum(core.numel() for core in weight.empty(**_settings(layer)).weight.cores)
         others = layer.dense_parameters - weight.dense.numel()  # its bias
         if layer.parameters != cores + others:
@@ -289,7 +287,7 @@ def _matched(model: nn.Module, plan: Plan) -> list[tuple[Weight, LayerPlan]]:
                 f"expected a plan as it was made in `plan`, got {layer.parameters} parameters of {layer.name!r}, where "
                 f"rank {list(layer.rank or ())} makes {cores + others}"
             )
-    return pairs
+    return [(found[layer.name], layer) for layer in planned]
 
 
 def _missing(model: nn.Module, name: str) -> ValueError:

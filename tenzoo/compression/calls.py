@@ -98,7 +98,7 @@ class Call:
         """Some of the samples: of all tensors, arrays and lists of numbers or strings with one entry for each."""
         size = self.size
         if size == 1:
-            return self.map(lambda x: x)
+            return self
 
         def cut(x: Any) -> Any:
             own = x.ndim > 0 if isinstance(x, Tensor | np.ndarray) else _plain(x)
@@ -107,8 +107,13 @@ class Call:
         args, kwargs = tree_map(cut, (self.args, dict(self.kwargs)), is_leaf=_plain)
         return Call(args, kwargs)
 
+    def on(self, model: Callable[..., Any]) -> Any:
+        """What a model makes of it; the inputs stay as they are, though a model may change what it is given."""
+        given = self.map(torch.clone)
+        return model(*given.args, **given.kwargs)
+
     def run(self, model: nn.Module, argument: str) -> Any:
-        """What a model makes of it; the inputs stay as they are.
+        """As :meth:`on`, with an error that says which input it was.
 
         Args:
             model: In the mode it is to run in.
@@ -124,9 +129,8 @@ class Call:
             ValueError: expected an input of the model in `calibration`, got a tensor of shape (4, 5) and float32, \
 with which it fails: RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x5 and 3x2)
         """
-        given = self.map(torch.clone)  # a model may change its inputs in place
         try:
-            return model(*given.args, **given.kwargs)
+            return self.on(model)
         except MemoryError:
             raise
         except Exception as error:

@@ -99,9 +99,7 @@ def export(
         if size:
             sized = [_of_size(example, size, number) for number in (1, 2, 3)]
             with _refusing("expected a model that takes any batch size in `model`, unless dynamic_batch=False"):
-                for inputs in sized:
-                    own = inputs.map(torch.clone)  # a model may change its inputs in place
-                    trials.append((inputs, copied(*own.args, **own.kwargs)))
+                trials += [(inputs, inputs.on(copied)) for inputs in sized]
         made = _settled(copied) if factors else _folded(copied)
         program = _program(made, example, size)
         _check_free(path)
@@ -109,7 +107,7 @@ def export(
             write(program, file, [_varies(x, size) for x in example.tensors], _names(first))
             with _refusing("expected a file that runs as the model does", {str(file): path.name}), _quiet():
                 loaded = load(file)
-                found = [loaded(inputs.map(torch.clone)) for inputs, _ in trials]
+                found = [loaded(inputs) for inputs, _ in trials]
             for actual, (_, expected) in zip(found, trials, strict=True):
                 _compare(actual, tensors_in(expected))
             _check_free(path)
@@ -217,7 +215,7 @@ def _write_program(program: torch.export.ExportedProgram, file: Path, batched: S
 
 def _load_program(file: Path) -> Runner:
     module = torch.export.load(file).module()
-    return lambda call: tensors_in(module(*call.args, **call.kwargs))
+    return lambda call: tensors_in(call.on(module))
 
 
 def _write_onnx(

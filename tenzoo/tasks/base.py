@@ -129,7 +129,7 @@ class Task(LightningModule, CoreProvider):
         self.sharpness_state: SharpnessState | None = None
         """What the last ascent of SAM knew; None without SAM."""
         self._perturbed = False
-        self._told = False
+        self._asked = False
         self._epoch_means = {"train/loss": EpochMean()}
         self._loss_is_watched = False
         self._monitored: frozenset[str] = frozenset()
@@ -223,7 +223,7 @@ class Task(LightningModule, CoreProvider):
 
         A pass that asks decides itself what the second one does with its attributes; otherwise they are put back.
         """
-        self._told = True
+        self._asked = True
         return self._perturbed
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:

@@ -71,10 +71,7 @@ class CompletionTask(Task):
 
     @property
     def _data(self) -> CompletionDataModule:
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, CompletionDataModule):
-            raise TypeError(f"expected a CompletionDataModule as `datamodule`, got {type(data).__name__}")
-        return data
+        return as_completion_data(getattr(self.trainer, "datamodule", None))
 
     def setup(self, stage: str) -> None:
         """Check the data's shape and make a metric for each of its splits."""
@@ -173,3 +170,14 @@ class CompletionTask(Task):
     def predict_step(self, batch: CompletionBatch, batch_idx: int, dataloader_idx: int = 0) -> CompletionBatch:
         """The batch's indices with the model's values, in the units of the data."""
         return CompletionBatch(batch.index, self.model(batch.index))
+
+
+def as_completion_data(data: object) -> CompletionDataModule:
+    """A data module, if it is one of a tensor to complete.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(data, CompletionDataModule):
+        raise TypeError(f"expected a CompletionDataModule as `datamodule`, got {type(data).__name__}")
+    return data

@@ -74,25 +74,24 @@ class ForwardState:
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self._modules = list(module.modules())  # walked once: it takes a third of the time that all of this takes
         self._before = _buffers_with_copies(self._modules)
-        self._after: list[_Buffer] | None = None
+        self._after: list[_Buffer] = []
         self._attributes = _Attributes(self._modules)
         self._device = device
         self._python, self._cpu = random.getstate(), torch.get_rng_state()
         self._numpy = np.random.get_state()  # noqa: NPY002  (what most code draws from)
         self._own = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
 
-    def note(self, *, keep: bool = False) -> None:
-        """A pass forward is over: what is assigned from here on is not its doing.
-
-        The second one's assignments are undone, and the first one's done again.
+    def note(self, *, keep: bool) -> None:
+        """The first pass forward is over: what is assigned from here on is not its doing.
 
         Args:
             keep: Leave all attributes to the passes: one that knows which one it is may hand values to the other.
         """
-        if self._after is not None:
-            self._attributes.finish()
-        else:
-            self._attributes.note(keep)
+        self._attributes.note(keep=keep)
+
+    def restore_attributes(self) -> None:
+        """The second pass forward is over: undo what it has assigned, and do again what the first one has."""
+        self._attributes.restore()
 
     def rewind(self) -> None:
         """Go back to where the first pass began."""
@@ -107,7 +106,6 @@ class ForwardState:
 
     def finish(self) -> None:
         """Leave the buffers as the first pass left them."""
-        assert self._after is not None
         _put_back(self._after)
 
 
@@ -118,15 +116,16 @@ class _Attributes:
     """What passes assign to attributes of modules that are not torch's or our own, and what they add to metrics."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        own = [each for each in modules if not isinstance(each, Metric)]
-        self._owners = [vars(each) for each in own if not type(each).__module__.startswith(_KNOWN)]
         self._metrics = [each for each in modules if isinstance(each, Metric)]
+        self._owners = [
+            vars(each) for each in modules if not (isinstance(each, Metric) or type(each).__module__.startswith(_KNOWN))
+        ]
         self._counts = [metric._update_count for metric in self._metrics]
         self._states: list[tuple[Metric, dict[str, Any]]] = []
         self._before = [dict(own) for own in self._owners]
         self._changed: list[dict[str, Any]] = [{} for _ in self._owners]
 
-    def note(self, keep: bool) -> None:
+    def note(self, *, keep: bool) -> None:
         """The first pass is over."""
         if keep:
             self._owners, self._before, self._changed = [], [], []
@@ -140,7 +139,7 @@ class _Attributes:
             _assign(own, {key: before.get(key, _MISSING) for key in changed})
         self._before = [dict(own) for own in self._owners]
 
-    def finish(self) -> None:
+    def restore(self) -> None:
         """Undo what the second pass has assigned or counted, and do again what the first one has assigned."""
         for metric, state in self._states:
             vars(metric).update(state)

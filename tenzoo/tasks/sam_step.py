@@ -53,9 +53,9 @@ def _backward(task: Task, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -
     for parameter in parameters:
         parameter.grad = None
     state = ForwardState(task, task.device)
-    task._told = False
+    task._asked = False
     first = _pass(task, batch, batch_idx)
-    state.note(keep=task._told)
+    state.note(keep=task._asked)
     task._note_loss(first, batch)
     with without_sync(strategy, not sam.sync_ascent):
         task.manual_backward(first)
@@ -68,7 +68,7 @@ def _backward(task: Task, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -
         task._perturbed = True
         try:
             second = _pass(task, batch, batch_idx) / task.trainer.accumulate_grad_batches
-            state.note()
+            state.restore_attributes()
             with without_sync(strategy, not sync):
                 task.manual_backward(second)
         finally:
