@@ -37,8 +37,9 @@ def print_metrics(trainer: Trainer, logged: Mapping[str, Any], *, weights: str) 
     """
     metrics = {key: float(value) for key, value in logged.items()}
     directory = trainer.log_dir
-    if trainer.is_global_zero and metrics:
-        _print_table(metrics, weights)
+    if trainer.is_global_zero:
+        if metrics:
+            _print_table(metrics, weights)
         if directory is not None:
             drawn = any(isinstance(callback, NormDynamicsMonitor) for callback in trainer.callbacks)  # type: ignore[attr-defined]
             print(f"Logs{', figure' if drawn else ''} and checkpoints: {directory}")

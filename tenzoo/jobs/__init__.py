@@ -3,6 +3,7 @@
 from lightning.pytorch import Callback, Trainer
 
 from tenzoo.jobs.checkpoint_io import AtomicCheckpointIO, CheckpointWriteError, write_atomically
+from tenzoo.jobs.last_state import SaveLastState
 from tenzoo.jobs.resume import ExactResume
 from tenzoo.jobs.signals import Preempted, Signals, StopOnSignal, handle_signals
 from tenzoo.jobs.slurm import load_no_foreign_checkpoint, slurm_job
@@ -13,6 +14,7 @@ __all__ = [
     "CheckpointWriteError",
     "ExactResume",
     "Preempted",
+    "SaveLastState",
     "Signals",
     "StopOnSignal",
     "handle_signals",
@@ -36,4 +38,4 @@ def secure(trainer: Trainer) -> list[Callback]:
     handle_signals(trainer)
     load_no_foreign_checkpoint(trainer)
     attached = {type(each) for each in trainer.callbacks}  # type: ignore[attr-defined]  # by an earlier run
-    return [kind() for kind in (ExactResume, StopOnSignal) if kind not in attached]
+    return [kind() for kind in (ExactResume, SaveLastState, StopOnSignal) if kind not in attached]

@@ -343,13 +343,13 @@ class Task(LightningModule, CoreProvider):
 
     def _check_monitored(self) -> None:
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        watched = {f"`monitor` of {type(each).__name__}": getattr(each, "monitor", None) for each in callbacks}
-        watched["`lr_scheduler_monitor`"] = self._scheduler_monitor
-        self._loss_is_watched = "train/loss" in watched.values()
-        schedulers = [config.monitor for config in self.trainer.lr_scheduler_configs]
-        self._monitored = logged_names([*watched.values(), *schedulers])
+        watched = [(f"`monitor` of {type(each).__name__}", getattr(each, "monitor", None)) for each in callbacks]
+        watched.append(("`lr_scheduler_monitor`", self._scheduler_monitor))
+        names = [name for _, name in watched]
+        self._loss_is_watched = "train/loss" in names
+        self._monitored = logged_names([*names, *(config.monitor for config in self.trainer.lr_scheduler_configs)])
         known = self.metric_names
-        for where, name in watched.items():
+        for where, name in watched:
             if known is not None and isinstance(name, str) and name not in known:
                 raise ValueError(f"expected one of {sorted(known)} in {where}, got {name!r}, which nobody logs here")
         check_modes(self.trainer, known=known or (), watched_by_scheduler=self._scheduler_monitor)

@@ -297,6 +297,21 @@ def test_what_would_fail_after_an_epoch_is_refused_before(config, capsys, argume
     assert named in refusal(capsys, run("fit", config, *arguments))
 
 
+def test_each_of_two_checkpoint_callbacks_is_looked_at(config, capsys):
+    last = "    - class_path: lightning.pytorch.callbacks.ModelCheckpoint\n      init_args: {filename: last}\nmodel:"
+    config.write_text(config.read_text().replace("model:", last, 1))
+    named = "`monitor` of ModelCheckpoint, got 'val/r2'"
+    assert named in refusal(capsys, run("fit", config, "--data.init_args.validation_fraction", "0"))
+
+
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key:UserWarning")
+def test_a_run_without_validation_says_where_its_weights_are(config, capsys):
+    assert run("fit", config, "--trainer.limit_val_batches", "0") == 0
+    folder = config.parent / "runs" / "version_0"
+    assert capsys.readouterr().out.splitlines()[-1] == f"Logs and checkpoints: {folder}"
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+
+
 KEEP = "ModelCheckpoint, init_args: {filename: best"
 STOP = "EarlyStopping, init_args: {patience: 1"
 PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"

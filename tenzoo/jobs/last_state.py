@@ -1,0 +1,51 @@
+"""The state in which training ends, saved."""
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
+
+
+class SaveLastState(Callback):
+    """Saves where training ends, through every checkpoint callback that keeps the latest state.
+
+    Lightning's ``ModelCheckpoint`` saves after a validation, or after every n-th epoch or step: a run that ends between
+    two of them leaves an older state, or none. Callbacks that keep the best by a metric are left alone, unless the run
+    saved nothing at all: then its last state becomes ``last.ckpt`` in the folder of the first of them.
+    """
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loop, begun = trainer.fit_loop, trainer.global_step
+
+        def end() -> None:
+            if trainer.global_step > begun:
+                _save(trainer)
+            type(loop).on_run_end(loop)
+
+        # Before any callback's on_train_end, where some put averages in the place of the weights.
+        loop.on_run_end = end  # type: ignore[method-assign]
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        vars(trainer.fit_loop).pop("on_run_end", None)
+
+
+def _save(trainer: Trainer) -> None:
+    savers = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+    savers = [each for each in savers if each.save_top_k != 0 or each.save_last]
+    for each in savers:
+        if not each._should_skip_saving_checkpoint(trainer):
+            candidates = each._monitor_candidates(trainer)
+            if each.monitor is None:
+                each._save_topk_checkpoint(trainer, candidates)
+            each._save_last_checkpoint(trainer, candidates)
+    if savers and not trainer.fast_dev_run and not any(each._last_checkpoint_saved for each in savers):  # type: ignore[attr-defined]
+        first = savers[0]
+        first.save_last = True
+        first._save_last_checkpoint(trainer, first._monitor_candidates(trainer))
+        first.save_last = None
+        rank_zero_warn(
+            f"no value of {first.monitor!r}, by which checkpoints are chosen, was logged; the last state was saved "
+            f"in {first.last_model_path}"
+        )
