@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,32 +64,51 @@ def _rows(grad: Tensor) -> Rows:
     return tuple(grad.indices()) if grad.is_sparse else None
 
 
+class _Moved(NamedTuple):
+    """Parameters that move together, and what was there before."""
+
+    parameters: list[Tensor]
+    rows: Rows
+    old: list[Tensor]
+
+
 @torch.no_grad()
 def _perturb_(
-    parameters: Sequence[Tensor], grads: Sequence[Tensor], scale: Tensor, adaptive: bool
-) -> Iterator[tuple[Tensor, Rows, Tensor]]:
-    """Add ``scale·g`` (ASAM: ``scale·|w|²·g``) to each parameter; yield beforehand what undoes it."""
-    for whole, gradient in zip(parameters, grads, strict=True):
-        parameter, grad = own_part(whole), own_part(gradient)
-        rows = _rows(grad)
-        old = parameter.detach().clone() if rows is None else parameter.detach()[rows]
-        step = _values(grad) * scale.to(grad)
-        if adaptive:
-            step.mul_((old.conj() * old).real if old.is_complex() else old.square())
-        yield parameter, rows, old
+    parameters: Sequence[Tensor], grads: Sequence[Tensor], scale: Tensor, adaptive: bool, undo: list[_Moved]
+) -> None:
+    """Add ``scale·g`` (ASAM: ``scale·|w|²·g``) to each parameter, in few kernels; note beforehand what undoes it."""
+    kinds: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
+    for number, (whole, gradient) in enumerate(zip(parameters, grads, strict=True)):
+        parameter, grad = own_part(whole).detach(), own_part(gradient)
+        kind = number if grad.is_sparse else (parameter.device, parameter.dtype, grad.dtype)
+        together = kinds.setdefault(kind, ([], []))
+        together[0].append(parameter)
+        together[1].append(grad)
+    for moved, gradients in kinds.values():
+        rows = _rows(gradients[0])
         if rows is None:
-            parameter.add_(step)
+            old = [torch.empty_like(parameter) for parameter in moved]
+            torch._foreach_copy_(old, moved)
         else:
-            parameter.index_put_(rows, old + step)
+            old = [moved[0][rows]]
+        steps = list(torch._foreach_mul([_values(grad) for grad in gradients], scale.to(gradients[0])))
+        if adaptive:
+            sizes = [value.abs() for value in old] if old[0].is_complex() else old
+            torch._foreach_mul_(steps, torch._foreach_mul(sizes, sizes))
+        undo.append(_Moved(moved, rows, old))
+        if rows is None:
+            torch._foreach_add_(moved, steps)
+        else:
+            moved[0].index_put_(rows, old[0] + steps[0])
 
 
 @torch.no_grad()
-def _restore_(undo: Sequence[tuple[Tensor, Rows, Tensor]]) -> None:
-    for parameter, rows, old in reversed(undo):  # of parameters that share memory the first one knows what was there
+def _restore_(undo: Sequence[_Moved]) -> None:
+    for moved, rows, old in reversed(undo):  # of parameters that share memory the first one knows what was there
         if rows is None:
-            parameter.copy_(old)
+            torch._foreach_copy_(moved, old)
         else:
-            parameter.index_put_(rows, old)
+            moved[0].index_put_(rows, old[0])
 
 
 def _scaled_norm(parameters: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
@@ -148,9 +168,9 @@ def sharpness_perturbation(
         state = SharpnessState(rho, adaptive, tuple(everything.values()), gamma, tuple(moved))
         norm = _scaled_norm(moved, moved_grads) if adaptive else state.grad_norm
         scale = torch.where(norm == 0, 0.0, rho / norm)
-    undo: list[tuple[Tensor, Rows, Tensor]] = []
+    undo: list[_Moved] = []
     try:
-        undo.extend(_perturb_(moved, moved_grads, scale, adaptive))
+        _perturb_(moved, moved_grads, scale, adaptive, undo)
         del grads, moved_grads  # the body may free them
         yield state
     finally:
