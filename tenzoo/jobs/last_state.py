@@ -10,8 +10,9 @@ class SaveLastState(Callback):
     """Saves where training ends, through every checkpoint callback that keeps the latest state.
 
     Lightning's ``ModelCheckpoint`` saves after a validation, or after every n-th epoch or step: a run that ends between
-    two of them leaves an older state, or none. Callbacks that keep the best by a metric are left alone, unless the run
-    saved nothing at all: then its last state becomes ``last.ckpt`` in the folder of the first of them.
+    two of them leaves an older state, or none. Callbacks that keep the best by a metric, or several states, are left
+    alone, unless the run saved nothing at all: then its last state becomes ``last.ckpt`` in the folder of the first of
+    them.
     """
 
     @override
@@ -37,7 +38,7 @@ def _save(trainer: Trainer) -> None:
     for each in savers:
         if not each._should_skip_saving_checkpoint(trainer):
             candidates = each._monitor_candidates(trainer)
-            if each.monitor is None:
+            if each.monitor is None and each.save_top_k == 1:
                 each._save_topk_checkpoint(trainer, candidates)
             each._save_last_checkpoint(trainer, candidates)
     if savers and not trainer.fast_dev_run and not any(each._last_checkpoint_saved for each in savers):  # type: ignore[attr-defined]
@@ -46,6 +47,6 @@ def _save(trainer: Trainer) -> None:
         first._save_last_checkpoint(trainer, first._monitor_candidates(trainer))
         first.save_last = None
         rank_zero_warn(
-            f"no value of {first.monitor!r}, by which checkpoints are chosen, was logged; the last state was saved "
-            f"in {first.last_model_path}"
+            "training ended before any checkpoint callback was to save; the last state was saved in "
+            f"{first.last_model_path}"
         )

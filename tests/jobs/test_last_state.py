@@ -82,7 +82,7 @@ def test_the_best_weights_stay_where_a_later_state_was_not_judged(tmp_path):
 
 @pytest.mark.parametrize("flags", [{"check_val_every_n_epoch": 4}, {"limit_val_batches": 0}], ids=["too short", "none"])
 def test_a_run_that_never_judged_its_weights_saves_them(tmp_path, flags):
-    with pytest.warns(UserWarning, match=r"no value of 'val/r2'.*last.ckpt"):
+    with pytest.warns(UserWarning, match=r"ended before any.*last\.ckpt"):
         task = run(tmp_path, savers=[best(tmp_path)], max_epochs=2, **flags)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert all(torch.equal(saved["state_dict"][name], value) for name, value in task.state_dict().items())
@@ -90,9 +90,18 @@ def test_a_run_that_never_judged_its_weights_saves_them(tmp_path, flags):
 
 def test_an_older_checkpoint_stays_beside_one_that_nothing_was_chosen_for(tmp_path):
     (tmp_path / "last.ckpt").write_text("of another run")
-    with pytest.warns(UserWarning, match=r"last-v1.ckpt"):
+    with pytest.warns(UserWarning, match=r"last-v1\.ckpt"):
         run(tmp_path, savers=[best(tmp_path)], check_val_every_n_epoch=4, max_epochs=2)
     assert (tmp_path / "last.ckpt").read_text() == "of another run"
+
+
+def test_what_is_kept_by_a_schedule_is_kept_by_it_alone(tmp_path):
+    run(
+        tmp_path,
+        savers=[ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1, filename="{step}")],
+        max_epochs=2,
+    )
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["step=4.ckpt", "step=8.ckpt"]
 
 
 @pytest.mark.parametrize("saver", [{"save_top_k": 0}, {"save_top_k": 0, "monitor": "val/r2", "mode": "max"}])
