@@ -74,12 +74,12 @@ class TensorizedLayer(MadeOfCores, Generic[L]):
             return self.implementation
         if torch.compiler.is_exporting() and not isinstance(positions.outputs, int):
             positions = self._many()
-        return self.costs.cheaper(positions, phase or self._phase(), self.weight.cores[0].device.type)
+        return self.costs.cheaper(positions, phase or self._phase(), next(iter(self.weight.cores)).device.type)
 
     def _phase(self) -> Phase:
         if torch.is_grad_enabled():
             return "training"
-        return "inference" if self._keepable() is None else "kept"
+        return "kept" if self._keeps() else "inference"
 
     @abstractmethod
     def positions(self, x: Tensor) -> Positions:

@@ -147,9 +147,9 @@ class TensorizedConv2d(TensorizedLayer[nn.Conv2d]):
             y = self._contract(self.weight, x, self.bias)
             last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
             return y.contiguous(memory_format=torch.channels_last) if last else y
-        weight = self.dense_weight()
-        if x.ndim == 3 or not x.is_contiguous(memory_format=torch.channels_last):
-            weight = weight.contiguous()  # the layout of the output follows from those of input and weight
+        # The layout of the output follows from those of input and weight.
+        plain = x.ndim == 3 or not x.is_contiguous(memory_format=torch.channels_last)
+        weight = self.dense_weight(contiguous=plain)
         return self._conv_forward(x, weight, self.bias)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -173,8 +173,8 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
         missing = math.prod(self.tensorization[0]) - self.num_embeddings
         return F.pad(dense, (0, 0, 0, missing)).reshape(self.weight.shape)
 
-    def _keepable(self) -> None:
-        return None  # a table is large, and a call reads little of it
+    def _keeps(self) -> bool:
+        return False  # a table is large, and a call reads little of it
 
     def _samples(self) -> Sequence[Tensor]:
         return [torch.empty(count, dtype=torch.int64, device="meta") for count in (64, 512)]

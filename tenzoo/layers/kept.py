@@ -78,20 +78,28 @@ class MadeOfCores(nn.Module, CoreProvider):
     def _tensorized(self, dense: Tensor) -> Tensor:
         """The inverse of :meth:`_laid_out`."""
 
-    def dense_weight(self) -> Tensor:
-        """The weight as torch's layer holds it, rebuilt from the cores in their own precision, also under autocast."""
-        cores = self._keepable()
-        if cores is None:
+    def dense_weight(self, *, contiguous: bool = False) -> Tensor:
+        """The weight as torch's layer holds it, rebuilt from the cores in their own precision, also under autocast.
+
+        Args:
+            contiguous: Whether its memory is to be in the order of its dimensions; a weight that is kept is then kept
+                so, and is not laid out anew in each pass.
+        """
+        if not self._keeps():
             if self._kept is not None:  # a compiler would take note of any assignment
                 self._kept = None
-            return self._rebuild()
+            weight = self._rebuild()
+            return weight.contiguous() if contiguous else weight
+        cores = tuple(self.weight.cores)
         states = (_last_step, *map(_state, cores))
         kept = self._kept
-        if kept is not None and kept.holds(cores, states):
-            return kept.weight
+        found = kept.weight if kept is not None and kept.holds(cores, states) else None
+        if found is not None and (found.is_contiguous() or not contiguous):
+            return found
         # An inference tensor could not take part in a later backward pass.
         with torch.inference_mode(False), torch.no_grad():
-            weight = self._rebuild()
+            weight = self._rebuild() if found is None else found
+            weight = weight.contiguous() if contiguous else weight
         if any(core.is_cpu and core.is_shared() for core in cores):  # type: ignore[no-untyped-call]
             return weight
         self._kept = _Kept(weight, weight._version, cores, states, tuple(core.untyped_storage() for core in cores))
@@ -108,17 +116,15 @@ class MadeOfCores(nn.Module, CoreProvider):
             return torch.autocast(device, enabled=False)
         return nullcontext()
 
-    def _keepable(self) -> tuple[Tensor, ...] | None:
-        """The cores, if a weight that is made of them now may be kept."""
-        if (
+    def _keeps(self) -> bool:
+        """Whether a weight that is made now may be kept."""
+        return not (
             self.training
             or torch.is_grad_enabled()
             or torch.compiler.is_compiling()
             or torch._C._are_functorch_transforms_active()
-        ):
-            return None
-        cores = tuple(self.weight.cores)
-        return None if any(map(Tensor.is_inference, cores)) else cores
+            or any(map(Tensor.is_inference, self.weight.cores))
+        )
 
     def train(self, mode: bool = True) -> Self:
         """As every module, and drop the kept weight."""

@@ -30,6 +30,22 @@ def test_a_kept_weight_is_the_same_object_until_something_changes():
         assert layer.dense_weight().allclose(3 * kept)
 
 
+def test_a_convolution_lays_its_kept_weight_out_once():
+    layer = conv(implementation="reconstruct").eval()
+    x, used = torch.randn(2, 6, 5, 5), []
+    layer._conv_forward = lambda x, weight, bias: used.append(weight)
+    with torch.no_grad():
+        layer(x)
+        layer(x)
+        layer(x.to(memory_format=torch.channels_last))
+    assert used[0].is_contiguous()
+    assert used[0] is used[1] is used[2]
+    layer.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        layer(x.to(memory_format=torch.channels_last))
+    assert used[3].is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_a_fused_optimizer_leaves_no_stale_weight(training):
     """A frozen network is trained in evaluation mode; what was kept before the step must not be used after it."""
