@@ -2,14 +2,16 @@
 
 import mmap
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 M = TypeVar("M", bound=nn.Module)
+K = TypeVar("K")
 
 _PREFIXES = ("", "module.", "network.", "model.", "_orig_mod.")
 """What DataParallel, tasks of Lightning and ``torch.compile`` put before the names of a network's weights."""
@@ -156,6 +158,44 @@ def load_weights_(model: M, path: str | Path) -> M:
             raise ValueError(f"expected numbers within the range of {to} as {name!r} in {str(path)!r}, got larger ones")
     model.load_state_dict(weights, strict=False)
     return model
+
+
+class Places(Generic[K]):
+    """Where in memory tensors are, so that those are found that show the same numbers in whatever form.
+
+    Args:
+        tensors: With a key each.
+
+    Example:
+        >>> both, other = torch.ones(4, 2), torch.ones(2)
+        >>> Places([("first", both[:2]), ("last", both[2:]), ("other", other)]).of(both.t()[1])
+        ['first', 'last']
+    """
+
+    def __init__(self, tensors: Iterable[tuple[K, Tensor]]) -> None:
+        self._spans: dict[int, list[tuple[int, int, K]]] = {}
+        for key, tensor in tensors:
+            memory, start, end = _span(tensor)
+            self._spans.setdefault(memory, []).append((start, end, key))
+
+    def of(self, tensor: Tensor) -> list[K]:
+        """Keys of the tensors from whose first number to whose last one there is one of this tensor, in their order."""
+        memory, start, end = _span(tensor)
+        return [key for first, last, key in self._spans.get(memory, []) if first < end and start < last]
+
+
+def _span(tensor: Tensor) -> tuple[int, int, int]:
+    """The memory that a tensor is in, also one on the meta device, and from where to where in it, in bytes."""
+    if is_lazy(tensor) or tensor.layout != torch.strided or tensor.is_nested or not tensor.numel():
+        return id(tensor), 0, 1
+    length = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = int(tensor.storage_offset()) * tensor.itemsize
+    storage = tensor.untyped_storage()
+    try:
+        memory = storage.data_ptr() or storage._cdata
+    except RuntimeError:  # of a fake tensor
+        memory = storage._cdata
+    return memory, start, start + length * tensor.itemsize
 
 
 def shape_differences(

@@ -186,7 +186,7 @@ def fold_(model: M) -> M:
     Raises:
         ValueError: If the model itself is a tensorized layer: take its :meth:`to_dense`. If a weight that is made of
             cores is parametrized in another way as well. If a tensorized layer does more than the dense one would: it
-            has hooks, a forward pass, parameters or modules of its own, or a plain attribute holds it.
+            has hooks, a forward pass, parameters or modules of its own, or a plain attribute leads to it.
 
     Example:
         >>> from tenzoo.layers import TensorizedLinear
@@ -210,10 +210,9 @@ def fold_(model: M) -> M:
                 f"expected weights that are made of cores alone in `model`, got {full!r} with {length - 1} more "
                 f"parametrizations; remove them first"
             )
-    for name, layer, reason in not_foldable(model):
+    for name, dense, reason in not_foldable(model):
         raise ValueError(
-            f"expected tensorized layers that a {type(layer.to_dense()).__name__} can take the place of in `model`, "
-            f"got {name!r}, which {reason}"
+            f"expected cores that a {dense} can take the place of in `model`, got {name!r}, which {reason}"
         )
     for owner, name, _, _ in made:
         take_parametrization(owner, name)

@@ -1,10 +1,8 @@
 """Which weights of a model can be made of cores."""
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from functools import partial
-from types import CellType, FunctionType, MethodType
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
+from tenzoo.compression.holders import held_elsewhere
 from tenzoo.compression.readers import readers_in_code
 from tenzoo.factorizations import Rank
 from tenzoo.layers import (
@@ -23,6 +22,7 @@ from tenzoo.layers import (
     TensorizedLinear,
     TensorizedWeight,
 )
+from tenzoo.weights import Places
 
 TENSORIZED: Mapping[type[nn.Module], type[TensorizedLayer[Any]]] = {
     nn.Conv2d: TensorizedConv2d,
@@ -54,10 +54,6 @@ _HOOKS = (
     "_load_state_dict_post_hooks",
 )
 """Where a module keeps them."""
-
-
-_OWN_LISTS = ("_modules", "_parameters", "_buffers", "_flat_weights", "_kept", *_HOOKS)
-"""Where modules of torch and tensorized layers keep what is theirs."""
 
 
 @dataclass(frozen=True)
@@ -155,13 +151,15 @@ def find_weights(model: nn.Module, *, read: Mapping[str, str] | None = None) -> 
             )
         if any(isinstance(parameter, UninitializedParameter) for parameter in module._parameters.values()):
             raise ValueError(f"expected shapes in `model`, got {name!r}, which has none yet; run the model once")
-    owners: dict[int, list[str]] = {}
-    for name, module in modules:
-        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            owners.setdefault(_place(parameter), []).append(_joined(name, key))
+    owners = Places(
+        (_joined(name, key), tensor)
+        for name, module in modules
+        for named in (module.named_parameters, module.named_buffers)
+        for key, tensor in named(recurse=False, remove_duplicate=False)
+    )
     readers = readers_in_code(model)
     by_name = _read_by_name(model)
-    held = _held_elsewhere(modules)
+    held = held_elsewhere(modules)
     found: list[Weight] = []
     for name, module in modules:
         own = dict(module.named_parameters(recurse=False))
@@ -195,57 +193,6 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _joined(name: str, key: str) -> str:
     return f"{name}.{key}" if name else key
-
-
-def _place(parameter: nn.Parameter) -> int:
-    """Where its numbers are: two parameters may be one tensor, which ``torch.nn`` does not tell."""
-    where = 0 if parameter.is_meta or not parameter.numel() else parameter.data_ptr()
-    return where or id(parameter)
-
-
-def _held_elsewhere(modules: Collection[tuple[str, nn.Module]]) -> dict[int, str]:
-    """By id, modules and parameters that a plain attribute holds, where nothing would be put in their place.
-
-    Such an attribute is one of them, a container of them, or a function that is bound to them.
-    """
-    found: dict[int, str] = {}
-    for name, module in modules:
-        if (wrapped := module._modules.get("_orig_mod")) is not None:  # its graph is bound to this very module
-            found[id(wrapped)] = "is compiled by itself; compile it after"
-        for key, value in vars(module).items():
-            for held in () if key in _OWN_LISTS else _held_by(value):
-                if held is not module:
-                    found.setdefault(id(held), f"is also held by the plain attribute {_joined(name, key)!r}")
-    return found
-
-
-def _held_by(value: object) -> Iterator[nn.Module | nn.Parameter]:
-    """The modules and parameters in containers, and those that functions are bound to."""
-    seen: set[int] = set()
-    pending = [value]
-    while pending:
-        each = pending.pop()
-        if isinstance(each, nn.Module | nn.Parameter):
-            yield each
-        elif id(each) not in seen:
-            seen.add(id(each))
-            pending += _content(each)
-
-
-def _content(value: object) -> list[object]:
-    if isinstance(value, MethodType):
-        return [value.__self__]
-    if isinstance(value, partial):
-        return [value.func, *value.args, *value.keywords.values()]
-    if isinstance(value, FunctionType):
-        return [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
-    if isinstance(value, list | tuple | set | frozenset):
-        return list(value)
-    if isinstance(value, dict):
-        return list(value.values())
-    if is_dataclass(value) and not isinstance(value, type):
-        return [getattr(value, field.name, None) for field in fields(value)]
-    return []
 
 
 def check_module(model: object) -> None:
@@ -328,7 +275,7 @@ def take_parametrization(owner: nn.Module, parameter: str) -> None:
     setattr(owner, parameter, nn.Parameter(dense, requires_grad=trained))
 
 
-def _reason_of_layer(name: str, layer: nn.Module, owners: Mapping[int, list[str]]) -> str | None:
+def _reason_of_layer(name: str, layer: nn.Module, owners: Places[str]) -> str | None:
     if type(layer) not in TENSORIZED:
         own = f"is a {type(layer).__module__}.{type(layer).__qualname__}, a class of its own"
         if type(layer).__module__.startswith("torch.nn."):
@@ -356,24 +303,29 @@ def _does_more(layer: nn.Module) -> str | None:
     return "has a forward pass of its own" if "forward" in vars(layer) else None
 
 
-def not_foldable(model: nn.Module) -> Iterator[tuple[str, TensorizedLayer[Any], str]]:
-    """The tensorized layers whose dense counterpart would not do all that they do, by name, and why."""
+def not_foldable(model: nn.Module) -> Iterator[tuple[str, str, str]]:
+    """What is made of cores, by name, where its dense counterpart would not do all that it does: that, and why."""
     modules = list(named_modules(model))
-    held = _held_elsewhere(modules)
+    held = held_elsewhere(modules)
     for name, module in modules:
-        if not isinstance(module, TensorizedLayer):
+        if not isinstance(module, TensorizedLayer | TensorizedWeight):
             continue
-        reason = _does_more(module) or held.get(id(module))
-        reason = reason or next((held[id(core)] for core in module.weight.cores if id(core) in held), None)
-        if type(module) not in TENSORIZED.values():
-            reason = f"is a {type(module).__module__}.{type(module).__qualname__}, a class of its own"
-        elif {*module._parameters, *module._buffers, *module._modules} - {"weight", "bias", "padding_row"}:
-            reason = "has more than a weight and a bias"
+        parts: list[nn.Module | Tensor] = [*module.modules(), *module.weight.cores]
+        reason = _does_more(module) or next((held[id(part)] for part in parts if id(part) in held), None)
+        if isinstance(module, TensorizedWeight):
+            path = [part for part in name.split(".")[:-1] if part != "parametrizations"]
+            name, dense = ".".join(path), "Parameter"
+        else:
+            dense = type(module.to_dense()).__name__
+            if type(module) not in TENSORIZED.values():
+                reason = f"is a {type(module).__module__}.{type(module).__qualname__}, a class of its own"
+            elif {*module._parameters, *module._buffers, *module._modules} - {"weight", "bias", "padding_row"}:
+                reason = "has more than a weight and a bias"
         if reason is not None:
-            yield name, module, reason
+            yield name, dense, reason
 
 
-def _reason_of_parameter(owner: nn.Module, key: str, name: str, owners: Mapping[int, list[str]]) -> str | None:
+def _reason_of_parameter(owner: nn.Module, key: str, name: str, owners: Places[str]) -> str | None:
     parameter = owner._parameters.get(key)
     if parameter is None and isinstance(getattr(owner, key, None), Tensor):
         return "has a weight that is computed from others in a hook, as weight_norm does"
@@ -381,5 +333,5 @@ def _reason_of_parameter(owner: nn.Module, key: str, name: str, owners: Mapping[
         return "has a weight that is no floating-point parameter"
     if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
         return "has a weight with a hook on its gradient"
-    others = [other for other in owners[_place(parameter)] if other != name]
+    others = [other for other in owners.of(parameter) if other != name]
     return f"shares its weight with {others[0]}" if others else None

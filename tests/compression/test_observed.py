@@ -1,12 +1,10 @@
 """What calibration inputs tell is never left out in silence: compiled models, and layers that no input reaches."""
 
 import copy
-import functools
-from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tenzoo.compression import apply_, export, fold_, plan
 from tests.compression.test_calibration import varied
@@ -70,66 +68,6 @@ def test_a_compiled_model_is_planned_as_it_is_without(compiled):
 def test_a_layer_that_is_wrapped_by_itself_stays_dense_and_says_why():
     made = plan(one_wrapped_layer(network()), factorization="tt", ranks=2, calibration=varied())
     assert {layer.name: layer.reason for layer in made.layers}["2"] == "is compiled by itself; compile it after"
-
-
-@dataclass
-class Box:
-    weight: Tensor
-    box: "Box | None" = None
-
-
-class Holding(nn.Module):
-    """Keeps the matrix of a layer, or what the layer does, in an attribute that torch does not know."""
-
-    def __init__(self, kind):
-        super().__init__()
-        torch.manual_seed(0)
-        self.kind = kind
-        self.layer, self.last = nn.Linear(32, 32), nn.Linear(32, 10)
-        match kind:
-            case "list":
-                self.held = [self.layer.weight]
-            case "method":
-                self.held = self.layer.forward
-            case "methods":
-                self.held = {"first": (self.layer.forward, 1)}
-            case "partial":
-                self.held = functools.partial(nn.Linear.forward, self.layer)
-            case "function":
-                layer = self.layer
-                self.held = lambda x: layer(x)
-            case "dataclass":
-                self.held = Box(self.layer.weight)
-                self.held.box = self.held
-
-    def forward(self, x):
-        match self.kind:
-            case "list":
-                return self.last(x @ self.held[0].T)
-            case "method" | "partial" | "function":
-                return self.last(self.held(x))
-            case "dataclass":
-                return self.last(x @ self.held.weight.T)
-        return self.last(self.held["first"][0](x))
-
-
-@pytest.mark.parametrize("kind", ["list", "method", "methods", "partial", "function", "dataclass"])
-def test_a_weight_or_a_method_that_is_held_elsewhere_keeps_a_layer_dense(kind):
-    model = Holding(kind)
-    made = plan(model, factorization="tt", ranks=2)
-    reasons = {layer.name: layer.reason for layer in made.layers}
-    assert reasons == {"layer": "is also held by the plain attribute 'held'", "last": None}
-    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
-    small = apply_(copy.deepcopy(model), made)
-    torch.testing.assert_close(fold_(copy.deepcopy(small))(x), small(x))
-
-
-def test_cores_that_are_held_elsewhere_are_not_folded_away():
-    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU())
-    apply_(model, plan(model, factorization="tt", ranks=2))
-    model[1].cores = [model[0].weight.cores[0]]
-    with pytest.raises(ValueError, match=r"got '0', which is also held by the plain attribute '1\.cores'"):
-        fold_(model)
 
 
 def test_a_compiled_model_is_exported_as_it_is_without(tmp_path):

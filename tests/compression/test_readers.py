@@ -260,10 +260,7 @@ def test_an_owner_that_was_parametrized_before_is_as_it_was():
 
 
 class Keeper:
-    """Into which nobody looks."""
-
-    def __init__(self, layer):
-        self.layer = layer
+    """A class keeps the layer, and nobody looks into those."""
 
 
 class Listed(nn.Module):
@@ -272,8 +269,8 @@ class Listed(nn.Module):
     def __init__(self, hide):
         super().__init__()
         self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
-        self.layers = Keeper(self.b) if hide else {"layers": [self.b]}
-        self.hide = hide
+        self.layers, self.hide = Keeper() if hide else {"layers": [self.b]}, hide
+        Keeper.layer = self.b
 
     def forward(self, x):
         layer = self.layers.layer if self.hide else self.layers["layers"][0]
