@@ -33,7 +33,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"expected an existing file of weights, got {str(path)!r}")
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return _read_safetensors(path)
     content = load_torch(path, "a file of weights that torch can load without running code")
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else None
@@ -131,8 +131,9 @@ def load_weights_(model: M, path: str | Path) -> M:
 
     Raises:
         FileNotFoundError: As :func:`read_weights`.
-        ValueError: As :func:`read_weights`, or if a name, a shape or the kind of numbers differs; the model then stays
-            as it is.
+        ValueError: As :func:`read_weights`, or if a name, a shape or the kind of numbers differs, or if numbers are not
+            finite or would not survive (see :func:`lost_values`); the model then stays as it is. If the model has no
+            memory or shapes yet, or a state that is no tensor.
 
     Example:
         >>> import tempfile
@@ -141,7 +142,10 @@ def load_weights_(model: M, path: str | Path) -> M:
         >>> load_weights_(nn.Linear(2, 1), path).weight.tolist()
         [[1.0, 1.0]]
     """
-    own = model.state_dict()
+    own = tensors_of(model)
+    for name, value in own.items():
+        if value.is_meta:
+            raise ValueError(f"expected a network with memory in `model`, got {name!r} on the meta device")
     weights = _without_prefix(read_weights(path), own, Path(path))
     for name, mine, other in shape_differences(own, weights):
         if other is not None or not name.endswith("num_batches_tracked"):
@@ -151,13 +155,96 @@ def load_weights_(model: M, path: str | Path) -> M:
             )
     for name, kind, given in kind_differences(own, weights):
         raise ValueError(f"expected {name!r} as {kind} in {str(path)!r}, got {given}")
-    for name, value in weights.items():
-        to = own[name].dtype
-        narrower = value.is_floating_point() and torch.finfo(value.dtype).max > torch.finfo(to).max
-        if narrower and bool((value.to(to).isinf() & value.isfinite()).any()):
-            raise ValueError(f"expected numbers within the range of {to} as {name!r} in {str(path)!r}, got larger ones")
+    for name, valid, given in lost_values(model, weights):
+        raise ValueError(f"expected {valid} as {name!r} in {str(path)!r}, got {given}")
     model.load_state_dict(weights, strict=False)
     return model
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a network.
+
+    Raises:
+        ValueError: If anything in it is no tensor, or has no shape yet.
+    """
+    own: dict[str, Tensor] = model.state_dict()
+    for name, value in own.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"expected a network whose state is tensors in `model`, got a {type(value).__name__} as {name!r}"
+            )
+        if is_lazy(value):
+            raise ValueError(f"expected shapes in `model`, got {name!r}, which has none yet; run the model once")
+    return own
+
+
+def lost_values(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, str, str]]:
+    """Names under which a network would not have the numbers of a state dict, what is valid, and what is given.
+
+    Numbers are lost beyond the range of a type, and where two names are one memory. NaN is valid nowhere, and infinity
+    in buffers alone, as in masks.
+
+    Args:
+        model: Shapes and kinds are those of the state dict.
+        weights: A state dict, or a part of one.
+
+    Example:
+        >>> list(lost_values(nn.Linear(1, 1).half(), {"bias": torch.tensor([1e6])}))
+        [('bias', 'numbers within the range of torch.float16', '1000000.0')]
+    """
+    own = tensors_of(model)
+    trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    places = Places(own.items())
+    for name, value in weights.items():
+        if name not in own:
+            continue
+        check = _lost_float if value.is_floating_point() or value.is_complex() else _lost_integer
+        if lost := check(value, own[name].dtype, name in trained):
+            yield name, *lost
+        for other in places.of(own[name]):
+            if other == name:
+                break  # of two names the later one
+            if other in weights and not _agree((own[other], own[name]), (weights[other], value)):
+                yield name, f"the numbers of {other!r}, which is in the same memory,", "others"
+
+
+def _lost_float(value: Tensor, to: torch.dtype, trained: bool) -> tuple[str, str] | None:
+    numbers = _comparable(value)
+    invalid = ~numbers.isfinite() if trained else numbers.isnan()
+    if bool(invalid.any()):
+        return "finite numbers" if trained else "numbers", str(numbers[invalid][0].item())
+    beyond = numbers[numbers.isfinite() & (numbers.abs() > torch.finfo(to).max)]
+    return (f"numbers within the range of {to}", str(beyond[0].item())) if len(beyond) else None
+
+
+def _lost_integer(value: Tensor, to: torch.dtype, trained: bool) -> tuple[str, str] | None:
+    if value.dtype == to or not value.numel():
+        return None
+    least, most = (0, 1) if to == torch.bool else (torch.iinfo(to).min, torch.iinfo(to).max)
+    numbers = value.cpu().numpy()  # torch does not compare unsigned ones
+    beyond = [number for number in (int(numbers.min()), int(numbers.max())) if not least <= number <= most]
+    return (f"numbers within the range of {to}", str(beyond[0])) if beyond else None
+
+
+def _comparable(value: Tensor) -> Tensor:
+    """The numbers of a tensor in a type that torch compares: float8 as float32, complex ones as pairs."""
+    value = value if value.layout == torch.strided else value.to_dense()
+    if value.is_complex():
+        return torch.view_as_real(value.resolve_conj())
+    return value.float() if value.is_floating_point() and value.itemsize == 1 else value
+
+
+def _agree(own: tuple[Tensor, Tensor], given: tuple[Tensor, Tensor]) -> bool:
+    """Whether two tensors that share memory can take two values at once; as far as they are of one type."""
+    if own[0].dtype != own[1].dtype:
+        return True
+    start = min(int(tensor.storage_offset()) for tensor in own)
+    size = max(end for _, _, end in map(_span, own)) // own[0].itemsize - start
+    memory = given[0].new_zeros(size, dtype=own[0].dtype)
+    first, last = (memory.as_strided(t.shape, t.stride(), int(t.storage_offset()) - start) for t in own)
+    first.copy_(given[0])
+    last.copy_(given[1])
+    return _comparable(first).equal(_comparable(given[0].to(memory)))
 
 
 class Places(Generic[K]):
@@ -222,10 +309,14 @@ def kind_differences(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> 
     """
     for name, value in own.items():
         kind = other.get(name, value)
-        if kind.is_floating_point() != value.is_floating_point():
+        if _kind(kind) != _kind(value):
             yield name, str(value.dtype), str(kind.dtype)
         elif kind.layout != value.layout:
             yield name, str(value.layout), str(kind.layout)
+
+
+def _kind(value: Tensor) -> tuple[bool, bool, bool]:
+    return value.is_floating_point(), value.is_complex(), value.is_quantized
 
 
 def _described(shape: tuple[int, ...] | None) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import pytest
 import safetensors.torch
@@ -69,7 +70,11 @@ def test_names_of_torchvision(tmp_path):
         ("one less", r"got '0\.bias' of no shape where the network has shape \(4,\)"),
         ("complex", r"'0\.weight' as torch.float32 in '.*', got torch.complex64"),
         ("integers", r"'0\.weight' as torch.float32 in '.*', got torch.int64"),
-        ("too large", r"within the range of torch.float32 as '0\.bias' in '.*', got larger ones"),
+        ("too large", r"within the range of torch.float32 as '0\.bias' in '.*', got 1e\+300"),
+        ("nan", r"finite numbers as '0\.bias' in '.*', got nan"),
+        ("infinity", r"finite numbers as '0\.bias' in '.*', got -inf"),
+        ("nan in a buffer", r"numbers as '1\.running_var' in '.*', got nan"),
+        ("complex for a count", r"'1\.num_batches_tracked' as torch.int64 in '.*', got torch.complex64"),
         ("two networks", "weights of one network in '.*', got those of several, one of them under 'model.'"),
         ("broken safetensors", "expected a safetensors file, got '.*', which is none or is damaged"),
         ("code", "torch can load without running code"),
@@ -88,6 +93,12 @@ def test_what_is_refused(tmp_path, content, message):
             weights["0.weight"] = weights["0.weight"].to(torch.complex64 if content == "complex" else torch.int64)
         case "too large":
             weights["0.bias"] = torch.tensor([1.0, 2.0, 1e300, 3.0], dtype=torch.float64)
+        case "nan" | "infinity":
+            weights["0.bias"] = torch.tensor([1.0, 2.0, math.nan if content == "nan" else -math.inf, 3.0])
+        case "nan in a buffer":
+            weights["1.running_var"][2] = math.nan
+        case "complex for a count":
+            weights["1.num_batches_tracked"] = torch.tensor(1 + 1j)
         case "two networks":
             weights = {f"{prefix}{name}": value for prefix in ("module.", "model.") for name, value in weights.items()}
         case "code":

@@ -33,7 +33,7 @@ from tenzoo.compression.weights import (
 )
 from tenzoo.factorizations.decomposition import full_precision
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
-from tenzoo.weights import kind_differences, shape_differences
+from tenzoo.weights import kind_differences, lost_values, shape_differences, tensors_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -159,7 +159,7 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
     skeleton = copy.deepcopy(inner).to("meta")
     with _put(skeleton, [(weight, weight.empty(**_settings(layer))) for weight, layer in _matched(skeleton, plan)]):
         pass
-    _check_weights(inner, skeleton.state_dict(), weights)
+    _check_weights(inner, tensors_of(skeleton), weights)
     device = next((value.device for value in weights.values()), torch.device("cpu"))
     made = []
     for weight, layer in pairs:
@@ -169,6 +169,8 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
         made.append((weight, new))
     _hold_budget(plan, made)
     with _put(inner, made):
+        for name, valid, given in lost_values(inner, weights):
+            raise ValueError(f"expected {valid} as {name!r} in `weights`, got {given}")
         _give_memory(inner, device)
         inner.load_state_dict(weights)
     return model
