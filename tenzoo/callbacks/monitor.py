@@ -61,13 +61,14 @@ class NormDynamicsMonitor(CoreCallback):
     The last three are left out where there is no one learning rate above 0: while it is 0, for a group whose cores have
     different learning rates, momenta or weight decays, and for the total of groups with different learning rates.
 
-    Gradients are those that the optimizer takes, clipped if they are; under SAM those at the unperturbed weights. The
-    prediction is first-order theory for SGD without momentum. With momentum β it covers what SAM and weight decay add,
-    times ``1/(1 − β)``, which the momentum comes to after some steps, and what DAS adds; with another optimizer what
-    SAM, DAS and decoupled weight decay add. The measured rate holds the rest, as it does that of clipping by value,
-    which turns the gradient. Of a group with frozen cores all quantities are those of the others, as DAS takes it. A
-    group in which a trained core has no gradient is left out of the step, and a step that the gradient scaler skips is
-    left out. Of several steps of a group in one batch the last is logged.
+    Gradients are those that the optimizer takes, clipped if they are, the mean of all batches that it accumulates;
+    under SAM those at the unperturbed weights. The prediction is first-order theory for SGD without momentum. With
+    momentum β it covers what SAM and weight decay add, times ``1/(1 − β)``, which the momentum comes to after some
+    steps, and what DAS adds; with another optimizer what SAM, DAS and decoupled weight decay add. The measured rate
+    holds the rest, as it does that of clipping by value, which turns the gradient. Of a group with frozen cores all
+    quantities are those of the others, as DAS takes it. A group in which a trained core has no gradient is left out of
+    the step, and a step that the gradient scaler skips is left out. Of several steps of a group in one batch the last
+    is logged.
 
     At the end of training ``norm_dynamics.png``, Q and Cov against optimizer steps, is written to the log directory of
     the first logger.
@@ -155,14 +156,11 @@ class NormDynamicsMonitor(CoreCallback):
             ]
         ).view(len(groups), -1)
         given = squared_grad_norms(cores).view_as(s)
-        gamma, state = given, _sharpness(module)
-        scale = gradient_scale(trainer, optimizer)
-        if state is not None:  # then the gradients are those at the perturbed weights
-            found = state.squared_grad_norms_of(cores)
-            assert found is not None
-            gamma = found.view_as(s)
-        elif scale is not None:
-            gamma = given / scale.to(given).square()
+        state, scale = _sharpness(module), gradient_scale(trainer, optimizer)
+        taken = given if scale is None else given / scale.to(given).square()
+        # Under SAM the gradients that the optimizer takes are those at the perturbed weights.
+        gamma = None if state is None else state.squared_grad_norms_of(cores)
+        gamma = taken if gamma is None else gamma.view_as(s)
         setting = {name: _now(value) for name, value in settings[0].items() if name != "params"}
         alike = all(_now(each.get(name)) == setting.get(name) for each in settings for name in _SETTINGS)
         return NormStep(
@@ -172,8 +170,8 @@ class NormDynamicsMonitor(CoreCallback):
             gamma,
             state is not None,
             given.sum(-1).sqrt() if scale is None else None,
-            _sam_rate(state, s, gamma),
-            _das_rate(trainer, optimizer, s, gamma, setting),
+            _sam_rate(state, s, cores),
+            _das_rate(trainer, optimizer, s, taken, setting),
             optimizer,
             setting,
             setting["lr"] if alike else None,
@@ -333,10 +331,11 @@ def _known_to(state: SharpnessState | None) -> Callable[[Tensor], bool]:
     return lambda core: known is None or id(core) in known
 
 
-def _sam_rate(state: SharpnessState | None, s: Tensor, gamma: Tensor) -> Tensor:
-    if state is None or state.adaptive:
+def _sam_rate(state: SharpnessState | None, s: Tensor, cores: Sequence[Tensor]) -> Tensor:
+    steering = None if state is None or state.adaptive else state.steering_of(cores)
+    if state is None or steering is None:
         return torch.zeros_like(s[:, 0])
-    return sam_deviation_rate(s, gamma, state.rho, grad_norm=state.grad_norm)
+    return sam_deviation_rate(s, steering.view_as(s), state.rho, grad_norm=1.0)  # which divides no more
 
 
 def _das_rate(trainer: Trainer, optimizer: Optimizer, s: Tensor, gamma: Tensor, setting: Mapping[str, Any]) -> Tensor:

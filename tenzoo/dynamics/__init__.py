@@ -10,10 +10,11 @@ from tenzoo.dynamics.norms import (
 )
 from tenzoo.dynamics.scaling import bound_factors, deviation_aware_factors, rebalance_
 from tenzoo.dynamics.shards import is_distributed, own_part
-from tenzoo.dynamics.sharpness import SharpnessState, sharpness_perturbation
+from tenzoo.dynamics.sharpness import SharpnessState, SharpnessWindow, sharpness_perturbation
 
 __all__ = [
     "SharpnessState",
+    "SharpnessWindow",
     "bound_factors",
     "deviation_aware_factors",
     "effective_rho",

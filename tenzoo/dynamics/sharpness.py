@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tenzoo.dynamics.norms import squared_norms
+from tenzoo.dynamics.norms import inverse_grad_norm, squared_norms
 from tenzoo.dynamics.shards import own_part, sharded_like
 
 Rows = tuple[Tensor, ...] | None
@@ -25,6 +25,8 @@ class SharpnessState:
         parameters: The P parameters that had a gradient.
         squared_grad_norms: ``‖g‖²`` of each at the unperturbed point, shape ``(P,)``.
         perturbed: The parameters that were moved, a part of ``parameters``.
+        steering: ``uγ`` of each, shape ``(P,)``, to which Theorem 3's rate is proportional; None where it follows from
+            the others, as it does for one batch.
     """
 
     rho: float
@@ -32,6 +34,7 @@ class SharpnessState:
     parameters: tuple[Tensor, ...]
     squared_grad_norms: Tensor
     perturbed: tuple[Tensor, ...]
+    steering: Tensor | None = None
     _position: dict[int, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -39,12 +42,24 @@ class SharpnessState:
 
     def squared_grad_norms_of(self, parameters: Iterable[Tensor]) -> Tensor | None:
         """γ of these parameters at the unperturbed point, shape ``(K,)``; None if one of them had no gradient."""
+        return self._of(parameters, self.squared_grad_norms)
+
+    def steering_of(self, parameters: Iterable[Tensor]) -> Tensor | None:
+        """``uγ`` of these parameters, shape ``(K,)``; None if one of them had no gradient."""
+        return self._of(parameters, self._all_steering())
+
+    def _all_steering(self) -> Tensor:
+        if self.steering is not None:
+            return self.steering
+        return self.squared_grad_norms * inverse_grad_norm(self.squared_grad_norms, self.grad_norm)
+
+    def _of(self, parameters: Iterable[Tensor], values: Tensor) -> Tensor | None:
         positions = [self._position.get(id(p)) for p in parameters]
         known = [position for position in positions if position is not None]
         if len(known) != len(positions):
             return None
         # Views stacked on the device: a list of positions would be uploaded to it as an index.
-        return torch.stack([self.squared_grad_norms[position] for position in known])
+        return torch.stack([values[position] for position in known])
 
     @property
     def grad_norm(self) -> Tensor:
@@ -54,6 +69,60 @@ class SharpnessState:
         gamma = self.squared_grad_norms_of(self.perturbed)
         assert gamma is not None
         return gamma.sum().sqrt()
+
+
+class SharpnessWindow:
+    """The ascents of the batches of which an optimizer takes the mean gradient in one step.
+
+    Each batch climbs by itself: of the window γ is that of the mean gradient, and ``uγ`` the mean of those of the
+    batches. A batch in which a parameter has no gradient counts as 0.
+
+    Example:
+        >>> w, window = torch.nn.Parameter(torch.tensor([3.0, 4.0])), SharpnessWindow()
+        >>> for target in (0.0, 5.0):
+        ...     w.grad = None
+        ...     (w - target).square().sum().backward()
+        ...     with sharpness_perturbation([w], rho=0.1) as state:
+        ...         mean = window.add(state)
+        >>> mean.squared_grad_norms, mean.steering_of([w])  # of the gradients (6, 8) and (-4, -2)
+        (tensor([10.0000], dtype=torch.float64), tensor([7.2361], dtype=torch.float64))
+    """
+
+    def __init__(self) -> None:
+        self._batches = 0
+        self._parameters: dict[int, Tensor] = {}
+        self._perturbed: dict[int, Tensor] = {}
+        self._gradients: dict[int, Tensor] = {}
+        self._steering: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, state: SharpnessState) -> SharpnessState:
+        """The state of all batches so far, of which the last one's gradients are still in ``.grad``."""
+        self._batches += 1
+        self._parameters.update((id(p), p) for p in state.parameters)
+        self._perturbed.update((id(p), p) for p in state.perturbed)
+        gradients = {id(p): _gradient(p) for p in state.parameters}
+        steering = dict(zip(gradients, state._all_steering().unbind(), strict=True))
+        again = [key for key in gradients if key in self._gradients]
+        dense = [key for key in again if not gradients[key].is_sparse]
+        for key in gradients.keys() - set(dense):
+            self._gradients[key] = self._gradients[key] + gradients[key] if key in again else gradients[key].clone()
+        _add_([own_part(self._gradients[key]) for key in dense], [own_part(gradients[key]) for key in dense])
+        _add_([self._steering[key] for key in again], [steering[key] for key in again])
+        self._steering = {**steering, **self._steering}
+        return SharpnessState(
+            state.rho,
+            state.adaptive,
+            tuple(self._parameters.values()),
+            squared_norms([self._gradients[key] for key in self._parameters]) / self._batches**2,
+            tuple(self._perturbed.values()),
+            torch.stack([self._steering[key] for key in self._parameters]) / self._batches,
+        )
+
+
+def _add_(sums: list[Tensor], values: list[Tensor]) -> None:
+    if sums:
+        torch._foreach_add_(sums, values)
 
 
 def _values(grad: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tenzoo.cores import CoreGroup, CoreProvider, find_core_groups
 from tenzoo.distributed import check_two_passes, share_buffers_
-from tenzoo.dynamics import SharpnessState
+from tenzoo.dynamics import SharpnessState, SharpnessWindow
 from tenzoo.jobs import secure
 from tenzoo.tasks.averaging import keep_integers
 from tenzoo.tasks.checks import (
@@ -127,7 +127,8 @@ class Task(LightningModule, CoreProvider):
         self.accumulate_grad_batches = accumulate_grad_batches
         self.automatic_optimization = sam is None
         self.sharpness_state: SharpnessState | None = None
-        """What the last ascent of SAM knew; None without SAM."""
+        """What the ascents of SAM knew, of the batches since the last step; None without SAM."""
+        self._ascents = SharpnessWindow()
         self._perturbed = False
         self._asked = False
         self._epoch_means = {"train/loss": EpochMean()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tenzoo.cores import find_core_groups
-from tenzoo.dynamics import SharpnessState, sharpness_perturbation
+from tenzoo.dynamics import SharpnessState, SharpnessWindow, sharpness_perturbation
 from tenzoo.tasks.sam import SAM, ForwardState, without_sync
 from tenzoo.training import batches_in_window, is_last_batch, loss_scale, steps_after_this_batch
 
@@ -33,6 +33,7 @@ def sam_step(task: Task, sam: SAM, batch: Any, batch_idx: int) -> Tensor:
     assert not isinstance(optimizer, list)
     if batches_in_window(task.trainer) == 1:
         optimizer.zero_grad()
+        task._ascents = SharpnessWindow()
     steps = steps_after_this_batch(task.trainer)
     loss = _backward(task, sam, batch, batch_idx, sync=steps)
     if steps:
@@ -61,7 +62,8 @@ def _backward(task: Task, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -
         task.manual_backward(first)
     scope = None if sam.scope == "all" else [core for group in find_core_groups(task) for core in group.cores]
     with sharpness_perturbation(parameters, rho=sam.rho, adaptive=sam.adaptive, perturbed=scope) as known:
-        task.sharpness_state = _unscaled(task, known)
+        one = task.trainer.accumulate_grad_batches == 1
+        task.sharpness_state = _unscaled(task, known if one else task._ascents.add(known))
         for parameter, grad in zip(parameters, accumulated, strict=True):
             parameter.grad = grad
         state.rewind()
@@ -89,5 +91,9 @@ def _unscaled(task: Task, state: SharpnessState) -> SharpnessState:
     scale = loss_scale(task.trainer)
     if scale is None:
         return state
-    gamma = state.squared_grad_norms / scale.to(state.squared_grad_norms).square()
-    return dataclasses.replace(state, squared_grad_norms=gamma)
+    scale = scale.to(state.squared_grad_norms)
+    return dataclasses.replace(
+        state,
+        squared_grad_norms=state.squared_grad_norms / scale.square(),
+        steering=None if state.steering is None else state.steering / scale,
+    )

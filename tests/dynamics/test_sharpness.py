@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tenzoo.dynamics import sharpness_perturbation, squared_norms
+from tenzoo.dynamics import SharpnessWindow, sharpness_perturbation, squared_norms
 from tests.dynamics.problems import tucker_problem
 
 
@@ -152,3 +152,24 @@ def test_gradients_whose_squares_leave_float32_move_the_weights(adaptive, scale)
     norm = squared_norms(scaled).sum().sqrt()
     for move, weight, direction in zip(moves, weights, scaled, strict=True):
         torch.testing.assert_close(move.double(), 0.3 * weight * direction / norm, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_of_a_window_the_gradient_is_the_mean_and_each_batch_steers_by_its_own(sparse):
+    torch.manual_seed(0)
+    table = nn.Embedding(6, 3, sparse=sparse).double()
+    other, late = (nn.Parameter(torch.randn(4).double()) for _ in range(2))
+    parameters, window, seen = [table.weight, other, late], SharpnessWindow(), []
+    for number, rows in enumerate(([0, 1, 1], [1, 5], [2])):
+        for parameter in parameters:
+            parameter.grad = None
+        loss = table(torch.tensor(rows)).exp().sum() + other.exp().sum() * number
+        (loss if number == 0 else loss - late.exp().sum()).backward()
+        seen.append([torch.zeros_like(p) if p.grad is None else p.grad.to_dense().clone() for p in parameters])
+        with sharpness_perturbation(parameters, rho=0.1, perturbed=[table.weight, late]) as state:
+            mean = window.add(state)
+    sums = [sum(gradients) / 3 for gradients in zip(*seen, strict=True)]
+    torch.testing.assert_close(mean.squared_grad_norms_of(parameters), squared_norms(sums))
+    torch.testing.assert_close(mean.grad_norm, squared_norms([sums[0], sums[2]]).sum().sqrt())
+    steering = [squared_norms(each) / squared_norms([each[0], each[2]]).sum().sqrt() for each in seen]
+    torch.testing.assert_close(mean.steering_of(parameters), sum(steering) / 3)
