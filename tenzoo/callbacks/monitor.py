@@ -65,10 +65,10 @@ class NormDynamicsMonitor(CoreCallback):
     under SAM those at the unperturbed weights. The prediction is first-order theory for SGD without momentum. With
     momentum β it covers what SAM and weight decay add, times ``1/(1 − β)``, which the momentum comes to after some
     steps, and what DAS adds; with another optimizer what SAM, DAS and decoupled weight decay add. The measured rate
-    holds the rest, as it does that of clipping by value, which turns the gradient. Of a group with frozen cores all
-    quantities are those of the others, as DAS takes it. A group in which a trained core has no gradient is left out of
-    the step, and a step that the gradient scaler skips is left out. Of several steps of a group in one batch the last
-    is logged.
+    holds the rest: decay by the gradient of an adaptive optimizer, all that ASGD makes of decay and averages, and what
+    clipping by value does, which turns the gradient. Of a group with frozen cores all quantities are those of the
+    others, as DAS takes it. A group in which a trained core has no gradient is left out of the step, and a step that
+    the gradient scaler skips is left out. Of several steps of a group in one batch the last is logged.
 
     At the end of training ``norm_dynamics.png``, Q and Cov against optimizer steps, is written to the log directory of
     the first logger.

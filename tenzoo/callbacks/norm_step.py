@@ -72,12 +72,17 @@ def as_clipped(step: NormStep) -> NormStep:
     return dataclasses.replace(step, gamma=gamma, sam_rate=step.sam_rate * kept)
 
 
+_SHRINKING = (SGD, torch.optim.Adafactor, *([torch.optim.Muon] if hasattr(torch.optim, "Muon") else []))
+"""Optimizers of torch whose weight decay moves weights by ``−η·wd·w``. Others have a setting that says so, or do what
+they do to gradients to it as well."""
+
+
 def _predicted_rate(step: NormStep) -> Tensor:
     sgd, setting = isinstance(step.optimizer, SGD), step.setting
     rate = step.sam_rate
     if sgd and not setting["momentum"]:
         rate = rate + sam_deviation_rate(step.s, step.gamma, effective_rho(step.gamma, setting["lr"]))
-    if sgd or setting.get("decoupled_weight_decay"):
+    if isinstance(step.optimizer, _SHRINKING) or setting.get("decoupled_weight_decay"):
         rate = rate - 4 * setting["weight_decay"] * norm_deviation(step.s)
     if sgd and setting["momentum"]:  # which adds up what goes through the gradient, in the long run
         rate = rate * ((1 - setting["dampening"]) / (1 - setting["momentum"]))
