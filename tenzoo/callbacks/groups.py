@@ -1,11 +1,16 @@
 """The core groups that a callback works on."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.optim import LBFGS
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
 from typing_extensions import override
 
 from tenzoo.cores import CoreGroup, find_core_groups
 from tenzoo.distributed import check_strategy
+from tenzoo.training import settings_of
 
 
 class CoreCallback(Callback):
@@ -45,3 +50,25 @@ def groups_for(callback: Callback, module: LightningModule) -> list[CoreGroup]:
             f"{type(module).__name__}; train it without the callback, or register_core_groups() for its layers"
         )
     return groups
+
+
+def trained_cores(group: CoreGroup, settings: Mapping[int, Any]) -> list[Tensor]:
+    """The cores of a group that an optimizer moves, of which these are the :func:`~tenzoo.training.settings_of`."""
+    return [core for core in group.cores if core.requires_grad and id(core) in settings]
+
+
+def check_owners(groups: Iterable[CoreGroup], optimizers: Sequence[Optimizer]) -> None:
+    """Refuse groups that no step moves as a whole: each optimizer must have all trained cores of a group, or none.
+
+    Raises:
+        ValueError: Naming a group.
+    """
+    if len(optimizers) < 2:
+        return
+    settings = [settings_of(optimizer) for optimizer in optimizers]
+    for group in groups:
+        parts = [part for each in settings if (part := set(map(id, trained_cores(group, each))))]
+        if any(part != parts[0] for part in parts):
+            raise ValueError(
+                f"expected the cores of {group.name!r} in one optimizer, got them in {len(parts)}; give all to one"
+            )

@@ -1,18 +1,19 @@
 """Watching the norms of the cores during training."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from tenzoo.callbacks.groups import CoreCallback, check_first_order, groups_for
+from tenzoo.callbacks.groups import CoreCallback, check_first_order, check_owners, groups_for, trained_cores
 from tenzoo.callbacks.norm_step import QUANTITIES, NormStep, as_clipped, squared_grad_norms, step_rows, total_of
 from tenzoo.callbacks.scaling import DeviationAwareScaling
 from tenzoo.cores import CoreGroup
@@ -38,10 +39,8 @@ class _Column:
     """What a step did to one group."""
 
     values: Tensor
-    """As :func:`step_rows` gives them."""
+    """As :func:`step_rows` gives them, then whether the optimizer has found infinite gradients and skipped the step."""
     lr: float | None
-    scaled: bool
-    """Whether the optimizer skips steps whose gradients are not finite, itself."""
 
 
 class NormDynamicsMonitor(CoreCallback):
@@ -83,17 +82,28 @@ class NormDynamicsMonitor(CoreCallback):
 
     def __init__(self) -> None:
         self._groups: list[CoreGroup] = []
-        self._before: dict[str, Sequence[Tensor]] = {}
         self._steps: dict[int, list[NormStep]] = {}
-        self._columns: dict[str, _Column] = {}
-        self._hooks: dict[int, RemovableHandle] = {}
+        self._columns: dict[str, list[_Column]] = {}
+        self._hooks: dict[int, list[RemovableHandle]] = {}
         self._history: dict[str, list[tuple[int, float, float]]] = {}
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        # What other callbacks do to the cores just before a step is part of it: this one looks first.
+        trainer.callbacks = [self, *(each for each in trainer.callbacks if each is not self)]  # type: ignore[attr-defined]
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._groups = groups_for(self, pl_module)
         self._unhook()
         check_first_order(self, trainer)
+        check_owners(self._groups, trainer.optimizers)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer in trainer.optimizers:  # only now: a search for the learning rate steps them before
+            self._hook(trainer, pl_module, optimizer)
 
     # --- in the step -------------------------------------------------------------------------------------------
     # Each hook asks first whether there is anything to do: forty-nine of fifty steps are not logged.
@@ -101,80 +111,109 @@ class NormDynamicsMonitor(CoreCallback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._forget()  # what a batch that failed has left
-        if not logs_this_step(trainer):
-            return
-        # Taken here, since a callback that scales the cores may run before the next hook of this one.
-        with torch.no_grad():
-            for groups in _by(self._groups, lambda group: group.cores[0].device).values():
-                norms = iter(squared_norms([core for group in groups for core in group.cores]).unbind())
-                # Of all cores: which are frozen may change until the step.
-                self._before.update((group.name, [next(norms) for _ in group.cores]) for group in groups)
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if not self._before:
+        if not logs_this_step(trainer):
             return
-        settings = settings_of(optimizer)
-        known = _known_to(_sharpness(pl_module))
-        ready = [
-            group
-            for group in self._groups
-            if (cores := _trainable(group))
-            and all(core.grad is not None and id(core) in settings and known(core) for core in cores)
-        ]
-
-        def kind(group: CoreGroup) -> object:
-            cores = _trainable(group)
-            return cores[0].device, tuple(id(settings[id(core)]) for core in cores)
-
-        with torch.no_grad():
-            self._steps[id(optimizer)] = [
-                self._step(
-                    trainer, pl_module, optimizer, groups, [settings[id(core)] for core in _trainable(groups[0])]
-                )
-                for groups in _by(ready, kind).values()
-            ]
+        scale = gradient_scale(trainer, optimizer)
+        self._steps[id(optimizer)] = self._about_to(trainer, pl_module, optimizer, scale, scaling=_scaling(trainer))
         after_clipping(trainer, lambda: self._clipped(optimizer))
         if id(optimizer) not in self._hooks:
-            self._hooks[id(optimizer)] = optimizer.register_step_post_hook(self._after_step)
+            self._hook(trainer, pl_module, optimizer)
 
-    def _step(
+    def _hook(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
+        def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            """Of a step that Lightning does not announce: one of the optimizer that it has wrapped."""
+            has_closure = len(args) > 1 or kwargs.get("closure") is not None  # the optimizer comes first
+            if not has_closure and id(optimizer) not in self._steps and logs_this_step(trainer):
+                scale = getattr(optimizer, "grad_scale", None)
+                self._steps[id(optimizer)] = self._about_to(trainer, module, optimizer, scale)
+
+        def after(optimizer: Optimizer, *_: Any) -> None:
+            """Right after the cores have moved. A step that is skipped does not come here."""
+            steps = self._steps.pop(id(optimizer), None)
+            if steps is not None:
+                self._stepped(optimizer, steps)
+            elif logs_this_step(trainer):
+                rank_zero_warn(
+                    "NormDynamicsMonitor leaves out a step with a closure that went past Lightning; "
+                    "call `step(closure)` of what `self.optimizers()` gives"
+                )
+
+        self._hooks[id(optimizer)] = [
+            optimizer.register_step_pre_hook(before),
+            optimizer.register_step_post_hook(after),
+        ]
+
+    def _about_to(
         self,
         trainer: Trainer,
         module: LightningModule,
         optimizer: Optimizer,
-        groups: Sequence[CoreGroup],
-        settings: Sequence[dict[str, Any]],
-    ) -> NormStep:
-        cores = [core for group in groups for core in _trainable(group)]
-        s = torch.stack(
-            [
-                norm
-                for group in groups
-                for core, norm in zip(group.cores, self._before[group.name], strict=True)
-                if core.requires_grad
+        scale: Tensor | None,
+        scaling: Sequence[DeviationAwareScaling] = (),
+    ) -> list[NormStep]:
+        """What is known of the groups that the optimizer is about to move, those of one kind together.
+
+        Args:
+            trainer: In training.
+            module: That it trains.
+            optimizer: With gradients.
+            scale: What they are still multiplied by.
+            scaling: Callbacks that are to scale cores before the step.
+        """
+        check_owners(self._groups, trainer.optimizers)  # again where cores were thawed
+        settings, state = settings_of(optimizer), _sharpness(module)
+        known = None if state is None else {id(parameter) for parameter in state.parameters}
+        kinds: dict[object, list[tuple[CoreGroup, list[Tensor]]]] = {}
+        for group in self._groups:
+            cores = trained_cores(group, settings)
+            if cores and all(core.grad is not None and (known is None or id(core) in known) for core in cores):
+                kind = cores[0].device, tuple(id(settings[id(core)]) for core in cores)
+                kinds.setdefault(kind, []).append((group, cores))
+        with torch.no_grad():
+            return [
+                self._step(
+                    trainer, state, optimizer, alike, [settings[id(core)] for core in alike[0][1]], scale, scaling
+                )
+                for alike in kinds.values()
             ]
-        ).view(len(groups), -1)
+
+    def _step(
+        self,
+        trainer: Trainer,
+        state: SharpnessState | None,
+        optimizer: Optimizer,
+        alike: Sequence[tuple[CoreGroup, list[Tensor]]],
+        settings: Sequence[dict[str, Any]],
+        scale: Tensor | None,
+        scaling: Sequence[DeviationAwareScaling],
+    ) -> NormStep:
+        cores = [core for _, cores in alike for core in cores]
+        s = squared_norms(cores).view(len(alike), -1)
         given = squared_grad_norms(cores).view_as(s)
-        state, scale = _sharpness(module), gradient_scale(trainer, optimizer)
         taken = given if scale is None else given / scale.to(given).square()
         # Under SAM the gradients that the optimizer takes are those at the perturbed weights.
         gamma = None if state is None else state.squared_grad_norms_of(cores)
         gamma = taken if gamma is None else gamma.view_as(s)
         setting = {name: _now(value) for name, value in settings[0].items() if name != "params"}
-        alike = all(_now(each.get(name)) == setting.get(name) for each in settings for name in _SETTINGS)
+        same = all(_now(each.get(name)) == setting.get(name) for each in settings for name in _SETTINGS)
+        das_rate = torch.zeros_like(s[:, 0])
+        for callback in scaling:
+            das_rate = das_rate + callback.deviation_rate(trainer, optimizer, s, taken, setting)
         return NormStep(
-            groups,
+            [group for group, _ in alike],
             cores,
             s,
             gamma,
             state is not None,
             given.sum(-1).sqrt() if scale is None else None,
             _sam_rate(state, s, cores),
-            _das_rate(trainer, optimizer, s, taken, setting),
+            das_rate,
             optimizer,
             setting,
-            setting["lr"] if alike else None,
+            setting["lr"] if same else None,
         )
 
     def _clipped(self, optimizer: Optimizer) -> None:
@@ -182,19 +221,14 @@ class NormDynamicsMonitor(CoreCallback):
         with torch.no_grad():
             self._steps[id(optimizer)] = [as_clipped(step) for step in self._steps.get(id(optimizer), [])]
 
-    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        """Of the optimizer, right after it has moved the cores. A step that is skipped does not come here."""
+    def _stepped(self, optimizer: Optimizer, steps: Sequence[NormStep]) -> None:
+        found = getattr(optimizer, "found_inf", None)  # of optimizers that skip steps themselves
         with torch.no_grad():
-            for step in self._steps.pop(id(optimizer), []):
-                after = squared_norms(step.cores)
-                table = step_rows(step, after.view_as(step.s))
-                for group, values in zip(step.groups, table.unbind(1), strict=True):
-                    self._columns[group.name] = _Column(values, step.lr, scaled=step.grad_norm is None)
-                # Where the next step in this batch begins.
-                norms = iter(after.unbind())
-                for group in step.groups:
-                    before = zip(group.cores, self._before[group.name], strict=True)
-                    self._before[group.name] = [next(norms) if core.requires_grad else s for core, s in before]
+            for step in steps:
+                table = step_rows(step, squared_norms(step.cores).view_as(step.s))
+                skipped = torch.zeros_like(table[:1]) if found is None else found.to(table).expand_as(table[:1])
+                for group, values in zip(step.groups, torch.cat([table, skipped]).unbind(1), strict=True):
+                    self._columns.setdefault(group.name, []).append(_Column(values, step.lr))
 
     @override
     def on_train_batch_end(
@@ -206,23 +240,21 @@ class NormDynamicsMonitor(CoreCallback):
         self._forget()
 
     def _forget(self) -> None:
-        self._before, self._steps, self._columns = {}, {}, {}
+        self._steps, self._columns = {}, {}
 
     def _log(self, trainer: Trainer) -> None:
-        found = {group.name: self._columns[group.name] for group in self._groups if group.name in self._columns}
-        device = next(iter(found.values())).values.device
-        table = torch.stack([column.values.to(device) for column in found.values()], dim=1).cpu()
-        skipped = [
-            column.scaled and not bool(sum_.isfinite()) for column, sum_ in zip(found.values(), table[-1], strict=True)
-        ]
-        names = [name for name, left_out in zip(found, skipped, strict=True) if not left_out]
-        if not names:
+        found = [(group, column) for group in self._groups for column in self._columns.get(group.name, [])]
+        device = found[0][1].values.device
+        table = torch.stack([column.values.to(device) for _, column in found], dim=1).cpu()
+        columns, rates = {}, {}
+        for (group, column), (*_, skipped), values in zip(found, table.t().tolist(), table[:-1].unbind(1), strict=True):
+            if not skipped:  # of several steps the last remains
+                columns[group.name], rates[group.name] = values, column.lr
+        if not columns:
             return
-        table = table[:, [not left_out for left_out in skipped]]
-        rates = {name: found[name].lr for name in names}
-        columns = dict(zip(names, table.t(), strict=True))
         lr = next(iter(rates.values())) if len(set(rates.values())) == 1 else None
-        columns["total"] = total_of(table, lr or 0.0) if len(names) > 1 else table[:, 0]
+        every = torch.stack(list(columns.values()), dim=1)
+        columns["total"] = total_of(every, lr or 0.0) if len(columns) > 1 else every[:, 0]
         rates["total"] = lr
         rows = {name: dict(zip(QUANTITIES, column.tolist(), strict=False)) for name, column in columns.items()}
         for name, row in rows.items():
@@ -238,8 +270,9 @@ class NormDynamicsMonitor(CoreCallback):
     # --- after training ----------------------------------------------------------------------------------------
 
     def _unhook(self) -> None:
-        for hook in self._hooks.values():
-            hook.remove()
+        for hooks in self._hooks.values():
+            for hook in hooks:
+                hook.remove()
         self._hooks.clear()
 
     @override
@@ -299,10 +332,6 @@ class NormDynamicsMonitor(CoreCallback):
         return figure
 
 
-def _trainable(group: CoreGroup) -> list[Tensor]:
-    return [core for core in group.cores if core.requires_grad]
-
-
 _SETTINGS = ("lr", "momentum", "weight_decay")
 """On which the rates depend."""
 
@@ -312,12 +341,9 @@ def _now(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def _by(groups: Iterable[CoreGroup], key: Callable[[CoreGroup], object]) -> dict[object, list[CoreGroup]]:
-    """The groups by what they have in common, in their order."""
-    buckets: dict[object, list[CoreGroup]] = {}
-    for group in groups:
-        buckets.setdefault(key(group), []).append(group)
-    return buckets
+def _scaling(trainer: Trainer) -> list[DeviationAwareScaling]:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return [each for each in callbacks if isinstance(each, DeviationAwareScaling)]
 
 
 def _sharpness(module: LightningModule) -> SharpnessState | None:
@@ -325,22 +351,8 @@ def _sharpness(module: LightningModule) -> SharpnessState | None:
     return state if isinstance(state, SharpnessState) else None
 
 
-def _known_to(state: SharpnessState | None) -> Callable[[Tensor], bool]:
-    """Whether SAM, if it is at work, has found a gradient of a core."""
-    known = None if state is None else {id(parameter) for parameter in state.parameters}
-    return lambda core: known is None or id(core) in known
-
-
 def _sam_rate(state: SharpnessState | None, s: Tensor, cores: Sequence[Tensor]) -> Tensor:
     steering = None if state is None or state.adaptive else state.steering_of(cores)
     if state is None or steering is None:
         return torch.zeros_like(s[:, 0])
     return sam_deviation_rate(s, steering.view_as(s), state.rho, grad_norm=1.0)  # which divides no more
-
-
-def _das_rate(trainer: Trainer, optimizer: Optimizer, s: Tensor, gamma: Tensor, setting: Mapping[str, Any]) -> Tensor:
-    rate = torch.zeros_like(s[:, 0])
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, DeviationAwareScaling):
-            rate = rate + callback.deviation_rate(trainer, optimizer, s, gamma, setting)
-    return rate

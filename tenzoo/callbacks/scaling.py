@@ -1,7 +1,7 @@
 """Deviation-Aware Scaling as a callback, for any model with cores and any optimizer."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 from typing_extensions import override
 
-from tenzoo.callbacks.groups import CoreCallback, check_first_order, groups_for
+from tenzoo.callbacks.groups import CoreCallback, check_first_order, check_owners, groups_for, trained_cores
 from tenzoo.cores import CoreGroup
 from tenzoo.dynamics import bound_factors, deviation_aware_factors, own_part, sam_deviation_rate, squared_norms
 from tenzoo.training import gradient_scale, log_to_loggers, logs_this_step, settings_of, steps_so_far
@@ -150,12 +150,10 @@ class DeviationAwareScaling(CoreCallback):
                     "got a run without an end"
                 )
 
-    def _check_group(self, group: CoreGroup, owners: Sequence[set[int]]) -> None:
-        trainable = [core for core in group.cores if core.requires_grad]
-        owned = [index for index, ids in enumerate(owners) if any(id(core) in ids for core in trainable)]
-        if len(owned) > 1:
-            raise ValueError(f"expected the cores of {group.name!r} in one optimizer, got them in {len(owned)}")
-        half = sorted({str(core.dtype) for core in trainable if core.dtype in (torch.bfloat16, torch.float16)})
+    @staticmethod
+    def _check_precision(group: CoreGroup) -> None:
+        kinds = {core.dtype for core in group.cores if core.requires_grad}
+        half = sorted(str(kind) for kind in kinds if kind in (torch.bfloat16, torch.float16))
         if half:
             raise ValueError(
                 f"expected float32 or float64 cores for DeviationAwareScaling, got {half[0]} in {group.name!r}, where "
@@ -171,13 +169,13 @@ class DeviationAwareScaling(CoreCallback):
         ]
 
     def _plan(self, trainer: Trainer, optimizer: Optimizer) -> list[_Bucket]:
-        owners = [set(settings_of(each)) for each in trainer.optimizers]
-        for group in self._groups:  # again where cores were thawed
-            self._check_group(group, owners)
+        check_owners(self._groups, trainer.optimizers)  # again where cores were thawed
+        for group in self._groups:
+            self._check_precision(group)
         settings = settings_of(optimizer)
         buckets: dict[object, _Bucket] = {}
         for group in self._groups:
-            cores = [core for core in group.cores if core.requires_grad and id(core) in settings]
+            cores = trained_cores(group, settings)
             if len(cores) < 2:
                 continue
             key = (len(cores), cores[0].device, cores[0].dtype)

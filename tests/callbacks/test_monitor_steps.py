@@ -6,10 +6,12 @@ from contextlib import nullcontext
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 
 from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor
+from tenzoo.dynamics import norm_deviation, norm_gradient_covariance, squared_norms
 from tenzoo.factorizations import CP
 from tenzoo.tasks import SAM
 from tests.callbacks.test_monitor import QUANTITIES, Alternating, monitored
@@ -52,8 +54,103 @@ def logged_of(tmp_path, model, steps=2, callbacks=(), batches=None, **fit):
     logger = CSVLogger(tmp_path, name="", version="")
     run = trainer(callbacks=[*callbacks, NormDynamicsMonitor()], logger=logger, max_steps=steps, **fit)
     run.fit(model, batches or Batches(count=8))
+    return read(tmp_path)
+
+
+def read(tmp_path):
     with (tmp_path / "metrics.csv").open() as file:
         return [row for row in csv.DictReader(file) if row.get("norms/first/deviation")]
+
+
+def by_hand(model):
+    """Q and Cov of the first tensor, with the gradients that are there."""
+    cores = list(model.first.cores)
+    s, gamma = squared_norms([core.detach() for core in cores]), squared_norms([core.grad for core in cores])
+    return norm_deviation(s).item(), norm_gradient_covariance(s, gamma).item()
+
+
+@pytest.mark.parametrize("step", ["lightning", "raw", "raw after lightning", "lightning after raw"])
+def test_a_step_is_measured_from_where_it_begins(tmp_path, step):
+    """The loop changes cores in the batch, and steps with or without Lightning's knowledge."""
+    seen = []
+
+    def loop(model):
+        optimizer = model.optimizers()
+        for kind in step.split(" after ")[::-1]:
+            optimizer.zero_grad()
+            with torch.no_grad():
+                model.first.cores[0].mul_(0.5)
+            model.manual_backward(model.loss())
+            before, covariance = by_hand(model)
+            (optimizer if kind == "lightning" else optimizer.optimizer).step()
+            last = before, covariance, (by_hand(model)[0] - before) / 1e-3
+        seen.append(last)
+
+    steps = step.count("lightning")
+    logged = logged_of(tmp_path, Manual(loop), 4, precision="64-true", **({} if steps else {"max_epochs": 1}))
+    assert len(logged) == len(seen) == (4 if steps == 1 else 8)
+    for row, values in zip(logged, seen, strict=True):
+        keys = ("deviation", "covariance", "measured_rate")
+        assert [float(row[f"norms/first/{key}"]) for key in keys] == pytest.approx(list(values), rel=1e-9)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_callbacks_do_to_the_cores_before_a_step_is_part_of_it(tmp_path, first):
+    class Growing(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            seen.append(by_hand(pl_module))
+            with torch.no_grad():
+                pl_module.first.cores[0].mul_(1.5)
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append(by_hand(pl_module))
+
+    seen, logger = [], CSVLogger(tmp_path, name="", version="")
+    callbacks = [Growing(), NormDynamicsMonitor()][:: 1 if first else -1]
+    run = trainer(callbacks=callbacks, logger=logger, max_steps=1, precision="64-true")
+    run.fit(Manual(one_step), Batches(count=1))
+    (row,) = read(tmp_path)
+    (before, covariance), (after, _) = seen
+    assert float(row["norms/first/deviation"]) == pytest.approx(before)
+    assert float(row["norms/first/covariance"]) == pytest.approx(covariance)
+    assert float(row["norms/first/measured_rate"]) == pytest.approx((after - before) / 1e-3)
+
+
+def test_das_has_no_part_in_a_step_that_goes_past_lightning(tmp_path):
+    def loop(model):
+        model.zero_grad()
+        model.manual_backward(model.loss())
+        model.optimizers().optimizer.step()
+
+    fit = {"precision": "64-true", "max_epochs": 1}
+    plain = logged_of(tmp_path / "plain", Manual(loop), -1, **fit)
+    assert logged_of(tmp_path / "das", Manual(loop), -1, [DeviationAwareScaling(0.5)], **fit) == plain
+    assert len(plain) == 8
+
+
+def test_a_closure_that_goes_past_lightning_is_named():
+    def loop(model):
+        def closure():
+            model.zero_grad()
+            model.manual_backward(model.loss())
+
+        model.optimizers().optimizer.step(closure)
+
+    with pytest.warns(UserWarning, match=r"NormDynamicsMonitor leaves out a step with a closure .* `step\(closure\)`"):
+        trainer(callbacks=[monitor := NormDynamicsMonitor()], max_epochs=1).fit(Manual(loop), Batches(count=1))
+    assert monitor.state_dict() == {"history": {}}
+
+
+def test_a_search_for_the_learning_rate_is_not_looked_at(tmp_path):
+    class Automatic(Manual):
+        def training_step(self, batch, batch_idx):
+            return self.loss()
+
+    model = Automatic(None, lambda model: torch.optim.SGD(model.parameters(), lr=model.lr))
+    model.automatic_optimization, model.lr = True, 1e-3
+    finder = LearningRateFinder(1e-6, 1e-4, num_training_steps=5)
+    steps = [int(row["step"]) for row in logged_of(tmp_path, model, 3, [finder])]
+    assert steps == [0, 1, 2]
 
 
 @pytest.mark.parametrize("after", ["nothing", "zeros", "none", "another backward pass"])
@@ -122,9 +219,7 @@ def test_a_step_that_the_gradient_scaler_skips_is_left_out(tmp_path, fused):
     logger = CSVLogger(tmp_path, name="", version="")
     run = trainer(callbacks=[monitor], logger=logger, max_steps=3, plugins=plugins)
     run.fit(model, Batches(count=3))
-    with (tmp_path / "metrics.csv").open() as file:
-        logged = [row for row in csv.DictReader(file) if row.get("norms/first/deviation")]
-    assert [int(row["step"]) for row in logged] == [0, 2]
+    assert [int(row["step"]) for row in read(tmp_path)] == [0, 2]
     assert all(value == value for rows in monitor.state_dict()["history"].values() for row in rows for value in row)
 
 
@@ -225,6 +320,7 @@ def test_nothing_stays_at_an_optimizer(tmp_path):
         with pytest.raises(OSError, match="stop") if broken else nullcontext():
             run.fit(model, Batches(), Batches())
         (optimizer,) = run.optimizers
+        assert not optimizer._optimizer_step_pre_hooks
         assert not optimizer._optimizer_step_post_hooks
 
 
