@@ -7,6 +7,7 @@ import time
 from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from shutil import get_terminal_size
 
@@ -21,8 +22,10 @@ from tenzoo.atomic import atomic_write
 from tenzoo.cli.configs import PARSER_MODE, check_configs
 from tenzoo.cli.messages import explain
 from tenzoo.compression import Plan, apply_, plan
-from tenzoo.compression.calls import Call, read_batches, said
+from tenzoo.compression.calls import Call, said
+from tenzoo.compression.inputs import divided
 from tenzoo.compression.progress import LOGGER
+from tenzoo.compression.reading import read_batches
 from tenzoo.weights import load_weights_
 
 PLAN, WEIGHTS = "plan.json", "weights.pt"
@@ -111,7 +114,8 @@ def _inputs(network: nn.Module, data: LightningDataModule, size: int) -> list[Ca
     data.prepare_data()
     data.setup("fit")
     batches = (data.on_after_batch_transfer(batch, number) for number, batch in enumerate(data.train_dataloader()))
-    return read_batches(batches, "calibration", network, samples=size)
+    divide = partial(divided, network, argument="calibration")
+    return read_batches(batches, "calibration", network, divide, samples=size)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

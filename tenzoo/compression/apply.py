@@ -4,16 +4,18 @@ import copy
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from tenzoo.compression.calls import Call, Example, fingerprint, hold_back, read_call, read_calls, said
+from tenzoo.compression.calls import Call, fingerprint, hold_back, said
 from tenzoo.compression.inputs import (
     check_seen,
     dense_outputs,
     difference,
+    divided,
     evaluating,
     input_metrics,
     observe,
@@ -22,6 +24,7 @@ from tenzoo.compression.inputs import (
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.progress import LOGGER, each
 from tenzoo.compression.readers import described, readers_in_code
+from tenzoo.compression.reading import Example, read_call, read_calls
 from tenzoo.compression.weights import (
     Weight,
     check_module,
@@ -60,7 +63,7 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
         model: The one that was planned, or another with layers of the same names and shapes.
         plan: From :func:`~tenzoo.compression.plan`.
         example_input: An input that the compressed model is to be run with once, in any of the forms of
-            :mod:`~tenzoo.compression.calls`; with calibration data it is not needed.
+            :mod:`~tenzoo.compression.reading`; with calibration data it is not needed.
         calibration: The inputs that the plan was made with, if it was, in the same forms.
 
     Returns:
@@ -85,7 +88,8 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
         made_with, given = ("with", "none") if plan.data_aware else ("without", "some")
         raise ValueError(f"expected `calibration` data as in `plan`, which was made {made_with} them, got {given}")
     trial = None if example_input is None else read_call(example_input, "example_input", model)
-    calls = [] if calibration is None else read_calls(calibration, "calibration", model)
+    divide = partial(divided, model, argument="calibration")
+    calls = [] if calibration is None else read_calls(calibration, "calibration", model, divide)
     if calls and plan.calibration not in (None, fingerprint(calls)):
         raise ValueError(
             "expected the `calibration` data that `plan` was made with, got others; give both the same, which a "
@@ -105,7 +109,7 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
     if plan.by_outputs:
         empty = {weight.name: weight.empty(**_settings(layer)) for weight, layer in pairs}
         layers = {name: made for name, made in empty.items() if isinstance(made, TensorizedLayer)}
-        metrics = input_metrics(model, layers, hold_back(calls)[0])
+        metrics = input_metrics(model, layers, hold_back(calls, divide)[0])
     made = [
         (weight, _decomposed(weight, layer, metrics.get(weight.name)))
         for weight, layer in each(pairs, "replacing layers")

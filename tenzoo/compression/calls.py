@@ -1,42 +1,16 @@
-"""Inputs as people have them, and how a model is called with them.
+"""One forward pass of a model: its arguments, how they are divided, copied and told from others."""
 
-======================================  =====================================================
-an input                                is called as
-======================================  =====================================================
-a tensor ``x``                          ``model(x)``
-a tuple or a list ``(a, b)``            ``model(a, b)``; None and nested values are handed on
-a mapping ``{"a": a}``, such as what    ``model(a=a)``
-a tokenizer returns
-a ``DataLoader``                        one call for each of its batches, see :func:`read_calls`
-a list of :class:`Call`                 these
-======================================  =====================================================
-
-A model whose only argument is a list or a mapping takes it in a tuple: ``([image, image],)``.
-
-Samples lie along the first size of the first tensor. The arguments are one sample where a list of tensors comes first,
-or lists of plain values have another length: they are then not divided. Of an image without a batch the channels, and
-of a batch that comes second the steps, are taken for samples: multiplications are those of one of them.
-"""
-
+import copy
 import hashlib
-import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from types import NoneType
+from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader
-
-Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | DataLoader[Any]
-"""What a model is called with, or a ``DataLoader`` of that."""
-
-SAMPLES = 128
-"""How many are taken from a ``DataLoader``."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +22,8 @@ class Call:
         kwargs: By name.
 
     Example:
-        >>> call = Call((torch.ones(4, 3), None), {"mask": torch.ones(4)})
-        >>> call.size, call.part(1, 3).size
-        (4, 2)
+        >>> Call((torch.ones(4, 3), None), {"mask": torch.ones(4)}).size
+        4
     """
 
     args: tuple[Any, ...]
@@ -65,52 +38,58 @@ class Call:
     def size(self) -> int:
         """How many samples: the first size of the first tensor that has any; 0 if none has.
 
-        It is 1 where samples cannot be told apart: if the first tensors come in a list, be it one of images or one of
-        feature maps, or there are values of which it is not known which sample they belong to.
+        It is 1 where the first tensors come in a list, be it one of images or one of feature maps.
         """
-        size = self.first_size
-        return size if size < 2 or self._divides(size) else 1
+        return self.first_size if isinstance(self._first(), Tensor) or self.first_size == 0 else 1
 
     @property
     def first_size(self) -> int:
         """The first size of the first tensor that has any; 0 if none has."""
         return next((len(x) for x in self.tensors if x.ndim), 0)
 
-    def _divides(self, size: int) -> bool:
-        """Whether each value is one for each sample, or one for all of them."""
-        values = [*self.args, *self.kwargs.values()]
-        first = next(value for value in values if any(x.ndim for x in tensors_in(value)))
-        while isinstance(first, Mapping):
-            first = next(value for value in first.values() if any(x.ndim for x in tensors_in(value)))
-        known = (Tensor, np.ndarray, str, bytes, int, float, complex, NoneType)
-        return isinstance(first, Tensor) and all(
-            # A list has a value for each sample; a tuple may, or it is a size.
-            (len(leaf) == size) == isinstance(leaf, list) if _plain(leaf) else isinstance(leaf, known)
-            for leaf in tree_leaves(values, is_leaf=_plain)
-        )
+    def _first(self) -> Any:
+        """The first argument, or item of a mapping, in which there is a tensor that has a size."""
+        value: Any = {**dict(enumerate(self.args)), **self.kwargs}
+        while isinstance(value, Mapping):
+            value = next((each for each in value.values() if any(x.ndim for x in tensors_in(each))), None)
+        return value
 
     def map(self, function: Callable[[Tensor], Any]) -> "Call":
         """The same with something else in place of each tensor."""
         args, kwargs = tree_map(lambda x: function(x) if isinstance(x, Tensor) else x, (self.args, dict(self.kwargs)))
         return Call(args, kwargs)
 
-    def part(self, start: int, stop: int) -> "Call":
-        """Some of the samples: of all tensors, arrays and lists of numbers or strings with one entry for each."""
-        size = self.size
-        if size == 1:
-            return self
+    def divisions(self, border: int) -> Iterator[tuple["Call", "Call"]]:
+        """Ways in which the samples could lie in the arguments: those before a border, and the others.
 
-        def cut(x: Any) -> Any:
-            own = x.ndim > 0 if isinstance(x, Tensor | np.ndarray) else _plain(x)
-            return x[start:stop] if own and len(x) == size else x
+        A tensor or an array with as many rows as there are samples has one for each. A list or a tuple of that length
+        may have one item for each too, or what it holds is divided.
 
-        args, kwargs = tree_map(cut, (self.args, dict(self.kwargs)), is_leaf=_plain)
-        return Call(args, kwargs)
+        Example:
+            >>> call = Call((torch.ones(2, 3), [[1, 2], [3, 4]]), {})
+            >>> [first.args[1] for first, last in call.divisions(1)]
+            [[[1, 2]], [[1, 2]], [[1, 2], [3, 4]]]
+        """
+        for kinds in ((list, tuple), (list,), ()):
+            first, last = (
+                Call(
+                    tuple(_cut(value, part, self.size, kinds) for value in self.args),
+                    {name: _cut(value, part, self.size, kinds) for name, value in self.kwargs.items()},
+                )
+                for part in (slice(border), slice(border, None))
+            )
+            yield first, last
 
     def on(self, model: Callable[..., Any]) -> Any:
         """What a model makes of it; the inputs stay as they are, though a model may change what it is given."""
-        given = self.map(torch.clone)
+        given = self.copied()
         return model(*given.args, **given.kwargs)
+
+    def copied(self) -> "Call":
+        """The same in memory of its own, objects of any class included."""
+        memo: dict[int, Any] = {id(x): x.clone() for x in self.tensors}
+        args, kwargs = copy.deepcopy((self.args, dict(self.kwargs)), memo)
+        return Call(args, kwargs)
 
     def run(self, model: nn.Module, argument: str) -> Any:
         """As :meth:`on`, with an error that says which input it was.
@@ -143,10 +122,23 @@ with which it fails: RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x
         return " and ".join([*map(_described, self.args), *named])
 
 
-def _plain(value: Any) -> bool:
-    """Whether something is a list or a tuple of numbers or strings."""
-    known = isinstance(value, list | tuple) and bool(value)
-    return known and all(isinstance(item, int | float | str) for item in value)
+def _cut(value: Any, part: slice, size: int, kinds: tuple[type, ...]) -> Any:
+    """Some of the samples of a value, where lists of these kinds and of the right length have an item for each."""
+    if isinstance(value, Tensor | np.ndarray):
+        return value[part] if value.ndim and len(value) == size else value
+    if type(value) in kinds and len(value) == size:
+        return value[part]
+    if type(value) in (list, tuple):
+        return type(value)(_cut(each, part, size, kinds) for each in value)
+    if type(value) is dict:
+        return {key: _cut(each, part, size, kinds) for key, each in value.items()}
+    return value
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and {str(value.dtype).removeprefix('torch.')}"
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def said(error: BaseException) -> str:
@@ -167,100 +159,49 @@ def tensors_in(value: Any) -> list[Tensor]:
     return found
 
 
-def read_call(example: object, argument: str, model: nn.Module) -> Call:
-    """One call of a model; of a ``DataLoader`` it is the first batch.
-
-    Args:
-        example: What the user gave.
-        argument: Its name, for the errors.
-        model: Whose signature tells inputs from labels in a ``DataLoader``.
-
-    Raises:
-        TypeError: As :func:`read_calls`.
-        ValueError: As :func:`read_calls`.
-    """
-    return read_calls(example, argument, model, samples=1, cut=False)[0]
+Divide: TypeAlias = Callable[[Call, int], tuple[Call, Call] | None]
+"""Divides a call before one of its samples; None where they cannot be told apart."""
 
 
-def read_calls(
-    example: object, argument: str, model: nn.Module, *, samples: int = SAMPLES, cut: bool = True
-) -> list[Call]:
-    """The calls of a model that an input stands for, checked.
-
-    The batches of a ``DataLoader`` are taken in its order until there are so many samples. A batch is an input as any
-    other, but for labels: a tuple or list with more items than ``forward`` takes stands for as many as it takes, if
-    it takes none optionally; where labels could be meant for an optional argument, the loader is refused.
-
-    Args:
-        example: What the user gave.
-        argument: Its name, for the errors.
-        model: Whose signature tells inputs from labels in a ``DataLoader``.
-        samples: How many to take from a ``DataLoader``; the size of a batch is that of its first tensor.
-        cut: Whether the last batch is cut to that number.
-
-    Raises:
-        TypeError: If it is none of these inputs.
-        ValueError: If there is no tensor, or one that is empty, not finite, sparse, or on the meta device; −inf may
-            stand in a mask. If labels cannot be told from inputs.
-
-    Example:
-        >>> data = torch.utils.data.TensorDataset(torch.ones(300, 3), torch.zeros(300))
-        >>> calls = read_calls(DataLoader(data, batch_size=100), "calibration", nn.Linear(3, 2))
-        >>> [call.size for call in calls], len(calls[0].args)
-        ([100, 28], 1)
-    """
-    if isinstance(example, list) and example and all(isinstance(call, Call) for call in example):
-        calls: list[Call] = example
-    elif isinstance(example, DataLoader):
-        return read_batches(example, argument, model, samples=samples, cut=cut)
-    else:
-        calls = [_call(example, argument)]
-    return _checked(calls, argument)
-
-
-def read_batches(
-    batches: Iterable[object], argument: str, model: nn.Module, *, samples: int = SAMPLES, cut: bool = True
-) -> list[Call]:
-    """The calls that batches stand for; arguments, errors and labels as with :func:`read_calls`."""
-    calls = list(take((_of_batch(batch, argument, model) for batch in batches), samples, cut=cut))
-    if not calls:
-        raise ValueError(f"expected batches of inputs in `{argument}`, got none")
-    return _checked(calls, argument)
-
-
-def take(calls: Iterable[Call], samples: int, *, cut: bool = True) -> Iterator[Call]:
-    """The first calls, until there are so many samples; the last one is cut to that number."""
+def take(calls: Iterable[Call], samples: int, divide: Divide) -> Iterator[Call]:
+    """The first calls, until there are so many samples; the last one is cut to that number if it can be."""
     left = samples
     for call in calls:
-        yield call.part(0, left) if cut and call.size > left else call
+        parts = divide(call, left) if call.size > left else None
+        yield call if parts is None else parts[0]
         left -= max(call.size, 1)
         if left <= 0:
             return
 
 
-def hold_back(calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
+def hold_back(calls: Sequence[Call], divide: Divide) -> tuple[list[Call], list[Call]]:
     """Three quarters of the samples to decide with, and the last quarter to judge the decision by.
 
-    A single sample is on both sides.
+    A call that cannot be divided is on one side as a whole. Where nothing is left for the other, all are on both.
 
     Example:
-        >>> first, last = hold_back([Call((torch.ones(6, 2),), {}), Call((torch.ones(2, 2),), {})])
+        >>> calls = [Call((torch.ones(6, 2),), {}), Call((torch.ones(2, 2),), {})]
+        >>> first, last = hold_back(calls, lambda call, border: None)
         >>> [call.size for call in first], [call.size for call in last]
         ([6], [2])
     """
     samples = sum(call.size for call in calls)
     kept = samples - max(samples // 4, 1)
-    if kept < 1:
-        return list(calls), list(calls)
-    first, last, before = [], [], 0
+    first: list[Call] = []
+    last: list[Call] = []
+    before = 0
     for call in calls:
         border = min(max(kept - before, 0), call.size)
-        if border:
-            first.append(call.part(0, border))
-        if border < call.size:
-            last.append(call.part(border, call.size))
         before += call.size
-    return first, last
+        parts = divide(call, border) if 0 < border < call.size else None
+        if parts is not None:
+            first.append(parts[0])
+            last.append(parts[1])
+        elif border == call.size or not first:
+            first.append(call)
+        else:
+            last.append(call)
+    return (first, last) if first and last else (every := list(calls), every)
 
 
 def fingerprint(calls: Sequence[Call]) -> str:
@@ -273,94 +214,45 @@ def fingerprint(calls: Sequence[Call]) -> str:
     """
     made = hashlib.sha256()
     for call in calls:
-        for value in tree_leaves((call.args, sorted(call.kwargs.items()))):
-            inner = tensors_in(value)
-            for x in inner:
-                made.update(f"{tuple(x.shape)} {x.dtype} ".encode())
-                made.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-            if not inner:
-                made.update(f"{value!r} ".encode() if isinstance(value, str | int | float | None) else b"? ")
+        for value in (*call.args, *(part for named in sorted(call.kwargs.items()) for part in named)):
+            for content in _content(value, ()):
+                made.update(content)
     return made.hexdigest()
 
 
-# --- one input -----------------------------------------------------------------------------------------------------
-
-
-def _call(example: object, argument: str) -> Call:
-    if isinstance(example, Tensor):
-        return Call((example,), {})
-    if isinstance(example, tuple | list):
-        return Call(tuple(example), {})
-    if isinstance(example, Mapping):
-        if not all(isinstance(name, str) for name in example):
-            raise TypeError(f"expected names of arguments in the mapping in `{argument}`, got {list(example)[:3]}")
-        return Call((), dict(example))
-    raise TypeError(
-        f"expected a tensor, a tuple or list of the arguments of the model, a mapping of them by name, or a "
-        f"DataLoader, in `{argument}`, got a {type(example).__name__}"
-    )
-
-
-def _checked(calls: list[Call], argument: str) -> list[Call]:
-    for call in calls:
-        _check(call, argument)
-    return calls
-
-
-def _check(call: Call, argument: str) -> None:
-    if not call.args and not call.kwargs:
-        raise ValueError(f"expected the arguments of the model in `{argument}`, got none")
-    if not call.tensors:
-        raise ValueError(f"expected a tensor in `{argument}`, got {call}")
-    for x in call.tensors:
-        if x.is_meta:
-            raise ValueError(f"expected inputs with numbers in `{argument}`, got a tensor on the meta device")
-        if x.layout is not torch.strided or x.is_nested:
-            raise ValueError(f"expected dense tensors in `{argument}`, got one of layout {x.layout}; give x.to_dense()")
-        if x.numel() == 0:
-            raise ValueError(
-                f"expected inputs with numbers in `{argument}`, got an empty one of shape {tuple(x.shape)}"
-            )
-        if x.is_floating_point() and not _finite(x):
-            raise ValueError(f"expected finite numbers in `{argument}`, got NaN or infinity")
-
-
-def _finite(x: Tensor) -> bool:
-    if bool(torch.isfinite(x).all()):
-        return True
-    return bool((x <= 0).all())  # -inf among numbers that are added to logits: a mask; NaN fails every comparison
-
-
-def _described(value: Any) -> str:
+def _content(value: Any, around: tuple[int, ...]) -> Iterator[bytes]:
+    """What tells a value from others, whatever its class: what a copy of it would be made of."""
     if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)} and {str(value.dtype).removeprefix('torch.')}"
-    return "None" if value is None else f"a {type(value).__name__}"
+        yield f"{tuple(value.shape)} {value.dtype} ".encode()
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        yield f"{value.shape} {value.dtype} ".encode()
+        yield value.tobytes()
+    elif isinstance(value, str | int | float | complex | bytes | NoneType):
+        yield f"{value!r} ".encode()
+    elif isinstance(value, type | FunctionType | BuiltinFunctionType):
+        yield f"{value.__module__}.{value.__qualname__} ".encode()
+    elif id(value) in around:
+        yield b"itself "
+    elif isinstance(value, set | frozenset):
+        yield b"set "
+        yield from sorted(b"".join(_content(each, (*around, id(value)))) for each in value)
+    else:
+        parts = (
+            value if type(value) in (list, tuple) else list(value.items()) if type(value) is dict else _made_of(value)
+        )
+        yield f"{type(value).__name__} {len(parts)} ".encode()
+        for part in parts:
+            yield from _content(part, (*around, id(value)))
 
 
-# --- loaders -------------------------------------------------------------------------------------------------------
-
-
-def _of_batch(batch: object, argument: str, model: nn.Module) -> Call:
-    call = _call(batch, argument)
-    if not isinstance(batch, tuple | list):
-        return call
-    given = len(batch)
-    required, accepted = _positional(model)
-    if given == required or given == 1:
-        return call
-    if required == accepted and given > required:  # labels come after the inputs
-        return Call(call.args[:required], {})
-    takes = "any number of" if math.isinf(accepted) else f"{required} to {accepted:.0f}"
-    raise ValueError(
-        f"expected batches of inputs alone in `{argument}`, got batches of {given} items where "
-        f"{type(model).__name__}.forward takes {takes if required != accepted else required} arguments, so that labels "
-        f"cannot be told from inputs; give batches that are mappings of arguments by name, or tensors"
-    )
-
-
-def _positional(model: nn.Module) -> tuple[int, float]:
-    """How many arguments a forward pass needs, and how many it takes by position."""
-    parameters = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters.values()
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    required = sum(p.default is p.empty for p in named)
-    return required, math.inf if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(named)
+def _made_of(value: Any) -> Sequence[Any]:
+    try:
+        parts = value.tolist() if isinstance(value, np.ndarray) else value.__reduce_ex__(4)
+    except TypeError as error:
+        raise ValueError(
+            f"expected inputs that can be told apart in `calibration`, got a {type(value).__name__}: {said(error)}"
+        ) from error
+    if isinstance(parts, str):
+        return [parts]
+    return [list(part) if isinstance(part, Iterator) else part for part in parts]

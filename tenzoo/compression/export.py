@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 
 from tenzoo.atomic import atomic_write
 from tenzoo.compression.apply import fold_
-from tenzoo.compression.calls import Call, Example, read_call, tensors_in
+from tenzoo.compression.calls import Call, tensors_in
+from tenzoo.compression.reading import Example, read_call
 from tenzoo.compression.weights import check_module
 from tenzoo.layers import TensorizedEmbedding, TensorizedLayer
 
@@ -58,7 +59,7 @@ def export(
         model: Stays as it is.
         path: What to write: a program of :mod:`torch.export` if it ends in ``.pt2``, an ONNX graph if in ``.onnx``,
             which holds at most 2 GB of weights.
-        example_input: What the model is called with, in any of the forms of :mod:`~tenzoo.compression.calls`, and the
+        example_input: What the model is called with, in any of the forms of :mod:`~tenzoo.compression.reading`, and the
             program of a ``.pt2`` after it; the inputs of an ONNX graph are the tensors in it, in the order of the
             model's arguments. Its numbers are not in the file.
         factors: Keep the cores in the file, which is as small as they are. Layers with the implementation ``"auto"``

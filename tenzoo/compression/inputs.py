@@ -73,8 +73,8 @@ def count_positions(
 ) -> dict[str, Positions]:
     """Rows, pixels or indices that each weight sees for one sample in evaluation mode, all of its calls together.
 
-    The model is run with the first sample. If it does not run with one, it is with all, and the numbers are divided by
-    how many there are.
+    The model is run with the first sample. Where its samples cannot be told apart, it is with all, and the numbers are
+    divided by how many there are.
 
     Args:
         model: Stays as it is.
@@ -85,11 +85,11 @@ def count_positions(
     Raises:
         ValueError: If the model does not take the input.
     """
-    try:
-        return _positions(model, weights, layers, call.part(0, 1))
-    except ValueError:
-        every = _positions(model, weights, layers, call)
-        return {name: positions.times(1 / max(call.size, 1)) for name, positions in every.items()}
+    parts = divided(model, call, 1, "example_input") if call.size > 1 else None
+    if parts is not None:
+        return _positions(model, weights, layers, parts[0])
+    every = _positions(model, weights, layers, call)
+    return {name: positions.times(1 / max(call.size, 1)) for name, positions in every.items()}
 
 
 def _positions(
@@ -292,6 +292,46 @@ def _floating(result: object) -> list[Tensor]:
 def _squares(parts: Sequence[Tensor]) -> float:
     """Sum of all squares; an output of −inf, which a mask left, does not move."""
     return sum(float(part.double().nan_to_num(0, 0, 0).square().sum()) for part in parts)
+
+
+def divided(model: nn.Module, call: Call, border: int, argument: str) -> tuple[Call, Call] | None:
+    """A call in two, by samples, where a model makes of the parts what are the parts of what it makes of the whole.
+
+    Args:
+        model: Stays as it is; it is run in evaluation mode.
+        call: With the argument of this name.
+        border: How many samples there are in the first part.
+        argument: Where the input came from.
+
+    Returns:
+        None if there are no such parts: a model may relate the samples to each other, or take something else for them.
+
+    Raises:
+        ValueError: If the model does not take the input.
+    """
+    with evaluating(model):
+        whole = _rows(repeatably(model, call, argument), call.size)
+        for parts in call.divisions(border) if whole else ():
+            try:
+                found = [_rows(repeatably(model, part, argument), part.size) for part in parts]
+            except ValueError:  # another way may be right
+                continue
+            if all(map(_same_rows, found, [[y[:border] for y in whole], [y[border:] for y in whole]])):
+                return parts
+    return None
+
+
+def _rows(result: object, size: int) -> list[Tensor]:
+    """The floating-point outputs, each with a row for each sample; none if there is another. A loss is left out."""
+    found = [y for y in _floating(result) if y.ndim]
+    return found if all(len(y) == size for y in found) else []
+
+
+def _same_rows(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    if [y.shape for y in found] != [y.shape for y in expected]:
+        return False
+    rounding = max(torch.finfo(y.dtype).eps for y in expected)
+    return _difference(found, expected) <= min(math.sqrt(rounding), max(16 * rounding, 1e-3))
 
 
 # --- runs ----------------------------------------------------------------------------------------------------------

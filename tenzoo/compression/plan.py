@@ -62,6 +62,8 @@ class Plan:
         keeps: What the decompositions keep as far as they can: the ``"weights"``, or the ``"outputs"`` of the layers on
             calibration data. With such data it is what moves the outputs of the network less on inputs held back.
         output_error: ``‖y' − y‖ / ‖y‖`` of the outputs of the network on the inputs held back; None without any.
+        held_back: Whether these are others than those by which the ranks were chosen. False where samples could not be
+            told apart: it is then the error on all inputs, and no estimate for new ones.
         counts: What its budget counts. If it is ``"multiplications"``, layers that are to have fewer are contracted
             with their cores in whatever batch, and never rebuilt where that would be quicker.
     """
@@ -72,6 +74,7 @@ class Plan:
     calibration: str | None = None
     keeps: Literal["weights", "outputs"] | None = None
     output_error: float | None = None
+    held_back: bool = True
     counts: Literal["parameters", "multiplications"] = "parameters"
 
     @property
@@ -158,9 +161,8 @@ class Plan:
         counted = self.multiplications is not None
         judged = None
         if self.output_error is not None:
-            judged = (
-                f"keeps the {self.keeps}; error of the network's outputs on inputs held back: {self.output_error:.3f}"
-            )
+            inputs = "inputs held back" if self.held_back else "these very inputs, whose samples cannot be told apart"
+            judged = f"keeps the {self.keeps}; error of the network's outputs on {inputs}: {self.output_error:.3f}"
         table = Table(*(Column(name, overflow="fold") for name in ("layer", "weight", "becomes")), caption=judged)
         for name in ("parameters", "dense", "error"):
             table.add_column(name, justify="right", no_wrap=True)
@@ -207,6 +209,8 @@ def _check_plan(plan: Plan) -> None:
         raise ValueError(plan.other_parameters)
     if plan.keeps not in (None, "weights", "outputs") or (plan.keeps is not None and not plan.data_aware):
         raise ValueError(plan.keeps)
+    if type(plan.held_back) is not bool:
+        raise ValueError(plan.held_back)
     if plan.counts not in ("parameters", "multiplications"):
         raise ValueError(plan.counts)
     error = plan.output_error

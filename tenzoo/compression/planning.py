@@ -4,18 +4,19 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from tenzoo.compression.calls import Call, Example, fingerprint, hold_back, read_call, read_calls, take
+from tenzoo.compression.calls import Call, fingerprint, hold_back, take
 from tenzoo.compression.candidates import Candidate, allocate, rank_errors
 from tenzoo.compression.inputs import (
     check_seen,
     count_positions,
+    divided,
     input_metrics,
     observe,
     output_error,
@@ -24,6 +25,7 @@ from tenzoo.compression.inputs import (
 from tenzoo.compression.obstacles import multiplied, obstacles
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.progress import each
+from tenzoo.compression.reading import Example, read_call, read_calls
 from tenzoo.compression.weights import Weight, find_weights, has_counterpart
 from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.factorizations.decomposition import full_precision, multiply_modes, relative_norm, scaled_to_safety
@@ -82,16 +84,16 @@ def plan(
             which what is done once in a call counts for nothing. With such a budget layers are contracted with their
             cores, also where their dense weight would be quicker. Weights that stay parameters, such as those of
             recurrent layers, are rebuilt, which saves none.
-        example_input: What the model is called with, in any of the forms of :mod:`~tenzoo.compression.calls`: a tensor,
-            a tuple or list of arguments, a mapping of them by name, or a ``DataLoader``, whose first batch is taken;
-            needed to count multiplications.
+        example_input: What the model is called with, in any of the forms of :mod:`~tenzoo.compression.reading`: a
+            tensor, a tuple or list of arguments, a mapping of them by name, or a ``DataLoader``, whose first batch is
+            taken; needed to count multiplications.
         calibration: Inputs of the kind the model will see, without labels, in the same forms; some 100 images will do,
             and of a ``DataLoader`` the first 128 samples are taken. The errors are then those of each layer's outputs
             on them and not those of its weight, as far as :func:`~tenzoo.compression.inputs.input_metrics` goes, in the
             choice of ranks and in the decompositions. Embeddings, which multiply nothing, and the weights of attention
             and recurrent layers, whose inputs are not seen, keep the error of the weight; their sensitivity counts all
-            the same. A quarter of the samples is held back: of this plan and of the one without the inputs the better
-            is given, by the error of the network's own outputs on them.
+            the same. A quarter of the samples is held back, where the network tells them apart: of this plan and of the
+            one without the inputs the better is given, by the error of the network's own outputs on them.
         exclude: Names of layers that stay dense; that of an attention or recurrent layer stands for all its weights.
 
     Returns:
@@ -123,8 +125,9 @@ def plan(
             "expected convolutions, linear, attention or recurrent layers or embeddings in `model`, got "
             f"{type(model).__name__} without any (those of quantized networks have no parameters; quantize after)"
         )
+    divide = partial(divided, model, argument="calibration")
     example = None if example_input is None else read_call(example_input, "example_input", model)
-    calls = [] if calibration is None else read_calls(calibration, "calibration", model)
+    calls = [] if calibration is None else read_calls(calibration, "calibration", model, divide)
     for weight in weights:
         if weight.dense.is_meta:
             raise ValueError(f"expected numbers in `model`, got {weight.full_name!r} on the meta device")
@@ -158,19 +161,20 @@ def plan(
 
     if not calls:
         return settled(options)[0]
-    fitted, held = hold_back(calls)
+    fitted, held = hold_back(calls, divide)
     metrics = input_metrics(model, layers, fitted)
     plain = [copy.copy(option) for option in options]  # before they know the inputs
     for option in options:
         option.metric = metrics.get(option.weight.name, {})
     if budget is not None:
-        _weigh(model, options, list(take(fitted, _WEIGHED)))
+        _weigh(model, options, list(take(fitted, _WEIGHED, divide)))
     found: list[Plan] = []
     ways: dict[Literal["weights", "outputs"], list[_Option]] = {"outputs": options, "weights": plain}
     for keeps, way in ways.items():
         made, changed = settled(way)
         error = output_error(model, changed, held)
-        found.append(replace(made, data_aware=True, calibration=fingerprint(calls), keeps=keeps, output_error=error))
+        made = replace(made, data_aware=True, calibration=fingerprint(calls), keeps=keeps, output_error=error)
+        found.append(replace(made, held_back=held is not fitted))
     best = min(found, key=lambda made: cast(float, made.output_error))
     return best if math.isfinite(cast(float, best.output_error)) else replace(best, output_error=None)
 

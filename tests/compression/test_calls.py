@@ -3,15 +3,18 @@
 import copy
 import json
 from collections import UserDict
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tenzoo.compression import Plan, apply_, export, plan
-from tenzoo.compression.calls import Call, fingerprint, read_calls, tensors_in
+from tenzoo.compression.calls import Call, fingerprint, tensors_in
+from tenzoo.compression.inputs import divided
+from tenzoo.compression.reading import read_calls
 
 X = torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(0))
 MASK = (torch.arange(5) < torch.tensor([[5], [4], [3], [5], [2], [1]])).float()
@@ -66,8 +69,8 @@ def test_exported_programs_are_called_as_the_model_is(tmp_path, form):
     model = Encoder()
     export(model, tmp_path / "model.pt2", FORMS[form])
     program = torch.export.load(tmp_path / "model.pt2").module()
-    (call,) = read_calls(FORMS[form], "example_input", model)
-    smaller = call.part(0, 3)
+    (call,) = read_calls(FORMS[form], "example_input", model, partial(divided, model, argument="example_input"))
+    smaller, _ = next(call.divisions(3))
     names = sorted(smaller.kwargs, key=["x", "mask", "scale"].index)
     found = program(*smaller.args, **{name: smaller.kwargs[name] for name in names})
     torch.testing.assert_close(found["logits"], model(X[:3], MASK[:3])["logits"])
@@ -115,7 +118,8 @@ IMAGES, LABELS = torch.arange(300.0).reshape(300, 1), torch.zeros(300)
 
 def test_labels_are_told_from_inputs_by_the_signature():
     for batches in (loader(IMAGES, LABELS), loader(IMAGES, LABELS, LABELS), loader(IMAGES)):
-        calls = read_calls(batches, "calibration", nn.Linear(1, 2))
+        model = nn.Linear(1, 2)
+        calls = read_calls(batches, "calibration", model, partial(divided, model, argument="calibration"))
         assert [call.size for call in calls] == [50, 50, 28]
         assert torch.cat([call.args[0] for call in calls]).equal(IMAGES[:128])
         assert all(len(call.args) == 1 for call in calls)
@@ -144,11 +148,11 @@ def test_labels_that_could_be_an_argument_are_refused(kind):
     )
     with pytest.raises(ValueError, match=message):
         plan(kind(1, 8), factorization="tt", ranks=1, calibration=loader(IMAGES, LABELS))
-    assert len(read_calls(loader(IMAGES), "calibration", kind(1, 8))) == 3
+    assert len(read_calls(loader(IMAGES), "calibration", kind(1, 8), lambda *_: None)) == 3
 
 
 def test_a_batch_with_less_than_the_model_needs_is_refused():
-    assert len(read_calls(loader(IMAGES, IMAGES), "calibration", Two(1, 8))[0].args) == 2
+    assert len(read_calls(loader(IMAGES, IMAGES), "calibration", Two(1, 8), lambda *_: None)[0].args) == 2
     with pytest.raises(ValueError, match=r"in `calibration`, got a tensor .* with which it fails: TypeError"):
         plan(Two(1, 8), factorization="tt", ranks=1, calibration=loader(IMAGES))
 
@@ -336,7 +340,7 @@ def test_samples_that_are_held_back_keep_their_own_values(kind):
     given = {"list": list, "tuple": tuple, "array": np.array, "tensor": torch.tensor}[kind](LENGTHS)
     made = plan(model, factorization="tt", budget=0.6, calibration=(x, given))
     small = apply_(copy.deepcopy(model), made, calibration=(x, given))
-    last = (x, given) if kind == "tuple" else (x[12:], given[12:])  # a tuple may be a size: then nothing is divided
+    last = x[12:], given[12:]
     with torch.no_grad():
         own = (small(*last) - model(*last)).norm() / model(*last).norm()
     assert made.output_error == pytest.approx(own.item(), rel=1e-4)
@@ -359,28 +363,17 @@ def test_a_list_of_samples_is_divided_nowhere(shapes):
     ("args", "size"),
     [
         ((torch.ones(4, 3), [1, 2, 3, 4]), 4),
-        ((torch.ones(4, 3), ["a"] * 4), 4),
-        ((torch.ones(4, 3), 2, None, "mean", torch.ones(7), np.ones(4)), 4),
-        ((torch.ones(4, 3), [torch.ones(4, 2), torch.ones(1, 2)]), 4),  # as the state of a cache
-        ((torch.ones(4, 3), (7, 7)), 4),
-        ((torch.ones(4, 3), (1, 2, 3, 4)), 1),
-        ((torch.ones(4, 3), [1, 2, 3]), 1),
-        ((torch.ones(4, 3), object()), 1),
+        ((torch.ones(4, 3), [1, 2, 3]), 4),
+        ((torch.ones(4, 3), object()), 4),
         (([torch.ones(4, 3)] * 2,), 1),
         (({"image": torch.ones(4, 3), "scale": 2.0},), 4),
         (({"images": [torch.ones(4, 3)]},), 1),
-        ((BatchEncoding(image=torch.ones(4, 3)),), 1),
+        ((BatchEncoding(image=torch.ones(4, 3)),), 4),
+        ((2.0, torch.ones(())), 0),
     ],
 )
 def test_how_many_samples(args, size):
-    call = Call(args, {})
-    assert call.size == size
-    part = call.part(0, 1)
-    for value, cut in zip(args, part.args, strict=True):
-        if size > 1 and isinstance(value, list | Tensor | np.ndarray) and len(value) == size:
-            assert len(cut) == 1
-    if size == 1:
-        assert [x.shape for x in part.tensors] == [x.shape for x in call.tensors]
+    assert Call(args, {}).size == size
 
 
 class InPlace(nn.Module):

@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from tenzoo.compression import Plan, apply_, plan
 from tenzoo.compression.calls import Call, hold_back
+from tenzoo.compression.inputs import divided
 
 
 def network(seed: int, width: int = 16) -> nn.Sequential:
@@ -97,8 +99,24 @@ def test_a_plan_says_what_it_keeps_on_disk_and_older_ones_kept_the_outputs(tmp_p
 
 def test_held_back_samples_are_the_last_ones():
     calls = [Call((torch.arange(float(n)).view(-1, 1) + 10 * n,), {}) for n in (3, 4)]
-    first, last = hold_back(calls)
+    first, last = hold_back(calls, partial(divided, nn.Identity(), argument="calibration"))
     assert torch.cat([call.args[0] for call in first]).flatten().tolist() == [30, 31, 32, 40, 41, 42]
     assert torch.cat([call.args[0] for call in last]).flatten().tolist() == [43]
     one = [Call((torch.ones(1, 2),), {})]
-    assert hold_back(one) == (one, one)
+    assert hold_back(one, lambda call, border: None) == (one, one)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((8,), ([8], [8])),
+        ((5, 3), ([5], [3])),
+        ((3, 5), ([3], [5])),
+        ((2, 2, 4), ([2, 2], [4])),
+        ((4, 3, 1), ([4], [3, 1])),
+    ],
+)
+def test_calls_that_cannot_be_divided_are_on_one_side(sizes, expected):
+    calls = [Call((torch.ones(size, 1),), {}) for size in sizes]
+    first, last = hold_back(calls, lambda call, border: None)
+    assert ([call.size for call in first], [call.size for call in last]) == expected
