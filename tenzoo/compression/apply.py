@@ -21,14 +21,14 @@ from tenzoo.compression.inputs import (
     observe,
     repeatably,
 )
+from tenzoo.compression.matching import check_numbers, check_plan, matched, read_by_another, settings_of
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.progress import LOGGER, each
-from tenzoo.compression.readers import described, readers_in_code
+from tenzoo.compression.readers import described
 from tenzoo.compression.reading import Example, read_call, read_calls
 from tenzoo.compression.weights import (
     Weight,
     check_module,
-    find_weights,
     named_modules,
     not_foldable,
     put_parametrization,
@@ -60,7 +60,7 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
     tells (see :func:`~tenzoo.compression.readers.readers_in_code`).
 
     Args:
-        model: The one that was planned, or another with layers of the same names and shapes.
+        model: The one that was planned, or another with the same layers and as many parameters.
         plan: From :func:`~tenzoo.compression.plan`.
         example_input: An input that the compressed model is to be run with once, in any of the forms of
             :mod:`~tenzoo.compression.reading`; with calibration data it is not needed.
@@ -73,8 +73,8 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
         TypeError: If ``plan`` is no plan, or an input none.
         ValueError: If the plan was made with calibration data and there are none here, or others, or the reverse; if
             the model does not take the inputs, or they are empty or not finite; if a planned layer is missing, is of
-            another class or shape, or cannot be replaced; if the model does not run with its layers replaced, or does
-            something else.
+            another class or shape, or cannot be replaced; if a number of the plan is not that of the model; if the
+            model does not run with its layers replaced, or does something else.
         MemoryError: As :func:`~tenzoo.compression.plan`.
 
     Example:
@@ -83,7 +83,7 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
         >>> apply_(model, plan(model, factorization="tt", ranks={"0": 8}))[0].weight.rank
         (8,)
     """
-    _check_plan(plan)
+    check_plan(plan)
     if plan.data_aware != (calibration is not None):
         made_with, given = ("with", "none") if plan.data_aware else ("without", "some")
         raise ValueError(f"expected `calibration` data as in `plan`, which was made {made_with} them, got {given}")
@@ -95,19 +95,20 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
             "expected the `calibration` data that `plan` was made with, got others; give both the same, which a "
             "DataLoader that shuffles or augments does not"
         )
-    pairs = _matched(model, plan)
+    pairs = matched(model, plan)
+    check_numbers(model, plan)
     argument = "example_input" if trial else "calibration"
     trial = trial or next(iter(calls), None)
     if trial:
         uses = observe(model, [weight for weight, _ in pairs], [trial, *calls], argument)
         for weight, _ in pairs:
             if weight.is_layer and weight.full_name in uses.readers:
-                raise _read_by_another(weight.name, uses.readers[weight.full_name])
+                raise read_by_another(weight.name, uses.readers[weight.full_name])
         if calls:
             check_seen([weight for weight, _ in pairs], uses)
     metrics: Mapping[str, Mapping[int, Tensor]] = {}
     if plan.by_outputs:
-        empty = {weight.name: weight.empty(**_settings(layer)) for weight, layer in pairs}
+        empty = {weight.name: weight.empty(**settings_of(layer)) for weight, layer in pairs}
         layers = {name: made for name, made in empty.items() if isinstance(made, TensorizedLayer)}
         metrics = input_metrics(model, layers, hold_back(calls, divide)[0])
     made = [
@@ -150,8 +151,9 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
         >>> restore_(other, made, weights)[0].weight.cores[0].equal(model[0].weight.cores[0])
         True
     """
-    _check_plan(plan)
-    pairs = _matched(model, plan)
+    check_plan(plan)
+    pairs = matched(model, plan)
+    check_numbers(model, plan)
     if not isinstance(weights, Mapping):
         raise TypeError(f"expected a state dict in `weights`, got a {type(weights).__name__}")
     for name, value in weights.items():
@@ -161,14 +163,14 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
     weights = {name.removeprefix("_orig_mod."): value for name, value in weights.items()}
     # A copy without memory tells whether the weights fit before anything is replaced.
     skeleton = copy.deepcopy(inner).to("meta")
-    with _put(skeleton, [(weight, weight.empty(**_settings(layer))) for weight, layer in _matched(skeleton, plan)]):
+    with _put(skeleton, [(weight, weight.empty(**settings_of(layer))) for weight, layer in matched(skeleton, plan)]):
         pass
     _check_weights(inner, tensors_of(skeleton), weights)
     device = next((value.device for value in weights.values()), torch.device("cpu"))
     made = []
     for weight, layer in pairs:
         own = device if weight.dense.is_meta else weight.dense.device
-        new = weight.empty(**_settings(layer)).to_empty(device=own).train(weight.owner.training)
+        new = weight.empty(**settings_of(layer)).to_empty(device=own).train(weight.owner.training)
         new.weight.requires_grad_(weight.trained)
         made.append((weight, new))
     _hold_budget(plan, made)
@@ -264,66 +266,10 @@ def _give_memory(model: nn.Module, device: torch.device) -> None:
             setattr(module, key, made[id(value)])
 
 
-def _check_plan(plan: object) -> None:
-    if not isinstance(plan, Plan):
-        raise TypeError(f"expected a Plan in `plan`, got a {type(plan).__name__}; Plan.load reads one from a file")
-
-
-def _matched(model: nn.Module, plan: Plan) -> list[tuple[Weight, LayerPlan]]:
-    """The weights of a model that become cores, and what the plan says of each."""
-    planned = [layer for layer in plan.layers if layer.rank is not None]
-    found = {w.name: w for w in find_weights(model, read=dict.fromkeys([p.name for p in planned], "another module"))}
-    for layer in planned:
-        if layer.name not in found:
-            raise _missing(model, layer.name)
-        weight = found[layer.name]
-        if weight.reason is not None:
-            raise ValueError(f"expected a layer that can be replaced, got {layer.name!r}, which {weight.reason}")
-        kind, shape = type(weight.owner).__name__, tuple(weight.dense.shape)
-        if kind != layer.kind or shape != layer.shape:
-            raise ValueError(
-                f"expected a {layer.kind} with a weight of shape {layer.shape} as {layer.name!r}, got a {kind} of "
-                f"{shape}"
-            )
-        cores = sum(core.numel() for core in weight.empty(**_settings(layer)).weight.cores)
-        others = layer.dense_parameters - weight.dense.numel()  # its bias
-        if layer.parameters != cores + others:
-            raise ValueError(
-                f"expected a plan as it was made in `plan`, got {layer.parameters} parameters of {layer.name!r}, where "
-                f"rank {list(layer.rank or ())} makes {cores + others}"
-            )
-    return [(found[layer.name], layer) for layer in planned]
-
-
-def _missing(model: nn.Module, name: str) -> ValueError:
-    """Why a planned layer is not among those that can be replaced."""
-    module = dict(named_modules(model)).get(name)
-    reader = readers_in_code(model).get(id(getattr(module, "weight", None)))
-    if reader:
-        return _read_by_another(name, reader)
-    instead = "one that is made of cores already" if isinstance(module, TensorizedLayer) else "a model without it"
-    return ValueError(f"expected the planned layer {name!r} in `model`, got {instead}")
-
-
-def _read_by_another(name: str, reader: str) -> ValueError:
-    return ValueError(
-        f"expected a plan that keeps the weight of {name!r} where {reader} reads it, got one that replaces the layer; "
-        f"plan the model with this input as `example_input`, or exclude the layer"
-    )
-
-
-def _settings(planned: LayerPlan) -> dict[str, Any]:
-    return {
-        "factorization": planned.factorization,
-        "rank": planned.rank,
-        "tensorization": planned.tensorization,
-    }
-
-
 def _decomposed(
     weight: Weight, planned: LayerPlan, metric: Mapping[int, Tensor] | None
 ) -> TensorizedLayer[Any] | TensorizedWeight:
-    made = weight.decomposed(**_settings(planned), metric=metric)
+    made = weight.decomposed(**settings_of(planned), metric=metric)
     if not all(bool(core.isfinite().all()) for core in made.weight.cores):
         raise ValueError(f"expected a decomposition of {weight.name!r} into finite numbers, got NaN or infinity")
     return made

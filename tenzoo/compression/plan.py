@@ -126,7 +126,10 @@ class Plan:
         try:
             text = Path(path).read_text(encoding="utf-8")
             content = json.loads(text, object_pairs_hook=_each_once, parse_constant=_no_number)
-            layers = tuple(LayerPlan(**_tuples(layer)) for layer in content.pop("layers"))
+            rows = content.pop("layers")
+            if not isinstance(rows, list):
+                raise TypeError(rows)
+            layers = tuple(LayerPlan(**_tuples(layer)) for layer in rows)
             for layer in layers:
                 _check(layer)
             if len({layer.name for layer in layers}) < len(layers):
@@ -234,7 +237,11 @@ def _check(layer: LayerPlan) -> None:
         raise ValueError(layer.name)
     if not all(isinstance(text, str) for text in (layer.name, layer.kind, layer.reason or "")):
         raise ValueError(layer.name)
+    if (layer.rank is None) != (layer.reason is not None):
+        raise ValueError(layer.name)
     if layer.rank is None:
+        if (layer.factorization, layer.tensorization, layer.error) != (None, None, 0):
+            raise ValueError(layer.name)
         return
     modes = layer.tensorization
     if not sizes(layer.rank) or modes is None or len(modes) != 2 or not all(sizes(side) for side in modes):

@@ -26,7 +26,7 @@ from tenzoo.compression.obstacles import multiplied, obstacles
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.progress import each
 from tenzoo.compression.reading import Example, read_call, read_calls
-from tenzoo.compression.weights import Weight, find_weights, has_counterpart
+from tenzoo.compression.weights import Weight, find_weights, has_counterpart, own_parameters
 from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.factorizations.decomposition import full_precision, multiply_modes, relative_norm, scaled_to_safety
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
@@ -200,7 +200,7 @@ def _settled(
     model: nn.Module, options: Sequence["_Option"], chosen: Sequence[Rank | None]
 ) -> tuple[Plan, dict[str, Tensor]]:
     """The plan for these ranks, and what the weights become, by the names of parameters."""
-    owned = _own_parameters([option.weight for option in options])
+    owned = own_parameters([option.weight for option in options])
     changed: dict[str, Tensor] = {}
     planned = []
     for option, rank, own in each(list(zip(options, chosen, owned, strict=True)), "decomposing layers"):
@@ -432,15 +432,3 @@ def _thinned(errors: Mapping[tuple[int, ...], float]) -> dict[tuple[int, ...], f
     ranks = list(errors)
     places = {round((len(ranks)) ** (k / (_COUNTED - 1))) - 1 for k in range(_COUNTED)}
     return {ranks[place]: errors[ranks[place]] for place in sorted(places)} if ranks else {}
-
-
-def _own_parameters(weights: Sequence[Weight]) -> list[int]:
-    """Number of each layer's parameters, or of a parameter's elements; what several share is the first one's."""
-    met: set[Tensor] = set()
-    numbers = []
-    for weight in weights:
-        everything = set(weight.owner.parameters(recurse=False))
-        own = (everything if weight.is_layer else {getattr(weight.owner, weight.parameter)}) - met
-        met |= own
-        numbers.append(sum(parameter.numel() for parameter in own))
-    return numbers

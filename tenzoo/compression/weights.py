@@ -1,7 +1,7 @@
 """Which weights of a model can be made of cores."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,6 +178,18 @@ def find_weights(model: nn.Module, *, read: Mapping[str, str] | None = None) -> 
                 reason = f"has a weight that {reader} reads"
             found.append(Weight(name, module, "weight", True, reason))
     return found
+
+
+def own_parameters(weights: Sequence[Weight]) -> list[int]:
+    """Number of each layer's parameters, or of a parameter's elements; what several share is the first one's."""
+    met: set[Tensor] = set()
+    numbers = []
+    for weight in weights:
+        everything = set(weight.owner.parameters(recurse=False))
+        own = (everything if weight.is_layer else {getattr(weight.owner, weight.parameter)}) - met
+        met |= own
+        numbers.append(sum(parameter.numel() for parameter in own))
+    return numbers
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -1,0 +1,104 @@
+"""Whether a plan is one of a model: the layers, their sizes and their numbers."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from tenzoo.compression.plan import LayerPlan, Plan
+from tenzoo.compression.readers import readers_in_code
+from tenzoo.compression.weights import Weight, find_weights, named_modules, own_parameters
+from tenzoo.layers import TensorizedLayer
+
+
+def check_plan(plan: object) -> None:
+    """Refuse what is no plan."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"expected a Plan in `plan`, got a {type(plan).__name__}; Plan.load reads one from a file")
+
+
+def matched(model: nn.Module, plan: Plan) -> list[tuple[Weight, LayerPlan]]:
+    """The weights of a model that become cores, and what the plan says of each."""
+    planned = [layer for layer in plan.layers if layer.rank is not None]
+    found = {weight.name: weight for weight in _weights(model, plan)}
+    for layer in planned:
+        if layer.name not in found:
+            raise _missing(model, layer.name)
+        weight = found[layer.name]
+        if weight.reason is not None:
+            raise ValueError(f"expected a layer that can be replaced, got {layer.name!r}, which {weight.reason}")
+        kind, shape = type(weight.owner).__name__, tuple(weight.dense.shape)
+        if kind != layer.kind or shape != layer.shape:
+            raise ValueError(
+                f"expected a {layer.kind} with a weight of shape {layer.shape} as {layer.name!r}, got a {kind} of "
+                f"{shape}"
+            )
+    return [(found[layer.name], layer) for layer in planned]
+
+
+def _weights(model: nn.Module, plan: Plan) -> list[Weight]:
+    """Those of a model, by the names that they have in a plan."""
+    return find_weights(model, read=dict.fromkeys([layer.name for layer in plan.layers], "another module"))
+
+
+def check_numbers(model: nn.Module, plan: Plan) -> None:
+    """Refuse a plan whose numbers are not those of the model."""
+    expected = "expected a plan as it was made for `model` in `plan`, got"
+    planned = {layer.name: layer for layer in plan.layers}
+    weights = _weights(model, plan)
+    owned = own_parameters(weights)
+    for weight, own in zip(weights, owned, strict=True):
+        layer = planned.pop(weight.name, None)
+        if layer is None:
+            raise ValueError(f"{expected} no layer {weight.name!r}, which the model has")
+        for field, number, valid, source in _numbers(weight, layer, own):
+            if number != valid:
+                raise ValueError(f"{expected} {number} {field} of {layer.name!r}, where {source} {valid}")
+    for name in planned:
+        raise _missing(model, name)
+    others = sum(parameter.numel() for parameter in model.parameters()) - sum(owned)
+    if plan.other_parameters != others:
+        raise ValueError(f"{expected} {plan.other_parameters} other_parameters, where the model has {others}")
+
+
+def _numbers(weight: Weight, layer: LayerPlan, own: int) -> Iterator[tuple[str, object, object, str]]:
+    """Fields of a layer in a plan: what it says, what is valid, and what that comes from."""
+    yield "dense_parameters", layer.dense_parameters, own, "the model has"
+    if layer.rank is None:
+        yield "parameters", layer.parameters, own, "the dense layer has"
+    else:
+        cores = weight.empty(**settings_of(layer)).weight
+        usable = type(cores)._usable_rank(cores.shape, layer.rank)
+        yield "as the rank", list(layer.rank), list(usable), "the most that are of use are"
+        made = own - weight.dense.numel() + sum(core.numel() for core in cores.cores)
+        yield "parameters", layer.parameters, made, f"rank {list(layer.rank)} makes"
+    dense = layer.dense_multiplications
+    if layer.rank is None or not weight.is_layer or None in (layer.multiplications, dense):
+        yield "multiplications", layer.multiplications, dense, "the dense layer has"
+
+
+def _missing(model: nn.Module, name: str) -> ValueError:
+    """Why a planned layer is not among those that can be replaced."""
+    module = dict(named_modules(model)).get(name)
+    reader = readers_in_code(model).get(id(getattr(module, "weight", None)))
+    if reader:
+        return read_by_another(name, reader)
+    instead = "one that is made of cores already" if isinstance(module, TensorizedLayer) else "a model without it"
+    return ValueError(f"expected the planned layer {name!r} in `model`, got {instead}")
+
+
+def read_by_another(name: str, reader: str) -> ValueError:
+    """The refusal of a plan that replaces a layer whose weight another module reads."""
+    return ValueError(
+        f"expected a plan that keeps the weight of {name!r} where {reader} reads it, got one that replaces the layer; "
+        f"plan the model with this input as `example_input`, or exclude the layer"
+    )
+
+
+def settings_of(planned: LayerPlan) -> dict[str, Any]:
+    """Arguments of what a layer becomes."""
+    return {
+        "factorization": planned.factorization,
+        "rank": planned.rank,
+        "tensorization": planned.tensorization,
+    }
