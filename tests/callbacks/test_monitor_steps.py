@@ -223,6 +223,32 @@ def test_a_step_that_the_gradient_scaler_skips_is_left_out(tmp_path, fused):
     assert all(value == value for rows in monitor.state_dict()["history"].values() for row in rows for value in row)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("where", ["all", "second"])  # of the tensors: one of them alone stops the step of both
+def test_a_step_that_is_skipped_after_one_in_the_same_batch_leaves_that_one(tmp_path, fused, where):
+    def overflowing(model):
+        return model.loss() + float("inf") * (model.second.reconstruct().sum() if where == "second" else model.loss())
+
+    def loop(model):
+        one_step(model)
+        one_step(model, loss=overflowing)
+
+    def optimizers(model):
+        return torch.optim.SGD(model.parameters(), lr=1e-3, fused=fused)
+
+    def fitted(name, loop):
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        plugins = [MixedPrecision("16-mixed", "cpu", scaler=scaler)]
+        return logged_of(tmp_path / name, Manual(loop, optimizers), -1, max_epochs=1, plugins=plugins)
+
+    twice, once = fitted("twice", loop), fitted("once", one_step)
+    assert len(twice) == len(once) == 8
+    for row, other in zip(twice, once, strict=True):
+        for key in other:
+            if key.startswith("norms/"):
+                assert float(row[key]) == pytest.approx(float(other[key]), rel=1e-5), key
+
+
 def test_decoupled_weight_decay_is_told_by_the_setting(tmp_path):
     def predicted(name, make):
         def optimizers(model):
