@@ -46,7 +46,8 @@ class _Column:
 class NormDynamicsMonitor(CoreCallback):
     """Log the norm dynamics of every core group at each step that is logged, and draw them when training ends.
 
-    For each group, and for ``total`` over all of them (sums; the normalized deviation is that of the summed squares):
+    For each group, and for ``total`` over all that are trained, in batches in which all of them step (sums; the
+    normalized deviation is that of the summed squares):
 
     ================================  ==================================================================================
     ``norms/…/deviation``             Q of Definition 1 in arXiv:2508.10435, before the step
@@ -92,6 +93,8 @@ class NormDynamicsMonitor(CoreCallback):
         super().setup(trainer, pl_module, stage)
         # What other callbacks do to the cores just before a step is part of it: this one looks first.
         trainer.callbacks = [self, *(each for each in trainer.callbacks if each is not self)]  # type: ignore[attr-defined]
+        if stage == "fit" and trainer.global_step == 0:  # otherwise the trainer goes on; a checkpoint comes later
+            self._history = {}
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -254,8 +257,10 @@ class NormDynamicsMonitor(CoreCallback):
             return
         lr = next(iter(rates.values())) if len(set(rates.values())) == 1 else None
         every = torch.stack(list(columns.values()), dim=1)
-        columns["total"] = total_of(every, lr or 0.0) if len(columns) > 1 else every[:, 0]
-        rates["total"] = lr
+        settings = {key: group for each in trainer.optimizers for key, group in settings_of(each).items()}
+        if all(group.name in columns for group in self._groups if trained_cores(group, settings)):
+            columns["total"] = total_of(every, lr or 0.0) if len(columns) > 1 else every[:, 0]
+            rates["total"] = lr
         rows = {name: dict(zip(QUANTITIES, column.tolist(), strict=False)) for name, column in columns.items()}
         for name, row in rows.items():
             self._history.setdefault(name, []).append((trainer.global_step, row["deviation"], row["covariance"]))

@@ -128,9 +128,12 @@ def test_values_are_those_of_the_formulas(tmp_path):
 
 
 class Many(Regression):
-    """Groups of two, three and four cores, some alike; of one of them a core is frozen, and one takes no part."""
+    """Groups of two, three and four cores, some alike; of one of them a core is frozen, and one takes no part.
 
-    def __init__(self, alike=1, **kwargs):
+    The latter is frozen too, unless asked otherwise.
+    """
+
+    def __init__(self, alike=1, *, idle=False, **kwargs):
         super().__init__(**kwargs)
         self.more = nn.ModuleList(
             [
@@ -142,6 +145,7 @@ class Many(Regression):
         )
         self.frozen, self.idle = TensorTrain((5, 3), 1), CP((4, 4), 2)
         self.frozen.cores[0].requires_grad_(False)
+        self.idle.requires_grad_(idle)
 
     def error(self, batch):
         hidden = self.inner(batch[0]).tanh()
@@ -181,8 +185,9 @@ def row_by_hand(before, after, gamma, lr, decay, rho, norm):
     }
 
 
+@pytest.mark.parametrize("idle", [False, True])
 @pytest.mark.parametrize("rho", [None, 0.02])
-def test_of_several_groups_each_is_judged_by_itself(tmp_path, rho):
+def test_of_several_groups_each_is_judged_by_itself(tmp_path, rho, idle):
     """Groups of one kind are computed with together; values are those of each alone, in plain floats."""
     kept = {}
 
@@ -207,12 +212,12 @@ def test_of_several_groups_each_is_judged_by_itself(tmp_path, rho):
         return {name: cores for name, cores in found.items() if cores}
 
     torch.manual_seed(1)
-    model = Many(optimizer=sgd(), sam=None if rho is None else SAM(rho=rho))
+    model = Many(idle=idle, optimizer=sgd(), sam=None if rho is None else SAM(rho=rho))
     arguments = {"precision": "64-true", "max_steps": 1, "logger": CSVLogger(tmp_path, name="", version="")}
     trainer(callbacks=[Recorder(), NormDynamicsMonitor()], **arguments).fit(model, Batches(), Batches())
     (logged,) = rows(tmp_path)
     names = {key.split("/")[1] for key in logged if key.startswith("norms/")}
-    assert names == {"total", *kept["gamma"]}
+    assert names == ({*kept["gamma"]} if idle else {"total", *kept["gamma"]})  # of all trained groups, or none
     assert {len(gamma) for gamma in kept["gamma"].values()} == {1, 2, 3, 4}
     expected = {}
     for name, gamma in kept["gamma"].items():
@@ -220,6 +225,8 @@ def test_of_several_groups_each_is_judged_by_itself(tmp_path, rho):
         expected[name] = row_by_hand(kept["before"][name], kept["after"][name], gamma, lr, decay, rho, kept["norm"])
         for key, value in expected[name].items():
             assert float(logged[f"norms/{name}/{key}"]) == pytest.approx(value, rel=1e-6, abs=1e-9), (name, key)
+    if idle:
+        return
     for key in ("deviation", "covariance"):
         total = sum(row[key] for row in expected.values())
         assert float(logged[f"norms/total/{key}"]) == pytest.approx(total, rel=1e-6, abs=1e-9)
@@ -424,6 +431,19 @@ def test_the_history_survives_a_checkpoint():
     lines = other.figure().axes[0].get_lines()
     assert [line.get_label() for line in lines] == ["weight"]
     assert list(lines[0].get_xdata()) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("same_trainer", [False, True])
+def test_a_new_fit_begins_a_new_history_and_a_trainer_that_goes_on_does_not(same_trainer):
+    monitor = NormDynamicsMonitor()
+    first = trainer(callbacks=[monitor], max_epochs=1)
+    first.fit(Regression(optimizer=sgd()), Batches(), Batches())
+    second = first if same_trainer else trainer(callbacks=[monitor], max_epochs=2)
+    second.validate(Regression(), Batches(), verbose=False)
+    assert len(monitor.state_dict()["history"]["weight"]) == 4
+    second.fit_loop.max_epochs = 2
+    second.fit(Regression(optimizer=sgd()), Batches(), Batches())
+    assert [row[0] for row in monitor.state_dict()["history"]["weight"]] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_a_model_without_cores_is_refused():

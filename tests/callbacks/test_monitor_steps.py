@@ -205,6 +205,34 @@ def test_with_two_optimizers_the_total_counts_each_group_once(tmp_path):
             assert float(row[f"norms/total/{name}"]) == pytest.approx(sums)
 
 
+def test_the_total_is_logged_where_all_groups_step(tmp_path):
+    """One optimizer in each batch, the other one in each second."""
+
+    def split(model):
+        return [torch.optim.SGD(tensor.parameters(), lr=1e-3) for tensor in (model.first, model.second)]
+
+    def loop(model):
+        for number, optimizer in enumerate(model.optimizers()):
+            if number == 0 or len(seen) % 2:
+                model.toggle_optimizer(optimizer)
+                optimizer.zero_grad()
+                model.manual_backward(model.loss())
+                optimizer.step()
+                model.untoggle_optimizer(optimizer)
+        seen.append(None)
+
+    seen = []
+    logged = logged_of(tmp_path, Manual(loop, split), -1, max_epochs=1)
+    assert len(logged) == 8
+    for number, row in enumerate(logged):
+        parts = [row[f"norms/{name}/deviation"] for name in ("first", "second")]
+        if number % 2:
+            assert float(row["norms/total/deviation"]) == pytest.approx(sum(map(float, parts)))
+        else:
+            assert not parts[1]
+            assert not row["norms/total/deviation"]
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_step_that_the_gradient_scaler_skips_is_left_out(tmp_path, fused):
     class Overflowing(Manual):
