@@ -11,7 +11,7 @@ from tenzoo.dynamics import effective_rho, norm_deviation, norm_gradient_covaria
 from tenzoo.factorizations import CP, TensorTrain
 from tenzoo.tasks import SAM
 from tests.accelerator import Calls
-from tests.tasks.toy import Batches, Regression, adam, fitted, sgd, trainer
+from tests.tasks.toy import Batches, Regression, adam, sgd, trainer
 
 QUANTITIES = {
     "deviation",
@@ -390,60 +390,9 @@ def test_frozen_cores_are_left_out_in_the_very_step(tmp_path, first):
         assert float(row["norms/weight/covariance"]) == pytest.approx(covariance)
 
 
-def test_a_group_that_is_frozen_midway_keeps_its_place_in_the_figure():
-    class Freeze(Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            if trainer.global_step == 2:
-                pl_module.weight.requires_grad_(False)
-
-    monitor = NormDynamicsMonitor()
-    torch.manual_seed(1)
-    model = Many(optimizer=sgd())
-    trainer(callbacks=[Freeze(), monitor], max_epochs=1).fit(model, Batches(), Batches())
-    other = NormDynamicsMonitor()
-    other.load_state_dict(monitor.state_dict())
-    lines = {line.get_label(): list(line.get_xdata()) for line in other.figure().axes[0].get_lines()}
-    assert lines["weight"] == [1, 2]
-    assert lines["more.0"] == [1, 2, 3, 4]
-
-
-def test_histories_of_older_checkpoints_are_read():
-    monitor = NormDynamicsMonitor()
-    monitor.load_state_dict({"steps": [1, 2, 3], "history": {"weight": [(1.0, 0.1), (2.0, 0.2)], "total": []}})
-    assert monitor.state_dict() == {"history": {"weight": [(2, 1.0, 0.1), (3, 2.0, 0.2)], "total": []}}
-
-
 def test_only_steps_that_are_logged_are_computed(tmp_path):
     _, logged = monitored(tmp_path, optimizer=adam(), fit={"log_every_n_steps": 3, "max_epochs": 3})
     assert [int(row["step"]) for row in logged] == [2, 5, 8, 11]
-
-
-def test_a_figure_is_drawn_at_the_end(tmp_path):
-    monitored(tmp_path, optimizer=adam())
-    assert (tmp_path / "norm_dynamics.png").stat().st_size > 10_000
-
-
-def test_the_history_survives_a_checkpoint():
-    monitor = NormDynamicsMonitor()
-    fitted(callbacks=[monitor], optimizer=sgd(), fit={"max_epochs": 1})
-    other = NormDynamicsMonitor()
-    other.load_state_dict(monitor.state_dict())
-    lines = other.figure().axes[0].get_lines()
-    assert [line.get_label() for line in lines] == ["weight"]
-    assert list(lines[0].get_xdata()) == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("same_trainer", [False, True])
-def test_a_new_fit_begins_a_new_history_and_a_trainer_that_goes_on_does_not(same_trainer):
-    monitor = NormDynamicsMonitor()
-    first = trainer(callbacks=[monitor], max_epochs=1)
-    first.fit(Regression(optimizer=sgd()), Batches(), Batches())
-    second = first if same_trainer else trainer(callbacks=[monitor], max_epochs=2)
-    second.validate(Regression(), Batches(), verbose=False)
-    assert len(monitor.state_dict()["history"]["weight"]) == 4
-    second.fit_loop.max_epochs = 2
-    second.fit(Regression(optimizer=sgd()), Batches(), Batches())
-    assert [row[0] for row in monitor.state_dict()["history"]["weight"]] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_a_model_without_cores_is_refused():

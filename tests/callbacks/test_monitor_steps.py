@@ -14,7 +14,7 @@ from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor
 from tenzoo.dynamics import norm_deviation, norm_gradient_covariance, squared_norms
 from tenzoo.factorizations import CP
 from tenzoo.tasks import SAM
-from tests.callbacks.test_monitor import QUANTITIES, Alternating, monitored
+from tests.callbacks.test_monitor import QUANTITIES, monitored
 from tests.tasks.toy import Batches, Regression, sgd, trainer
 
 
@@ -338,24 +338,6 @@ def test_gradients_beyond_the_range_of_float32_squares(tmp_path, scale):
     assert far["effective_rho"] == pytest.approx(plain["effective_rho"], rel=1e-4)
     assert far["measured_rate"] == pytest.approx(plain["measured_rate"] * scale, rel=1e-3)
     assert far["predicted_rate"] == pytest.approx(plain["predicted_rate"] * scale, rel=1e-3)
-
-
-def test_a_resume_goes_on_with_the_history_amid_freezing(tmp_path):
-    def run(path, epochs, ckpt_path=None):
-        torch.manual_seed(1)
-        monitor, model = NormDynamicsMonitor(), Regression(optimizer=sgd())
-        fit = trainer(
-            path, callbacks=[Alternating(), monitor], logger=CSVLogger(path, name="", version=""), max_epochs=epochs
-        )
-        fit.fit(model, Batches(), Batches(), ckpt_path=ckpt_path)
-        return fit, monitor.state_dict()
-
-    first, _ = run(tmp_path / "first", 2)
-    first.save_checkpoint(tmp_path / "half.ckpt")
-    _, resumed = run(tmp_path / "resumed", 4, tmp_path / "half.ckpt")
-    _, whole = run(tmp_path / "whole", 4)
-    assert len(whole["history"]["weight"]) == 16
-    assert resumed == whole
 
 
 def test_an_optimizer_that_steps_many_times_in_one_is_refused():
