@@ -61,8 +61,8 @@ class Task(LightningModule, CoreProvider):
     Without ``sam`` Lightning optimizes automatically. With it the task optimizes manually: a backward pass to find the
     ascent direction, a second one at the perturbed weights, one optimizer step at the restored ones. Accumulation,
     clipping, schedulers, precision, logging, ``max_steps`` and checkpoints act alike in both modes. Normalization
-    statistics, random numbers, metrics, attributes that are assigned and whatever ``loss`` logs see the first pass
-    only; a ``loss`` that changes lists or other objects in place should ask :attr:`perturbed`.
+    statistics, random numbers, metrics, attributes and whatever ``loss`` logs see the first pass only; a ``loss`` that
+    changes objects of classes of its own should ask :attr:`perturbed`.
 
     Subclasses may write hooks as for any LightningModule, with ``super()`` or without: what a task does in a hook is
     done after it in any case. With SAM a ``training_step`` of one's own has to call this one.

@@ -66,11 +66,13 @@ def _backward(task: Task, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -
         task.sharpness_state = _unscaled(task, known if one else task._ascents.add(known))
         for parameter, grad in zip(parameters, accumulated, strict=True):
             parameter.grad = grad
-        state.rewind()
-        task._perturbed = True
+        task._perturbed = True  # before what the second pass is to leave is remembered
         try:
-            second = _pass(task, batch, batch_idx) / task.trainer.accumulate_grad_batches
-            state.restore_attributes()
+            state.rewind()
+            try:
+                second = _pass(task, batch, batch_idx) / task.trainer.accumulate_grad_batches
+            finally:
+                state.restore()
             with without_sync(strategy, not sync):
                 task.manual_backward(second)
         finally:
