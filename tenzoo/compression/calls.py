@@ -59,26 +59,25 @@ class Call:
         args, kwargs = tree_map(lambda x: function(x) if isinstance(x, Tensor) else x, (self.args, dict(self.kwargs)))
         return Call(args, kwargs)
 
-    def divisions(self, border: int) -> Iterator[tuple["Call", "Call"]]:
-        """Ways in which the samples could lie in the arguments: those before a border, and the others.
+    def parts(self, *chosen: Sequence[int]) -> Iterator[list["Call"]]:
+        """Ways in which samples could lie in the arguments: what belongs to some of them, by their numbers.
 
         A tensor or an array with as many rows as there are samples has one for each. A list or a tuple of that length
         may have one item for each too, or what it holds is divided.
 
         Example:
             >>> call = Call((torch.ones(2, 3), [[1, 2], [3, 4]]), {})
-            >>> [first.args[1] for first, last in call.divisions(1)]
+            >>> [part.args[1] for (part,) in call.parts([0])]
             [[[1, 2]], [[1, 2]], [[1, 2], [3, 4]]]
         """
         for kinds in ((list, tuple), (list,), ()):
-            first, last = (
+            yield [
                 Call(
-                    tuple(_cut(value, part, self.size, kinds) for value in self.args),
-                    {name: _cut(value, part, self.size, kinds) for name, value in self.kwargs.items()},
+                    tuple(_cut(value, samples, self.size, kinds) for value in self.args),
+                    {name: _cut(value, samples, self.size, kinds) for name, value in self.kwargs.items()},
                 )
-                for part in (slice(border), slice(border, None))
-            )
-            yield first, last
+                for samples in chosen
+            ]
 
     def on(self, model: Callable[..., Any]) -> Any:
         """What a model makes of it; the inputs stay as they are, though a model may change what it is given."""
@@ -122,16 +121,16 @@ with which it fails: RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x
         return " and ".join([*map(_described, self.args), *named])
 
 
-def _cut(value: Any, part: slice, size: int, kinds: tuple[type, ...]) -> Any:
+def _cut(value: Any, samples: Sequence[int], size: int, kinds: tuple[type, ...]) -> Any:
     """Some of the samples of a value, where lists of these kinds and of the right length have an item for each."""
     if isinstance(value, Tensor | np.ndarray):
-        return value[part] if value.ndim and len(value) == size else value
+        return value[list(samples)] if value.ndim and len(value) == size else value
     if type(value) in kinds and len(value) == size:
-        return value[part]
+        return type(value)(value[sample] for sample in samples)
     if type(value) in (list, tuple):
-        return type(value)(_cut(each, part, size, kinds) for each in value)
+        return type(value)(_cut(each, samples, size, kinds) for each in value)
     if type(value) is dict:
-        return {key: _cut(each, part, size, kinds) for key, each in value.items()}
+        return {key: _cut(each, samples, size, kinds) for key, each in value.items()}
     return value
 
 

@@ -309,26 +309,60 @@ def divided(model: nn.Module, call: Call, border: int, argument: str) -> tuple[C
     Raises:
         ValueError: If the model does not take the input.
     """
-    with evaluating(model):
-        whole = _rows(repeatably(model, call, argument), call.size)
-        for parts in call.divisions(border) if whole else ():
-            try:
-                found = [_rows(repeatably(model, part, argument), part.size) for part in parts]
-            except ValueError:  # another way may be right
-                continue
-            if all(map(_same_rows, found, [[y[:border] for y in whole], [y[border:] for y in whole]])):
-                return parts
+    size = call.size
+    whole = _outputs(model, call, argument)
+    # As many come first: numbers of samples in another argument would be out of range where there are fewer.
+    mixed = [size - 1 - place // 2 for place in range(size)]
+    chosen = mixed, range(border), range(border, size)
+    for parts in call.parts(*chosen) if whole else ():
+        try:
+            if all(
+                _of_samples(_outputs(model, part, argument), whole, samples, size)
+                for part, samples in zip(parts, chosen, strict=True)
+            ):
+                return parts[1], parts[2]
+        except ValueError:  # another way may be right
+            continue
     return None
 
 
-def _rows(result: object, size: int) -> list[Tensor]:
-    """The floating-point outputs, each with a row for each sample; none if there is another. A loss is left out."""
-    found = [y for y in _floating(result) if y.ndim]
-    return found if all(len(y) == size for y in found) else []
+def _outputs(model: nn.Module, call: Call, argument: str) -> list[Tensor]:
+    """The floating-point outputs in which samples could be found, those without sizes left out, such as a loss."""
+    with evaluating(model):
+        found = [y for y in _floating(repeatably(model, call, argument)) if not y.is_nested and y.ndim]
+        return [y.clone() for y in found] if all(y.layout is torch.strided for y in found) else []
 
 
-def _same_rows(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+def _of_samples(found: Sequence[Tensor], whole: Sequence[Tensor], samples: Sequence[int], size: int) -> bool:
+    """Whether outputs are those of some samples among the outputs of all, and not the same for any."""
+    each = len(whole) // size  # tensors of a sample, if each has its own
+    if len(whole) == each * size and _same(
+        found, [whole[sample * each + k] for sample in samples for k in range(each)]
+    ):
+        return True
+    if len(found) != len(whole):
+        return False
+    divided = [_has_rows(part, y, samples, size) for part, y in zip(found, whole, strict=True)]
+    return any(divided) and all(own or _same([part], [y]) for own, part, y in zip(divided, found, whole, strict=True))
+
+
+def _has_rows(part: Tensor, whole: Tensor, samples: Sequence[int], size: int) -> bool:
+    """Whether a tensor has the numbers of these samples in some mode, in which samples come first or last."""
+    index = torch.tensor(samples, device=whole.device)
+    for mode, length in enumerate(whole.shape):
+        if length and length % size == 0:
+            for place, sizes in enumerate([(size, length // size), (length // size, size)]):
+                rows = whole.reshape(*whole.shape[:mode], *sizes, *whole.shape[mode + 1 :])
+                if _same([part], [rows.index_select(mode + place, index).flatten(mode, mode + 1)]):
+                    return True
+    return False
+
+
+def _same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether these are the same outputs but for rounding, which differs between batches of different sizes."""
     if [y.shape for y in found] != [y.shape for y in expected]:
+        return False
+    if not all(x.isnan().equal(y.isnan()) for x, y in zip(found, expected, strict=True)):
         return False
     rounding = max(torch.finfo(y.dtype).eps for y in expected)
     return _difference(found, expected) <= min(math.sqrt(rounding), max(16 * rounding, 1e-3))

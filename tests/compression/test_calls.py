@@ -70,7 +70,7 @@ def test_exported_programs_are_called_as_the_model_is(tmp_path, form):
     export(model, tmp_path / "model.pt2", FORMS[form])
     program = torch.export.load(tmp_path / "model.pt2").module()
     (call,) = read_calls(FORMS[form], "example_input", model, partial(divided, model, argument="example_input"))
-    smaller, _ = next(call.divisions(3))
+    (smaller,) = next(call.parts(range(3)))
     names = sorted(smaller.kwargs, key=["x", "mask", "scale"].index)
     found = program(*smaller.args, **{name: smaller.kwargs[name] for name in names})
     torch.testing.assert_close(found["logits"], model(X[:3], MASK[:3])["logits"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
+from torchvision.ops import roi_align
 
 from tenzoo.compression import apply_, plan
 from tenzoo.compression.calls import Call, fingerprint
@@ -138,6 +139,94 @@ def test_a_list_of_boxes_goes_with_its_images():
     made = plan(Boxes(), factorization="tt", budget=0.6, calibration=(X, boxes), example_input=(X, boxes))
     assert made.held_back
     assert made.dense_multiplications == 8 * 32 + 32 * 16
+
+
+class Pooled(nn.Module):
+    """Pools features of images by boxes that are numbered by their image, which torchvision does not check."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(144, 32)
+
+    def forward(self, x, boxes):
+        largest.append(int(boxes[:, 0].max()) - len(x))
+        return self.head(roi_align(self.conv(x).relu(), boxes, 3).flatten(1))
+
+
+largest: list[int] = []
+
+
+def test_numbers_of_samples_are_never_out_of_range():
+    """On a GPU that would end the process, and what lies behind a tensor may be its like, or NaN."""
+    x = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    corners = torch.rand(8, 4, generator=torch.Generator().manual_seed(2)) * 8 + torch.tensor([0, 0, 8, 8])
+    largest.clear()
+    for numbers in (torch.arange(8.0), torch.arange(8.0).flip(0)):
+        given = x, torch.cat([numbers[:, None], corners], 1)
+        made = plan(Pooled(), factorization="tt", budget=0.6, calibration=given, example_input=given)
+        assert not made.held_back
+        assert made.output_error == pytest.approx(own_error(Pooled(), made, given, given), rel=1e-4)
+    assert max(largest) < 0
+
+
+class Recorded(Layers):
+    """Makes what a function makes of its outputs, and counts its runs in a buffer, which they depend on."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.made = made
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x):
+        self.runs += 1
+        return self.made(self.runs * self.second(self.first(x).relu()))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda y: y,
+        lambda y: (y, y.mean(), torch.ones(3)),
+        lambda y: (y, torch.stack([y, 2 * y])),
+        lambda y: {"heads": y.reshape(-1, 4)},
+        lambda y: y.reshape(-1, 4, 4).transpose(0, 1).flatten(0, 1),
+        lambda y: y.unbind(),
+        lambda y: [{"one": row, "other": row[:3]} for row in y],
+    ],
+    ids=[
+        "rows",
+        "a loss and a constant",
+        "a batch that is second",
+        "more rows",
+        "steps first",
+        "a list",
+        "a list of dicts",
+    ],
+)
+def test_outputs_may_hold_the_samples_in_any_order_of_modes(made):
+    first, last = divided(Recorded(made), Call((X,), {}), 12, "calibration")
+    assert (first.args[0].equal(X[:12]), last.args[0].equal(X[12:])) == (True, True)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda y: y.flip(0),
+        lambda y: y - y.mean(0),
+        lambda y: y.cumsum(0),
+        lambda y: y @ y.t(),
+        lambda y: y.mean(0),
+        lambda y: torch.where(torch.tensor(len(y) < SAMPLES), torch.nan, y),
+        lambda y: y / len(y),
+        lambda y: torch.ones(SAMPLES),
+        lambda y: y.to_sparse(),
+        lambda y: y.argmax(-1),
+    ],
+    ids=["reversed", "centered", "summed", "pairs", "mean", "NaN", "a share", "constant", "sparse", "classes"],
+)
+def test_outputs_that_are_not_those_of_samples_divide_nothing(made):
+    assert divided(Recorded(made), Call((X,), {}), 12, "calibration") is None
 
 
 def test_a_state_in_a_tuple_as_long_as_the_batch_is_no_list_of_samples():
