@@ -23,7 +23,7 @@ from tenzoo.cli.configs import PARSER_MODE, check_configs
 from tenzoo.cli.messages import explain
 from tenzoo.compression import Plan, apply_, plan
 from tenzoo.compression.calls import Call, said
-from tenzoo.compression.inputs import divided
+from tenzoo.compression.outputs import divided
 from tenzoo.compression.progress import LOGGER
 from tenzoo.compression.reading import read_batches
 from tenzoo.weights import load_weights_

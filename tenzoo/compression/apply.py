@@ -11,17 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call, fingerprint, hold_back, said
-from tenzoo.compression.inputs import (
-    check_seen,
-    dense_outputs,
-    difference,
-    divided,
-    evaluating,
-    input_metrics,
-    observe,
-    repeatably,
-)
+from tenzoo.compression.inputs import check_seen, input_metrics, observe
 from tenzoo.compression.matching import check_numbers, check_plan, matched, read_by_another, settings_of
+from tenzoo.compression.outputs import dense_outputs, difference, divided, evaluating, repeatably
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.progress import LOGGER, each
 from tenzoo.compression.readers import described

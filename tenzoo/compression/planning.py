@@ -13,16 +13,9 @@ from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call, fingerprint, hold_back, take
 from tenzoo.compression.candidates import Candidate, allocate, rank_errors
-from tenzoo.compression.inputs import (
-    check_seen,
-    count_positions,
-    divided,
-    input_metrics,
-    observe,
-    output_error,
-    sensitivities,
-)
+from tenzoo.compression.inputs import check_seen, count_positions, input_metrics, observe
 from tenzoo.compression.obstacles import multiplied, obstacles
+from tenzoo.compression.outputs import divided, output_error, sensitivities
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.progress import each
 from tenzoo.compression.reading import Example, read_call, read_calls

@@ -8,7 +8,7 @@ from torch import nn
 
 from tenzoo.compression import Plan, apply_, plan
 from tenzoo.compression.calls import Call
-from tenzoo.compression.inputs import sensitivities
+from tenzoo.compression.outputs import sensitivities
 from tests.compression.test_plan import IMAGES, network
 from tests.factorizations.formats import NAMES
 

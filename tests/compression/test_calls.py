@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tenzoo.compression import Plan, apply_, export, plan
 from tenzoo.compression.calls import Call, fingerprint, tensors_in
-from tenzoo.compression.inputs import divided
+from tenzoo.compression.outputs import divided
 from tenzoo.compression.reading import read_calls
 
 X = torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(0))

@@ -32,22 +32,23 @@ def held_back(model, made, x):
 class Asks(nn.Module):
     """Treats layers by their class."""
 
-    def __init__(self):
+    def __init__(self, otherwise):
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 10)])
+        self.otherwise = otherwise
 
     def forward(self, x):
         for layer in self.layers:
             x = layer(x)
-            if isinstance(layer, nn.Linear):
-                x = torch.relu(x)
+            x = torch.relu(x) if isinstance(layer, nn.Linear) else self.otherwise * x
         return x
 
 
+@pytest.mark.parametrize("otherwise", [1.0, torch.nan])
 @pytest.mark.parametrize("argument", ["calibration", "example_input"])
-def test_a_model_that_asks_for_the_class_of_a_layer_is_refused(argument):
+def test_a_model_that_asks_for_the_class_of_a_layer_is_refused(argument, otherwise):
     torch.manual_seed(0)
-    model, given = Asks(), {argument: inputs()}
+    model, given = Asks(otherwise), {argument: inputs()}
     made = plan(model, factorization="tt", ranks=8, **given)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=rf"outputs on `{argument}` that are .* of their size apart; .*isinstance"):

@@ -1,0 +1,275 @@
+"""What a model makes of its inputs: how far that moves with other weights, and what of it is of which sample."""
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tenzoo.compression.calls import Call, tensors_in
+from tenzoo.compression.progress import each
+
+
+def sensitivities(
+    model: nn.Module, changed: Mapping[str, tuple[Tensor, float]], calls: Sequence[Call]
+) -> dict[str, float]:
+    """How far the outputs of a model move, relative to their size, per squared relative error of single weights.
+
+    Args:
+        model: Stays as it is; it is run in evaluation mode, once for each weight.
+        changed: By the names of parameters, what is put in their places, and its squared relative error.
+        calls: With the argument ``calibration`` of the caller.
+
+    Returns:
+        ``‖y' − y‖² / (‖y‖² e²)`` by name, y being all outputs together.
+
+    Raises:
+        ValueError: If the outputs hold no floating-point tensor, or NaN.
+    """
+    with evaluating(model):
+        before = outputs(model, calls)
+        size = _squares(before)
+        found: dict[str, float] = {}
+        for name, (weight, error) in each(list(changed.items()), "measuring how far the outputs move with layers"):
+            with _other_numbers(model, {name: weight}):
+                after = outputs(model, calls)
+            moved = _squares([y.double() - x for x, y in zip(before, after, strict=True)])
+            found[name] = moved / (size * error) if size else 1.0
+    return found
+
+
+def output_error(model: nn.Module, changed: Mapping[str, Tensor], calls: Sequence[Call]) -> float:
+    """``‖y' − y‖ / ‖y‖`` of all outputs of a model together, with other numbers in some of its weights.
+
+    Args:
+        model: Stays as it is; it is run in evaluation mode.
+        changed: By the names of parameters, what is put in their places.
+        calls: With the argument ``calibration`` of the caller.
+
+    Returns:
+        Infinity where an output with these weights is NaN.
+
+    Raises:
+        ValueError: As :func:`sensitivities`.
+    """
+    with evaluating(model):
+        before = outputs(model, calls)
+        with _other_numbers(model, changed):
+            try:
+                after = outputs(model, calls)
+            except ValueError:  # of the unchanged model they were numbers
+                return math.inf
+    return _difference(after, before)
+
+
+def dense_outputs(
+    model: nn.Module, changed: Mapping[str, Tensor], call: Call, argument: str
+) -> tuple[list[Tensor], float | None]:
+    """The floating-point outputs of a dense model with other numbers in some of its weights.
+
+    Args:
+        model: Stays as it is; it is run in evaluation mode.
+        changed: By the names of parameters, what is put in their places.
+        call: With the argument of this name.
+        argument: Where the input came from.
+
+    Returns:
+        The outputs, and how far apart those of a second run are, as :func:`difference`: a model may have a state, or
+        draw random numbers of its own.
+    """
+    with evaluating(model), _other_numbers(model, changed):
+        found = _floating(repeatably(model, call, argument))
+        return found, difference(repeatably(model, call, argument), found)
+
+
+def difference(result: object, expected: Sequence[Tensor]) -> float | None:
+    """``‖y' − y‖ / ‖y‖`` of the floating-point outputs ``y'`` of a model to others.
+
+    Args:
+        result: What the model returned.
+        expected: y.
+
+    Returns:
+        None if they cannot be compared: they have other shapes, are too large, or are none. Infinity where one is NaN
+        and the other is not.
+    """
+    found = _floating(result)
+    if not found or [y.shape for y in found] != [y.shape for y in expected]:
+        return None
+    if not all(x.isnan().equal(y.isnan()) for x, y in zip(found, expected, strict=True)):
+        return math.inf
+    distance = _difference(found, expected)
+    return distance if math.isfinite(distance) else None
+
+
+def _difference(after: Sequence[Tensor], before: Sequence[Tensor]) -> float:
+    size = _squares(before)
+    moved = _squares([y.double() - x for x, y in zip(before, after, strict=True)])
+    return math.sqrt(moved / size) if size else math.sqrt(moved)
+
+
+@contextmanager
+def _other_numbers(model: nn.Module, changed: Mapping[str, Tensor]) -> Iterator[None]:
+    """Other numbers in some parameters, by their names."""
+    kept: list[tuple[Tensor, Tensor]] = []
+    try:
+        for name, number in changed.items():
+            parameter = model.get_parameter(name).detach()
+            kept.append((parameter, parameter.clone()))
+            parameter.copy_(number)
+        yield
+    finally:
+        for parameter, number in reversed(kept):  # of parameters that share memory the first one kept what was there
+            parameter.copy_(number)
+
+
+def outputs(model: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
+    """The floating-point outputs of all calls, those in nested values too, within :func:`evaluating`.
+
+    Raises:
+        ValueError: If there is none, or one holds NaN.
+    """
+    found = []
+    for call in calls:
+        result = repeatably(model, call, "calibration")
+        own = _floating(result)
+        if not own:
+            raise ValueError(
+                f"expected a model that returns floating-point tensors on `calibration`, got a {type(result).__name__}"
+            )
+        if any(bool(y.isnan().any()) for y in own):
+            raise ValueError("expected a model whose outputs on `calibration` are numbers, got NaN")
+        found += own
+    return found
+
+
+def _floating(result: object) -> list[Tensor]:
+    return [y for y in tensors_in(result) if y.is_floating_point()]
+
+
+def _squares(parts: Sequence[Tensor]) -> float:
+    """Sum of all squares; an output of −inf, which a mask left, does not move."""
+    return sum(float(part.double().nan_to_num(0, 0, 0).square().sum()) for part in parts)
+
+
+# --- samples -------------------------------------------------------------------------------------------------------
+
+
+def divided(model: nn.Module, call: Call, border: int, argument: str) -> tuple[Call, Call] | None:
+    """A call in two, by samples, where a model makes of the parts what are the parts of what it makes of the whole.
+
+    Args:
+        model: Stays as it is; it is run in evaluation mode.
+        call: With the argument of this name.
+        border: How many samples there are in the first part.
+        argument: Where the input came from.
+
+    Returns:
+        None if there are no such parts: a model may relate the samples to each other, or take something else for them.
+
+    Raises:
+        ValueError: If the model does not take the input.
+    """
+    size = call.size
+    whole = _outputs(model, call, argument)
+    # As many come first: numbers of samples in another argument would be out of range where there are fewer.
+    mixed = [size - 1 - place // 2 for place in range(size)]
+    chosen = mixed, range(border), range(border, size)
+    for parts in call.parts(*chosen) if whole else ():
+        try:
+            if all(
+                _of_samples(_outputs(model, part, argument), whole, samples, size)
+                for part, samples in zip(parts, chosen, strict=True)
+            ):
+                return parts[1], parts[2]
+        except ValueError:  # another way may be right
+            continue
+    return None
+
+
+def _outputs(model: nn.Module, call: Call, argument: str) -> list[Tensor]:
+    """The floating-point outputs in which samples could be found, those without sizes left out, such as a loss."""
+    with evaluating(model):
+        found = [y for y in _floating(repeatably(model, call, argument)) if not y.is_nested and y.ndim]
+        return [y.clone() for y in found] if all(y.layout is torch.strided for y in found) else []
+
+
+def _of_samples(found: Sequence[Tensor], whole: Sequence[Tensor], samples: Sequence[int], size: int) -> bool:
+    """Whether outputs are those of some samples among the outputs of all, and not the same for any."""
+    each = len(whole) // size  # tensors of a sample, if each has its own
+    if len(whole) == each * size and _same(
+        found, [whole[sample * each + k] for sample in samples for k in range(each)]
+    ):
+        return True
+    if len(found) != len(whole):
+        return False
+    divided = [_has_rows(part, y, samples, size) for part, y in zip(found, whole, strict=True)]
+    return any(divided) and all(own or _same([part], [y]) for own, part, y in zip(divided, found, whole, strict=True))
+
+
+def _has_rows(part: Tensor, whole: Tensor, samples: Sequence[int], size: int) -> bool:
+    """Whether a tensor has the numbers of these samples in some mode, in which samples come first or last."""
+    index = torch.tensor(samples, device=whole.device)
+    for mode, length in enumerate(whole.shape if part.ndim == whole.ndim else ()):
+        if length % size == 0 and length // size * len(samples) == part.shape[mode] > 0:
+            for place, sizes in enumerate([(size, length // size), (length // size, size)]):
+                rows = whole.reshape(*whole.shape[:mode], *sizes, *whole.shape[mode + 1 :])
+                if _same([part], [rows.index_select(mode + place, index).flatten(mode, mode + 1)]):
+                    return True
+    return False
+
+
+def _same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether these are the same outputs but for rounding, which differs between batches of different sizes."""
+    if [y.shape for y in found] != [y.shape for y in expected]:
+        return False
+    if not all(x.isfinite().equal(y.isfinite()) for x, y in zip(found, expected, strict=True)):
+        return False
+    rounding = max(torch.finfo(y.dtype).eps for y in expected)
+    return _difference(found, expected) <= min(math.sqrt(rounding), max(16 * rounding, 1e-3))
+
+
+# --- runs ----------------------------------------------------------------------------------------------------------
+
+
+def repeatably(model: nn.Module, call: Call, argument: str) -> Any:
+    """What a model makes of an input; the next run begins with the same attributes and random numbers."""
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    drawn = random.getstate(), np.random.get_state()  # noqa: NPY002  (what most code draws from)
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        with torch.random.fork_rng(devices=[device.index or 0 for device in devices]):
+            return call.run(model, argument)
+    finally:
+        random.setstate(drawn[0])
+        np.random.set_state(drawn[1])  # noqa: NPY002
+        for module, own in attributes:
+            vars(module).clear()
+            vars(module).update(own)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradients and without compiled graphs, in which no hook would run.
+
+    Modes and buffers are what they were afterwards; what a run puts into attributes is gone after it.
+    """
+    modes = {module: module.training for module in model.modules()}
+    buffers = {module: dict(module._buffers) for module in model.modules()}
+    numbers = {x: x.clone() for own in buffers.values() for x in own.values() if x is not None and not x.is_meta}
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+            module._buffers.update(buffers[module])
+        with torch.no_grad():
+            for x, number in numbers.items():
+                if not x.equal(number):
+                    x.copy_(number)
