@@ -204,7 +204,10 @@ def hold_back(calls: Sequence[Call], divide: Divide) -> tuple[list[Call], list[C
 
 
 def fingerprint(calls: Sequence[Call]) -> str:
-    """A hash of the shapes, dtypes and numbers of all inputs, wherever they are stored.
+    """A hash of the shapes, dtypes and numbers of all inputs, wherever they are stored, and of all else in them.
+
+    Raises:
+        ValueError: If there is a value of which nothing is known.
 
     Example:
         >>> one, other = Call((torch.ones(2),), {}), Call((torch.ones(2, 1),), {})
@@ -213,21 +216,36 @@ def fingerprint(calls: Sequence[Call]) -> str:
     """
     made = hashlib.sha256()
     for call in calls:
-        for value in (*call.args, *(part for named in sorted(call.kwargs.items()) for part in named)):
-            for content in _content(value, ()):
-                made.update(content)
+        try:
+            for value in (*call.args, *(part for named in sorted(call.kwargs.items()) for part in named)):
+                for content in _content(value, ()):
+                    made.update(content)
+        except Exception as error:
+            raise ValueError(
+                f"expected inputs that can be told apart in `calibration`, got {call}: {said(error)}"
+            ) from error
     return made.hexdigest()
 
 
 def _content(value: Any, around: tuple[int, ...]) -> Iterator[bytes]:
     """What tells a value from others, whatever its class: what a copy of it would be made of."""
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized:
         yield f"{tuple(value.shape)} {value.dtype} ".encode()
-        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    elif isinstance(value, np.ndarray) and value.dtype != object:
+        yield (
+            value.detach()
+            .cpu()
+            .resolve_conj()
+            .resolve_neg()
+            .contiguous()
+            .reshape(-1)
+            .view(torch.uint8)
+            .numpy()
+            .tobytes()
+        )
+    elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
         yield f"{value.shape} {value.dtype} ".encode()
         yield value.tobytes()
-    elif isinstance(value, str | int | float | complex | bytes | NoneType):
+    elif isinstance(value, str | int | float | complex | bytes | NoneType | torch.layout):
         yield f"{value!r} ".encode()
     elif isinstance(value, type | FunctionType | BuiltinFunctionType):
         yield f"{value.__module__}.{value.__qualname__} ".encode()
@@ -246,12 +264,7 @@ def _content(value: Any, around: tuple[int, ...]) -> Iterator[bytes]:
 
 
 def _made_of(value: Any) -> Sequence[Any]:
-    try:
-        parts = value.tolist() if isinstance(value, np.ndarray) else value.__reduce_ex__(4)
-    except TypeError as error:
-        raise ValueError(
-            f"expected inputs that can be told apart in `calibration`, got a {type(value).__name__}: {said(error)}"
-        ) from error
+    parts = value.tolist() if isinstance(value, np.ndarray) else value.__reduce_ex__(4)
     if isinstance(parts, str):
         return [parts]
     return [list(part) if isinstance(part, Iterator) else part for part in parts]

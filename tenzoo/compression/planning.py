@@ -121,6 +121,7 @@ def plan(
     divide = partial(divided, model, argument="calibration")
     example = None if example_input is None else read_call(example_input, "example_input", model)
     calls = [] if calibration is None else read_calls(calibration, "calibration", model, divide)
+    told = fingerprint(calls)
     for weight in weights:
         if weight.dense.is_meta:
             raise ValueError(f"expected numbers in `model`, got {weight.full_name!r} on the meta device")
@@ -166,7 +167,7 @@ def plan(
     for keeps, way in ways.items():
         made, changed = settled(way)
         error = output_error(model, changed, held)
-        made = replace(made, data_aware=True, calibration=fingerprint(calls), keeps=keeps, output_error=error)
+        made = replace(made, data_aware=True, calibration=told, keeps=keeps, output_error=error)
         found.append(replace(made, held_back=held is not fitted))
     best = min(found, key=lambda made: cast(float, made.output_error))
     return best if math.isfinite(cast(float, best.output_error)) else replace(best, output_error=None)

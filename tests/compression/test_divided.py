@@ -328,6 +328,39 @@ def test_a_hash_tells_values_of_all_kinds_apart():
     assert hashes == [fingerprint([Call((X, copy.deepcopy(value)), {})]) for value in values]
 
 
+@pytest.mark.parametrize("form", [Plain, Data])
+def test_tensors_of_all_kinds_have_a_hash(form):
+    rows = torch.eye(3), torch.eye(3).roll(1, 0)
+    kinds = {
+        "sparse": lambda x: x.to_sparse(),
+        "conjugate": lambda x: (x * 1j).conj(),
+        "negative": lambda x: (x * 1j).conj().imag,
+        "nested": lambda x: torch.nested.nested_tensor([x, x[:1]], layout=torch.jagged),
+    }
+    for kind, make in kinds.items():
+        one, same, other = (fingerprint([Call((X, form(make(x))), {})]) for x in (rows[0], rows[0].clone(), rows[1]))
+        assert (one == same, one == other) == (True, False), kind
+
+
+class Mute:
+    """Can be copied, but nothing is known of it."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce_ex__(self, protocol):
+        raise RuntimeError("no parts")
+
+
+@pytest.mark.parametrize("value", [Mute(), Plain(torch.ones(2, device="meta"))], ids=["mute", "meta"])
+def test_what_has_no_hash_is_refused_before_work(value, caplog):
+    caplog.set_level("INFO")
+    message = r"that can be told apart in `calibration`, got a tensor .* and a \w+: \w+Error: "
+    with pytest.raises(ValueError, match=message):
+        plan(InPlace(), factorization="tt", budget=0.6, calibration=(X, value))
+    assert not caplog.records
+
+
 def test_what_cannot_be_copied_is_refused(tmp_path):
     message = r"that can be copied in `calibration`, got a tensor .* and a TextIOWrapper"
     with (tmp_path / "file").open("w") as file, pytest.raises(ValueError, match=message):
