@@ -17,11 +17,10 @@ class SaveLastState(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loop, begun = trainer.fit_loop, trainer.global_step
+        loop = trainer.fit_loop
 
         def end() -> None:
-            if trainer.global_step > begun:
-                _save(trainer)
+            _save(trainer)
             type(loop).on_run_end(loop)
 
         # Before any callback's on_train_end, where some put averages in the place of the weights.
