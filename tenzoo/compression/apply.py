@@ -115,7 +115,7 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
         rebuilt = {weight.full_name: new.dense_weight() for weight, new in made}
     expected, varies = dense_outputs(model, rebuilt, trial, argument)
     with _put(model, made):
-        _try(model, [weight for weight, _ in pairs], trial, argument, expected if varies == 0 else None)
+        _try(model, [weight for weight, _ in pairs], trial, argument, expected, varies)
     return model
 
 
@@ -315,7 +315,12 @@ def _set(place: dict[str, Any], content: Mapping[str, Any]) -> None:
 
 
 def _try(
-    model: nn.Module, weights: Sequence[Weight], call: Call, argument: str, outputs: Sequence[Tensor] | None
+    model: nn.Module,
+    weights: Sequence[Weight],
+    call: Call,
+    argument: str,
+    outputs: Sequence[Tensor],
+    varies: float | None,
 ) -> None:
     """Run a compressed model once.
 
@@ -324,7 +329,8 @@ def _try(
         weights: What was there before.
         call: With the argument of this name.
         argument: Where the input came from.
-        outputs: Of the dense model with the weights that the cores make; None if they are not always the same.
+        outputs: Of the dense model with the weights that the cores make.
+        varies: How far apart those of two runs are; None if they cannot be compared.
 
     Raises:
         ValueError: If it does not run, calls a layer that was replaced, or has other outputs.
@@ -348,8 +354,11 @@ def _try(
         raise ValueError(failed)
     if called:
         raise ValueError(f"{expected} a call of the dense {called[0]!r}, which is held outside of the model's modules")
-    apart = None if outputs is None else difference(result, outputs)
-    if apart is not None and apart > max((_ROUNDING.get(weight.dense.dtype, 0.3) for weight in weights), default=0.0):
+    apart = None if varies is None else difference(result, outputs)
+    if apart is None and weights:
+        LOGGER.warning("the outputs on `%s` cannot be compared with those of the dense weights", argument)
+    rounding = max((_ROUNDING.get(weight.dense.dtype, 0.3) for weight in weights), default=0.0)
+    if apart is not None and apart > max(rounding, 10 * (varies or 0.0)):
         raise ValueError(
             f"expected a model that does with cores what it does with the dense weights that they make, got outputs on "
             f"`{argument}` that are {apart:.2g} of their size apart; a module that asks for the class of a layer, as "

@@ -2,15 +2,17 @@
 
 import math
 import random
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tenzoo.compression.calls import Call, tensors_in
+from tenzoo.compression.calls import Call
 from tenzoo.compression.progress import each
 
 
@@ -25,10 +27,10 @@ def sensitivities(
         calls: With the argument ``calibration`` of the caller.
 
     Returns:
-        ``‖y' − y‖² / (‖y‖² e²)`` by name, y being all outputs together.
+        ``‖y' − y‖² / (‖y‖² e²)`` by name, y being all outputs together; at most 10⁶ of it, where y' is not finite.
 
     Raises:
-        ValueError: If the outputs hold no floating-point tensor, or NaN.
+        ValueError: As :func:`outputs`, or if the outputs have other shapes with other weights.
     """
     with evaluating(model):
         before = outputs(model, calls)
@@ -36,9 +38,8 @@ def sensitivities(
         found: dict[str, float] = {}
         for name, (weight, error) in each(list(changed.items()), "measuring how far the outputs move with layers"):
             with _other_numbers(model, {name: weight}):
-                after = outputs(model, calls)
-            moved = _squares([y.double() - x for x, y in zip(before, after, strict=True)])
-            found[name] = moved / (size * error) if size else 1.0
+                moved = _moved(_all_numbers(model, calls), before)
+            found[name] = min(moved / (size * error), 1e6) if size else 1.0
     return found
 
 
@@ -51,7 +52,7 @@ def output_error(model: nn.Module, changed: Mapping[str, Tensor], calls: Sequenc
         calls: With the argument ``calibration`` of the caller.
 
     Returns:
-        Infinity where an output with these weights is NaN.
+        Infinity where an output with these weights is NaN, or infinite where it was not.
 
     Raises:
         ValueError: As :func:`sensitivities`.
@@ -59,17 +60,14 @@ def output_error(model: nn.Module, changed: Mapping[str, Tensor], calls: Sequenc
     with evaluating(model):
         before = outputs(model, calls)
         with _other_numbers(model, changed):
-            try:
-                after = outputs(model, calls)
-            except ValueError:  # of the unchanged model they were numbers
-                return math.inf
-    return _difference(after, before)
+            moved = _moved(_all_numbers(model, calls), before)
+    return _relative(moved, before)
 
 
 def dense_outputs(
     model: nn.Module, changed: Mapping[str, Tensor], call: Call, argument: str
 ) -> tuple[list[Tensor], float | None]:
-    """The floating-point outputs of a dense model with other numbers in some of its weights.
+    """The outputs of a dense model with other numbers in some of its weights.
 
     Args:
         model: Stays as it is; it is run in evaluation mode.
@@ -78,38 +76,66 @@ def dense_outputs(
         argument: Where the input came from.
 
     Returns:
-        The outputs, and how far apart those of a second run are, as :func:`difference`: a model may have a state, or
-        draw random numbers of its own.
+        The outputs, and how far apart those of a second run are, as :func:`difference`: a model may draw random numbers
+        of its own.
     """
     with evaluating(model), _other_numbers(model, changed):
-        found = _floating(repeatably(model, call, argument))
+        found = numbers_in(repeatably(model, call, argument))
         return found, difference(repeatably(model, call, argument), found)
 
 
 def difference(result: object, expected: Sequence[Tensor]) -> float | None:
-    """``‖y' − y‖ / ‖y‖`` of the floating-point outputs ``y'`` of a model to others.
+    """The largest ``‖y' − y‖ / ‖y‖`` of an output ``y'`` of a model to another.
+
+    An output that is as small beside the others as their rounding may be nothing else.
 
     Args:
         result: What the model returned.
         expected: y.
 
     Returns:
-        None if they cannot be compared: they have other shapes, are too large, or are none. Infinity where one is NaN
-        and the other is not.
+        None if they cannot be compared: they have other shapes, or are none. Infinity where one is NaN or infinite and
+        the other is not.
     """
-    found = _floating(result)
+    found = numbers_in(result)
     if not found or [y.shape for y in found] != [y.shape for y in expected]:
         return None
-    if not all(x.isnan().equal(y.isnan()) for x, y in zip(found, expected, strict=True)):
-        return math.inf
-    distance = _difference(found, expected)
-    return distance if math.isfinite(distance) else None
+    sizes = [math.sqrt(_squares([y])) for y in expected]
+    least = max(sizes) * min(256 * max(torch.finfo(y.dtype).eps for y in expected), 0.1)
+    return max(
+        math.sqrt(_moved([x], [y])) / max(size, least, torch.finfo(torch.float64).tiny)
+        for x, y, size in zip(found, expected, sizes, strict=True)
+    )
 
 
-def _difference(after: Sequence[Tensor], before: Sequence[Tensor]) -> float:
+def _relative(moved: float, before: Sequence[Tensor]) -> float:
     size = _squares(before)
-    moved = _squares([y.double() - x for x, y in zip(before, after, strict=True)])
     return math.sqrt(moved / size) if size else math.sqrt(moved)
+
+
+def _moved(after: Sequence[Tensor], before: Sequence[Tensor]) -> float:
+    """``‖y' − y‖²``; infinity that stays does not move.
+
+    Raises:
+        ValueError: If shapes differ.
+    """
+    shapes, others = ([tuple(y.shape) for y in each] for each in (before, after))
+    if shapes != others:
+        raise ValueError(
+            "expected a model whose outputs on `calibration` have the same shapes with any weights, got "
+            f"{_shortened(shapes)} and, with layers decomposed, {_shortened(others)}; plan the part of the model that "
+            "comes before it chooses what to return"
+        )
+    moved = 0.0
+    for x, y in zip(after, before, strict=True):
+        step = x.double() - y
+        step[x == y] = 0
+        moved += float(step.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf).square().sum())
+    return moved
+
+
+def _shortened(shapes: Sequence[tuple[int, ...]]) -> str:
+    return f"{str(list(shapes[:3]))[:-1]}{', …' if len(shapes) > 3 else ''}]"
 
 
 @contextmanager
@@ -128,18 +154,19 @@ def _other_numbers(model: nn.Module, changed: Mapping[str, Tensor]) -> Iterator[
 
 
 def outputs(model: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
-    """The floating-point outputs of all calls, those in nested values too, within :func:`evaluating`.
+    """The numbers in the outputs of all calls, as :func:`numbers_in`, within :func:`evaluating`.
 
     Raises:
-        ValueError: If there is none, or one holds NaN.
+        ValueError: If there are none, or one is NaN.
     """
     found = []
     for call in calls:
         result = repeatably(model, call, "calibration")
-        own = _floating(result)
-        if not own:
+        own = numbers_in(result)
+        if not any(y.numel() for y in own):
             raise ValueError(
                 f"expected a model that returns floating-point tensors on `calibration`, got a {type(result).__name__}"
+                f"{' of empty ones' if own else ''}"
             )
         if any(bool(y.isnan().any()) for y in own):
             raise ValueError("expected a model whose outputs on `calibration` are numbers, got NaN")
@@ -147,12 +174,59 @@ def outputs(model: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
     return found
 
 
-def _floating(result: object) -> list[Tensor]:
-    return [y for y in tensors_in(result) if y.is_floating_point()]
+def _all_numbers(model: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
+    return [y for call in calls for y in numbers_in(repeatably(model, call, "calibration"))]
+
+
+def numbers_in(result: object) -> list[Tensor]:
+    """The floating-point and complex numbers in what a model returns, in memory of their own.
+
+    They are in tensors, arrays and Python's numbers, in containers, and in attributes of objects of any class; there
+    Python's numbers are left out, which are settings.
+
+    Example:
+        >>> [y.tolist() for y in numbers_in([torch.ones(1), {"loss": 2.0, "counts": 3}])]
+        [[1.0], 2.0]
+    """
+    found: list[Tensor] = []
+    _gather(result, found, set(), inside=False)
+    return found
+
+
+def _gather(value: Any, found: list[Tensor], seen: set[int], *, inside: bool) -> None:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fc":
+        value = torch.from_numpy(np.array(value))
+    elif isinstance(value, float | complex) and not inside:
+        value = torch.tensor(value, dtype=torch.complex128 if isinstance(value, complex) else torch.float64)
+    if isinstance(value, Tensor):
+        if value.is_floating_point() or value.is_complex():
+            found += _plain(value)
+    elif isinstance(value, nn.Module | type | ModuleType | FunctionType) or id(value) in seen:
+        return
+    else:
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            parts: Any = value.values()
+        elif isinstance(value, list | tuple | set | frozenset | deque):
+            parts = value
+        else:
+            slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+            parts = [*getattr(value, "__dict__", {}).values(), *(getattr(value, name, None) for name in slots)]
+            inside = True
+        for part in parts:
+            _gather(part, found, seen, inside=inside)
+
+
+def _plain(value: Tensor) -> list[Tensor]:
+    """A tensor as one, or several, that can be compared: dense, and with real numbers."""
+    if value.is_nested:
+        return [part.clone() for part in value.unbind()]
+    value = (value if value.layout is torch.strided else value.to_dense()).resolve_conj()
+    return [(torch.view_as_real(value) if value.is_complex() else value).clone()]
 
 
 def _squares(parts: Sequence[Tensor]) -> float:
-    """Sum of all squares; an output of −inf, which a mask left, does not move."""
+    """Sum of all squares, but for infinity, which a mask left."""
     return sum(float(part.double().nan_to_num(0, 0, 0).square().sum()) for part in parts)
 
 
@@ -194,8 +268,7 @@ def divided(model: nn.Module, call: Call, border: int, argument: str) -> tuple[C
 def _outputs(model: nn.Module, call: Call, argument: str) -> list[Tensor]:
     """The floating-point outputs in which samples could be found, those without sizes left out, such as a loss."""
     with evaluating(model):
-        found = [y for y in _floating(repeatably(model, call, argument)) if not y.is_nested and y.ndim]
-        return [y.clone() for y in found] if all(y.layout is torch.strided for y in found) else []
+        return [y for y in numbers_in(repeatably(model, call, argument)) if y.ndim]
 
 
 def _of_samples(found: Sequence[Tensor], whole: Sequence[Tensor], samples: Sequence[int], size: int) -> bool:
@@ -230,7 +303,7 @@ def _same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
     if not all(x.isfinite().equal(y.isfinite()) for x, y in zip(found, expected, strict=True)):
         return False
     rounding = max(torch.finfo(y.dtype).eps for y in expected)
-    return _difference(found, expected) <= min(math.sqrt(rounding), max(16 * rounding, 1e-3))
+    return _relative(_moved(found, expected), expected) <= min(math.sqrt(rounding), max(16 * rounding, 1e-3))
 
 
 # --- runs ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from tenzoo.compression.inputs import check_seen, count_positions, input_metrics
 from tenzoo.compression.obstacles import multiplied, obstacles
 from tenzoo.compression.outputs import divided, output_error, sensitivities
 from tenzoo.compression.plan import LayerPlan, Plan
-from tenzoo.compression.progress import each
+from tenzoo.compression.progress import LOGGER, each
 from tenzoo.compression.reading import Example, read_call, read_calls
 from tenzoo.compression.weights import Weight, find_weights, has_counterpart, own_parameters
 from tenzoo.factorizations import Rank, factorization_class
@@ -170,7 +170,10 @@ def plan(
         made = replace(made, data_aware=True, calibration=told, keeps=keeps, output_error=error)
         found.append(replace(made, held_back=held is not fitted))
     best = min(found, key=lambda made: cast(float, made.output_error))
-    return best if math.isfinite(cast(float, best.output_error)) else replace(best, output_error=None)
+    if math.isfinite(cast(float, best.output_error)):
+        return best
+    LOGGER.warning("the outputs of the network on `calibration` are not finite with these ranks; give it more")
+    return replace(best, output_error=None)
 
 
 def _chosen(

@@ -193,6 +193,7 @@ class Recorded(Layers):
         lambda y: y.reshape(-1, 4, 4).transpose(0, 1).flatten(0, 1),
         lambda y: y.unbind(),
         lambda y: [{"one": row, "other": row[:3]} for row in y],
+        lambda y: y.to_sparse(),
     ],
     ids=[
         "rows",
@@ -202,6 +203,7 @@ class Recorded(Layers):
         "steps first",
         "a list",
         "a list of dicts",
+        "sparse",
     ],
 )
 def test_outputs_may_hold_the_samples_in_any_order_of_modes(made):
@@ -220,10 +222,9 @@ def test_outputs_may_hold_the_samples_in_any_order_of_modes(made):
         lambda y: torch.where(torch.tensor(len(y) < SAMPLES), torch.nan, y),
         lambda y: y / len(y),
         lambda y: torch.ones(SAMPLES),
-        lambda y: y.to_sparse(),
         lambda y: y.argmax(-1),
     ],
-    ids=["reversed", "centered", "summed", "pairs", "mean", "NaN", "a share", "constant", "sparse", "classes"],
+    ids=["reversed", "centered", "summed", "pairs", "mean", "NaN", "a share", "constant", "classes"],
 )
 def test_outputs_that_are_not_those_of_samples_divide_nothing(made):
     assert divided(Recorded(made), Call((X,), {}), 12, "calibration") is None
