@@ -25,7 +25,7 @@ from tenzoo.compression import Plan, apply_, plan
 from tenzoo.compression.calls import Call, said
 from tenzoo.compression.outputs import divided
 from tenzoo.compression.progress import LOGGER
-from tenzoo.compression.reading import read_batches
+from tenzoo.compression.reading import SAMPLES, read_batches
 from tenzoo.weights import load_weights_
 
 PLAN, WEIGHTS = "plan.json", "weights.pt"
@@ -47,7 +47,7 @@ def compress(
     ranks: int | float | dict[str, int | float | list[int]] | None = None,
     exclude: list[str] | None = None,
     calibration: LightningDataModule | None = None,
-    calibration_size: int = 128,
+    calibration_size: int | None = None,
 ) -> Plan:
     """Compress a trained network, and write plan.json and weights.pt into a folder.
 
@@ -60,7 +60,7 @@ def compress(
         ranks: In place of a budget: one rank for all layers, or a rank for each by name.
         exclude: Names of layers that stay dense.
         calibration: Data whose training inputs, without labels, tell which part of each weight matters.
-        calibration_size: How many of them are used.
+        calibration_size: How many of them are used, 128 by default.
     """
     folder = Path(output)
     if not output or (folder.exists() and not folder.is_dir()):
@@ -68,12 +68,14 @@ def compress(
     for name in (PLAN, WEIGHTS):
         if (folder / name).exists():
             raise ValueError(f"expected a folder without {name} in `output`, got {output!r}, where there is one")
-    if isinstance(calibration_size, bool) or calibration_size < 1:
+    if calibration is None and calibration_size is not None:
+        raise ValueError(f"expected `calibration` beside `calibration_size` {calibration_size}, got none")
+    if calibration_size is not None and (isinstance(calibration_size, bool) or calibration_size < 1):
         raise ValueError(f"expected an int >= 1 in `calibration_size`, got {calibration_size}")
     _check_writable(folder)
     LOGGER.info("reading the weights")
     load_weights_(network, weights)
-    inputs = None if calibration is None else _inputs(network, calibration, calibration_size)
+    inputs = None if calibration is None else _inputs(network, calibration, calibration_size or SAMPLES)
     made = plan(
         network, factorization=factorization, budget=budget, ranks=ranks, calibration=inputs, exclude=exclude or []
     )

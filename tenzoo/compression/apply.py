@@ -46,7 +46,8 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
     replaced under each; a weight of attention and recurrent layers, which read it by name, and any other matrix that a
     module reads from one of its layers, becomes a :class:`~tenzoo.layers.TensorizedWeight`, a parametrization of torch:
     such a model cannot be pickled whole, and is saved by its plan and its state dict (see :func:`restore_`). Frozen
-    weights stay frozen, and biases are the parameters that they were.
+    weights stay frozen, and biases are the parameters that they were. Cores are new parameters: an optimizer, or an
+    average of weights, is made after them.
 
     Without an input, what reads a weight from outside of its layer is known as far as the code of the model's classes
     tells (see :func:`~tenzoo.compression.readers.readers_in_code`).
@@ -214,7 +215,7 @@ def fold_(model: M) -> M:
         raise ValueError(
             f"expected cores that a {dense} can take the place of in `model`, got {name!r}, which {reason}"
         )
-    for owner, name, _, _ in made:
+    for owner, name, _, _ in reversed(made):
         take_parametrization(owner, name)
     folded: dict[nn.Module, nn.Module] = {}
     weights: dict[tuple[nn.Module, torch.Size], nn.Parameter] = {}

@@ -70,7 +70,8 @@ def count_positions(
 ) -> dict[str, Positions]:
     """Rows, pixels or indices that each weight sees for one sample in evaluation mode, all of its calls together.
 
-    The model is run with the first sample. Where its samples cannot be told apart, it is with all, and the numbers are
+    They are what a second sample adds to the first: what a model does once in a call, such as for a table of its own,
+    is done for no sample. Where the samples cannot be told apart, the model is run with all, and the numbers are
     divided by how many there are.
 
     Args:
@@ -83,10 +84,12 @@ def count_positions(
         ValueError: If the model does not take the input.
     """
     parts = divided(model, call, 1, "example_input") if call.size > 1 else None
-    if parts is not None:
-        return _positions(model, weights, layers, parts[0])
-    every = _positions(model, weights, layers, call)
-    return {name: positions.times(1 / max(call.size, 1)) for name, positions in every.items()}
+    pair = (call, None) if call.size == 2 else parts and divided(model, call, 2, "example_input")
+    if parts is None or pair is None:
+        every = _positions(model, weights, layers, call)
+        return {name: positions.times(1 / max(call.size, 1)) for name, positions in every.items()}
+    first, two = (_positions(model, weights, layers, part) for part in (parts[0], pair[0]))
+    return {name: positions.beyond(first.get(name, Positions(0, 0))) for name, positions in two.items()}
 
 
 def _positions(

@@ -156,7 +156,8 @@ def plan(
     if not calls:
         return settled(options)[0]
     fitted, held = hold_back(calls, divide)
-    metrics = input_metrics(model, layers, fitted)
+    open_ = {option.weight.name for option in options if not option.reason and option.weight.name in wanted}
+    metrics = input_metrics(model, {name: layer for name, layer in layers.items() if name in open_}, fitted)
     plain = [copy.copy(option) for option in options]  # before they know the inputs
     for option in options:
         option.metric = metrics.get(option.weight.name, {})
@@ -377,6 +378,8 @@ def _checked_budget(budget: float, whole: float) -> float:
     if isinstance(budget, Integral):
         if budget < 1:
             raise ValueError(f"expected {valid} in `budget`, got {budget!r}")
+        if budget > whole:
+            raise ValueError(f"expected at most the {whole:,.0f} that the model has in `budget`, got {budget:,}")
         return float(budget)
     if not 0 < budget <= 1:
         raise ValueError(f"expected {valid} in `budget`, got {budget!r}")

@@ -248,6 +248,7 @@ def has_counterpart(layer: nn.Module) -> bool:
 
 def put_parametrization(owner: nn.Module, parameter: str, cores: TensorizedWeight) -> None:
     """Let a module read a parameter from cores that hold it already."""
+    cores.place = list(owner._parameters).index(parameter)
     cores.right_inverse = lambda dense: ()  # type: ignore[method-assign]  # torch would decompose the parameter again
     try:
         # Unchecked, since cores may be made before their numbers are read.
@@ -272,7 +273,10 @@ def _copied_recurrent(layer: nn.RNNBase, memo: dict[int, Any]) -> nn.RNNBase:
 
 
 def take_parametrization(owner: nn.Module, parameter: str) -> None:
-    """Give a module the dense parameter back that its cores stand for."""
+    """Give a module the dense parameter back that its cores stand for, at its place among the others.
+
+    Of several parameters the one that was put last comes first.
+    """
     cores: Any = owner.parametrizations[parameter][0]  # type: ignore[index]
     trained = any(core.requires_grad for core in cores.weight.cores)
     with torch.no_grad():
@@ -285,6 +289,9 @@ def take_parametrization(owner: nn.Module, parameter: str) -> None:
     if parameter in owner._buffers:  # what needs no gradient is taken for a buffer
         del owner._buffers[parameter]
     setattr(owner, parameter, nn.Parameter(dense, requires_grad=trained))
+    others = [name for name in owner._parameters if name != parameter]
+    for name in [] if cores.place is None else others[cores.place :]:
+        owner._parameters[name] = owner._parameters.pop(name)  # to the end
 
 
 def _reason_of_layer(name: str, layer: nn.Module, owners: Places[str]) -> str | None:

@@ -145,10 +145,10 @@ class TensorizedConv2d(TensorizedLayer[nn.Conv2d]):
             if x.ndim == 3:
                 return self._contract(self.weight, x.unsqueeze(0), self.bias).squeeze(0)
             y = self._contract(self.weight, x, self.bias)
-            last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+            last = _channels_last(x) and not x.is_contiguous()
             return y.contiguous(memory_format=torch.channels_last) if last else y
         # The layout of the output follows from those of input and weight.
-        plain = x.ndim == 3 or not x.is_contiguous(memory_format=torch.channels_last)
+        plain = x.ndim == 3 or not _channels_last(x)
         weight = self.dense_weight(contiguous=plain)
         return self._conv_forward(x, weight, self.bias)
 
@@ -245,3 +245,9 @@ def _check_pair(name: str, pair: object) -> None:
         raise ValueError(f"expected an int >= 1, or two of them, in `{name}`, got {pair!r}")
     for size in sizes:
         check_sizes(**{name: size})
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Whether an image batch lies so in memory; within ``vmap`` torch does not tell."""
+    within = torch._C._are_functorch_transforms_active()
+    return not within and x.is_contiguous(memory_format=torch.channels_last)

@@ -55,6 +55,10 @@ class Positions(NamedTuple):
         """Those of both."""
         return Positions(self.outputs + other.outputs, self.inputs + other.inputs)
 
+    def beyond(self, other: "Positions") -> "Positions":
+        """How many more these are."""
+        return Positions(max(self.outputs - other.outputs, 0), max(self.inputs - other.inputs, 0))
+
     def times(self, number: float) -> "Positions":
         """Those of so many calls."""
         return Positions(self.outputs * number, self.inputs * number)

@@ -62,6 +62,8 @@ class TensorizedWeight(MadeOfCores):
         if kind is BlockTT:
             out, in_ = paired(out, in_)
         self.shape = (rows, columns)
+        self.place: int | None = None
+        """Among the parameters of the module that had it, when it became cores; None if that is not known."""
         self.tensorization = out, in_
         modes = (*out, *in_)
         usable = kind._usable_rank(modes, kind._resolve(modes, rank))

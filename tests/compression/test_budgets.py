@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tenzoo.compression import apply_, plan
 
@@ -49,6 +50,38 @@ def test_multiplications_are_those_of_a_sample_whatever_the_batch(factorization)
 def test_an_absolute_budget_is_that_of_a_sample():
     made = plan(convolutional(), factorization="tt", budget=1_600_000, count="multiplications", example_input=IMAGES)
     assert 1_300_000 < made.multiplications <= 1_600_000
+
+
+class Table(nn.Module):
+    """Makes something of a table of its own once in a call, as some attention layers do of positions."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.register_buffer("positions", torch.randn(100, 64))
+
+    def forward(self, x):
+        return self.second(self.first(x).relu()) + self.table(self.positions).mean(0)
+
+
+@pytest.mark.parametrize("samples", [2, 3, 256])
+def test_what_is_done_once_in_a_call_is_done_for_no_sample(samples):
+    model, x = Table(), torch.randn(256, 64)
+    made = plan(model, factorization="tt", budget=0.5, count="multiplications", example_input=x[:samples])
+    small = apply_(copy.deepcopy(model), made)
+
+    def of_a_sample(model):
+        numbers = []
+        for count in (1, 256):
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                model(x[:count])
+            numbers.append(counter.get_total_flops() / 2)
+        return (numbers[1] - numbers[0]) / 255
+
+    assert made.dense_multiplications == of_a_sample(model) == 2 * 64 * 64
+    assert made.multiplications == of_a_sample(small) <= 64 * 64
 
 
 class Flat(nn.Module):

@@ -8,6 +8,7 @@ from torch import nn
 
 from tenzoo.compression import Plan, apply_, plan
 from tenzoo.compression.calls import Call
+from tenzoo.compression.inputs import input_metrics
 from tenzoo.compression.outputs import sensitivities
 from tests.compression.test_plan import IMAGES, network
 from tests.factorizations.formats import NAMES
@@ -166,3 +167,24 @@ def test_outputs_of_zero_make_all_layers_alike():
     nn.init.zeros_(model[3].bias)
     made = plan(model, factorization="tt", budget=0.7, calibration=varied())
     assert made.parameters <= 0.7 * made.dense_parameters
+
+
+@pytest.mark.parametrize(
+    "settings", [{"ranks": {"0": 4}}, {"ranks": 4, "exclude": ["2", "4"]}], ids=["ranks", "exclude"]
+)
+def test_inputs_are_measured_of_layers_that_may_become_cores(monkeypatch, settings):
+    measured = []
+
+    def recorded(model, layers, calls):
+        measured.append(sorted(layers))
+        return input_metrics(model, layers, calls)
+
+    monkeypatch.setattr("tenzoo.compression.planning.input_metrics", recorded)
+    monkeypatch.setattr("tenzoo.compression.apply.input_metrics", recorded)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 32))
+    x = torch.randn(40, 32) * torch.logspace(0, -3, 32)
+    made = plan(model, factorization="tt", calibration=x, **settings)
+    assert made.keeps == "outputs"
+    apply_(model, made, calibration=x)
+    assert measured == [["0"], ["0"]]

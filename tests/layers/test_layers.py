@@ -185,6 +185,15 @@ def test_compiles_without_graph_breaks(layer_and_input, implementation):
 
 
 @pytest.mark.parametrize("implementation", ["reconstruct", "contract"])
+def test_a_layer_is_mapped_over_a_dimension(layer_and_input, implementation):
+    layer, x = layer_and_input
+    layer.implementation = implementation
+    x = torch.stack([x, x.flip(0), x.roll(1, 0)])
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(layer)(x), torch.stack([layer(each) for each in x]))
+
+
+@pytest.mark.parametrize("implementation", ["reconstruct", "contract"])
 def test_functional_transforms(layer_and_input, implementation):
     layer, x = layer_and_input
     layer.implementation = implementation
