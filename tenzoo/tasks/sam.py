@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch import Tensor, nn
 
 from tenzoo.dynamics import own_part
-from tenzoo.tasks.snapshot import Row, Snapshot, is_metric, put
+from tenzoo.snapshot import Row, Snapshot, is_metric, put
 
 
 @dataclass(frozen=True)

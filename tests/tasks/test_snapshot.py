@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from tenzoo.snapshot import Snapshot, put
 from tenzoo.tasks import SAM
-from tenzoo.tasks.snapshot import Snapshot, put
 from tests.tasks.toy import Batches, Regression, assert_same_weights, sgd, trainer
 
 

@@ -10,9 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import Metric, SumMetric
 
 _SEARCHED = 100
 """Of longer lists and dicts the items are remembered, and not what the items hold."""
@@ -160,19 +158,27 @@ def _put_names(module: nn.Module, held: dict[str, Any]) -> None:
             place[name] = value
 
 
-_OF_MODULES = frozenset(vars(nn.Module()))
-_OF_LIGHTNING = frozenset(vars(LightningModule())) | {"_hparams", "_hparams_initial"}
-_OF_METRICS = frozenset(vars(SumMetric())) - {
-    *("sum_value", "_update_count", "_computed", "_forward_cache", "_cache", "_is_synced"),
+_STATE = {
+    *("_update_count", "_computed", "_forward_cache", "_cache", "_is_synced"),
     *("_to_sync", "_should_unsync", "_enable_grad", "_device", "_dtype"),
 }
+"""What torchmetrics changes of a metric."""
 
 
 @cache
 def _passed(cls: type) -> frozenset[str]:
     """Attributes that torch, Lightning and torchmetrics keep for themselves."""
-    own = _OF_METRICS if issubclass(cls, Metric) else _OF_LIGHTNING if issubclass(cls, LightningModule) else _OF_MODULES
-    return own - {"training"}
+    if (metric := _base(cls, "torchmetrics.", "Metric")) is not None:
+        bare = type("Bare", (metric,), {"update": lambda _: None, "compute": lambda _: None})
+        return frozenset(vars(bare())) - _STATE - {"training"}
+    base = _base(cls, "lightning.", "LightningModule")
+    own = vars(nn.Module()) if base is None else {**vars(base()), "_hparams": None, "_hparams_initial": None}
+    return frozenset(own) - {"training"}
+
+
+def _base(cls: type, package: str, name: str) -> type | None:
+    """The base of this name, of a package that is not imported here: who has such an object has it imported."""
+    return next((each for each in cls.__mro__ if each.__name__ == name and each.__module__.startswith(package)), None)
 
 
 _Copied: TypeAlias = tuple[Tensor | None, int]
@@ -243,7 +249,9 @@ class _Found(dict[type, _Kind | None]):
 
     def __missing__(self, cls: type) -> _Kind | None:
         kind = next((kind for base, kind in _KINDS.items() if issubclass(cls, base)), None)
-        if issubclass(cls, nn.Module) and (issubclass(cls, Metric) or cls.__module__.startswith("torchmetrics.")):
+        if issubclass(cls, nn.Module) and (
+            _base(cls, "torchmetrics.", "Metric") or cls.__module__.startswith("torchmetrics.")
+        ):
             kind = _MODULE
         if issubclass(cls, nn.Parameter | random.SystemRandom):
             kind = None
