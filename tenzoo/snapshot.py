@@ -4,7 +4,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Container, Iterable
 from functools import cache
-from itertools import repeat
+from itertools import chain, repeat
 from operator import is_
 from typing import Any, NamedTuple, TypeAlias
 
@@ -33,11 +33,13 @@ Row: TypeAlias = "tuple[Any, _Kind, Any]"
 class Snapshot:
     """What modules hold in attributes, and what the lists, dicts, arrays, tensors, generators and metrics there hold.
 
-    Objects stay the same ones: their contents are put back. Weights, and modules other than metrics, are left alone.
+    Objects stay the same ones: their contents are put back. Weights, and modules other than metrics, are left alone
+    unless ``whole``.
 
     Args:
         modules: Whose attributes; those of submodules are not searched, except for metrics.
         changing: Tensors to copy at any size, by ``id``.
+        whole: With weights, buffers, submodules, hooks and modes, and those of all modules that are found.
 
     Example:
         >>> class Counter(nn.Module):
@@ -55,19 +57,21 @@ class Snapshot:
         {'all': tensor([1., 1.]), 'last': 1.0}
     """
 
-    def __init__(self, modules: Iterable[nn.Module], changing: Container[int] = ()) -> None:
+    def __init__(self, modules: Iterable[nn.Module], changing: Container[int] = (), *, whole: bool = False) -> None:
         self.rows: dict[int, Row] = {}
-        self._search([(each, _MODULE) for each in modules], changing)
+        self._kinds = _FOUND_WHOLE if whole else _FOUND
+        self._search([(each, _WHOLE if whole else _MODULE) for each in modules], changing)
 
     def _search(self, todo: "list[tuple[Any, _Kind]]", changing: Container[int]) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), _unseen():
             while todo:
                 thing, kind = todo.pop()
                 key = id(thing)
                 if key not in self.rows:
                     held = _copied(thing, key in changing) if kind is _TENSOR else kind.copy(thing)
                     self.rows[key] = thing, kind, held
-                    todo += [(each, found) for each in kind.inside(held) if (found := _FOUND[type(each)]) is not None]
+                    kinds = self._kinds
+                    todo += [(each, found) for each in kind.inside(held) if (found := kinds[type(each)]) is not None]
 
     def renew(self) -> None:
         """Remember what has changed as it is now, tensors at any size."""
@@ -89,13 +93,17 @@ class Snapshot:
 def put(rows: Iterable[Row]) -> list[Row]:
     """Let objects hold what they held; returned is what undoes that."""
     undo = []
-    with torch.no_grad():
+    with torch.no_grad(), _unseen():
         for thing, kind, held in rows:
             now = _copied(thing, held[0] is not None) if kind is _TENSOR else kind.copy(thing)
             kind.put(thing, held)
             if (back := kind.changed(thing, now)) is not None:
                 undo.append((thing, kind, back))
     return undo
+
+
+_unseen = torch._C.DisableTorchFunction
+"""By modes that follow what is done with tensors."""
 
 
 class _Kind(NamedTuple):
@@ -198,7 +206,7 @@ def _changed_tensor(tensor: Tensor, held: _Copied) -> _Copied | None:
 def _put_tensor(tensor: Tensor, held: _Copied) -> None:
     copy = held[0]
     if copy is not None:
-        (tensor if tensor.shape == copy.shape else tensor.resize_(copy.shape)).copy_(copy)
+        (tensor if tensor.is_nested or tensor.shape == copy.shape else tensor.resize_(copy.shape)).copy_(copy)
 
 
 def _put_entries(entries: Any, held: Any) -> None:
@@ -215,7 +223,18 @@ def _copied_array(array: Any) -> Any:
     return array.copy() if array.size <= _COPIED and array.flags.writeable else None
 
 
+def _inside_whole(held: dict[str, Any]) -> Iterable[Any]:
+    """What attributes hold, and all parameters, buffers and submodules, be they few or many."""
+    return chain(held.values(), *(held[own].values() for own in ("_parameters", "_buffers", "_modules") if own in held))
+
+
 _MODULE = _Kind(_Names, _changed_names, _put_names, dict.values)
+_WHOLE = _Kind(
+    lambda module: dict(vars(module)),
+    lambda module, held: None if _same_entries(vars(module), held) else held,
+    lambda module, held: _put_entries(vars(module), held),
+    _inside_whole,
+)
 _TENSOR = _Kind(_copied, _changed_tensor, _put_tensor)
 _KINDS: dict[type, _Kind] = {
     Tensor: _TENSOR,
@@ -247,16 +266,19 @@ _KINDS: dict[type, _Kind] = {
 class _Found(dict[type, _Kind | None]):
     """Kinds by types; None for what does not change, such as a number, or is none of ours to put back."""
 
+    def __init__(self, *, whole: bool) -> None:
+        super().__init__()
+        self._whole = whole
+
     def __missing__(self, cls: type) -> _Kind | None:
         kind = next((kind for base, kind in _KINDS.items() if issubclass(cls, base)), None)
-        if issubclass(cls, nn.Module) and (
-            _base(cls, "torchmetrics.", "Metric") or cls.__module__.startswith("torchmetrics.")
-        ):
-            kind = _MODULE
-        if issubclass(cls, nn.Parameter | random.SystemRandom):
+        if issubclass(cls, nn.Module):
+            metric = _base(cls, "torchmetrics.", "Metric") or cls.__module__.startswith("torchmetrics.")
+            kind = _WHOLE if self._whole else _MODULE if metric else kind
+        if issubclass(cls, random.SystemRandom) or (issubclass(cls, nn.Parameter) and not self._whole):
             kind = None
         self[cls] = kind
         return kind
 
 
-_FOUND = _Found()
+_FOUND, _FOUND_WHOLE = _Found(whole=False), _Found(whole=True)

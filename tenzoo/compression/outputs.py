@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call
 from tenzoo.compression.progress import each
+from tenzoo.snapshot import Row, Snapshot, put
 
 
 def sensitivities(
@@ -310,39 +311,64 @@ def _same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
 
 
 def repeatably(model: nn.Module, call: Call, argument: str) -> Any:
-    """What a model makes of an input; the next run begins with the same attributes and random numbers."""
+    """What a model makes of an input; the next run begins with the same state and random numbers.
+
+    Where a run has changed what the model holds, which is put back, returned are its numbers as of :func:`numbers_in`.
+    """
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     drawn = random.getstate(), np.random.get_state()  # noqa: NPY002  (what most code draws from)
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    held = Snapshot(model.modules(), whole=True)
+    changed: list[Row] | None = None
     try:
         with torch.random.fork_rng(devices=[device.index or 0 for device in devices]):
-            return call.run(model, argument)
+            result = call.run(model, argument)
+            changed = held.changed()
+            return (changed and numbers_in(result)) or result
     finally:
         random.setstate(drawn[0])
         np.random.set_state(drawn[1])  # noqa: NPY002
-        for module, own in attributes:
-            vars(module).clear()
-            vars(module).update(own)
+        put(held.changed() if changed is None else changed)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, without gradients and without compiled graphs, in which no hook would run.
 
-    Modes and buffers are what they were afterwards; what a run puts into attributes is gone after it.
+    The model holds afterwards what it held before, its weights and modes included.
     """
     modes = {module: module.training for module in model.modules()}
-    buffers = {module: dict(module._buffers) for module in model.modules()}
-    numbers = {x: x.clone() for own in buffers.values() for x in own.values() if x is not None and not x.is_meta}
+    held = Snapshot(modes, whole=True)
+    tensors = [thing for thing, *_ in held.rows.values() if isinstance(thing, Tensor)]
+    numbers = [(x, x.data, x.data.clone()) for x in tensors if not x.is_meta]
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             model.eval()
             yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
-            module._buffers.update(buffers[module])
-        with torch.no_grad():
-            for x, number in numbers.items():
-                if not x.equal(number):
-                    x.copy_(number)
+        try:
+            for module, mode in modes.items():
+                if type(module).train is not nn.Module.train:  # which may tell other objects
+                    module.train(mode)
+        finally:
+            put(row for row in held.changed() if not isinstance(row[0], Tensor))
+            for x, memory, number in numbers:
+                _put_back(x, memory, number)
+
+
+def _put_back(tensor: Tensor, memory: Tensor, number: Tensor) -> None:
+    """Let a tensor have the memory and the number that it had; a dense one that has them is not written."""
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        tensor.data = memory
+        tensor.data.copy_(number)
+        return
+    if tensor.data_ptr() != memory.data_ptr() or tensor.shape != memory.shape or tensor.dtype != memory.dtype:
+        tensor.data = memory
+    if not _bits(tensor.data).equal(_bits(number)):
+        tensor.data.copy_(number)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """A tensor in which zeros of both signs differ, and NaN is equal to itself."""
+    if not tensor.is_floating_point() or tensor.is_neg():
+        return tensor
+    return tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
