@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor, nn
@@ -249,3 +250,21 @@ class NoProfiler(PassThroughProfiler):
     @override
     def profile(self, action_name: str) -> nullcontext[None]:  # type: ignore[override]
         return self._nothing
+
+
+def steps_of_run(trainer: Trainer, argument: str) -> float:
+    """Steps that all optimizers take in a run, as Lightning estimates them: -1 or infinity where that is not known.
+
+    Args:
+        trainer: About to train.
+        argument: What they are asked for.
+
+    Raises:
+        ValueError: Beside a callback that changes how many batches a step takes, of which the estimate knows nothing.
+    """
+    if any(isinstance(each, GradientAccumulationScheduler) for each in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ValueError(
+            f"expected no GradientAccumulationScheduler beside {argument}, which spans the steps of the run, got one, "
+            "which changes their number; set `accumulate_grad_batches` of the task"
+        )
+    return trainer.estimated_stepping_batches

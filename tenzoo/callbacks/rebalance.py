@@ -10,8 +10,8 @@ from tenzoo.dynamics import rebalance_
 class Rebalance(CoreCallback):
     """Give the cores of each group equal norms once, at the start of training, leaving the rebuilt tensors as they are.
 
-    The cheap control beside SAM and DAS: what they do to the norms over many steps, done at once. A resumed run is not
-    balanced again.
+    The cheap control beside SAM and DAS: what they do to the norms over many steps, done at once. Frozen cores stay as
+    they are, and the others are balanced among each other. A resumed run is not balanced again.
 
     Raises:
         ValueError: From ``fit``, before training, for a model without core groups or with a core that is zero.
@@ -26,4 +26,6 @@ class Rebalance(CoreCallback):
         if trainer.global_step > 0:
             return
         for group in groups_for(self, pl_module):
-            rebalance_(group.cores)
+            cores = [core for core in group.cores if core.requires_grad]
+            if len(cores) > 1:
+                rebalance_(cores)

@@ -14,7 +14,7 @@ from typing_extensions import override
 from tenzoo.callbacks.groups import CoreCallback, check_first_order, check_owners, groups_for, trained_cores
 from tenzoo.cores import CoreGroup
 from tenzoo.dynamics import bound_factors, deviation_aware_factors, own_part, sam_deviation_rate, squared_norms
-from tenzoo.training import gradient_scale, log_to_loggers, logs_this_step, settings_of, steps_so_far
+from tenzoo.training import gradient_scale, log_to_loggers, logs_this_step, settings_of, steps_of_run, steps_so_far
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +141,7 @@ class DeviationAwareScaling(CoreCallback):
         for optimizer in trainer.optimizers:
             self._plans[id(optimizer)] = self._signature(optimizer), self._plan(trainer, optimizer)
         if self.alpha_schedule is not None:
-            self._total_steps = trainer.estimated_stepping_batches
+            self._total_steps = steps_of_run(trainer, f"`alpha_schedule` {self.alpha_schedule!r}")
             if self._total_steps == trainer.max_steps:  # which counts the steps of all optimizers
                 self._total_steps /= len(trainer.optimizers)
             if not math.isfinite(self._total_steps):

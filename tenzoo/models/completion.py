@@ -98,7 +98,8 @@ class TensorCompletion(nn.Module, CoreProvider):
             values = self.tensor.reconstruct().flatten().index_select(0, self._cells_at(index))
         else:
             values = self.tensor.entries(index, sparse_grad=self.sparse_grad)
-        return torch.addcmul(self.location, self.scale, values)
+        # Beside a large location the numbers of a half type would be far apart.
+        return torch.addcmul(self.location, self.scale, values.to(self.location.dtype))
 
     def _cells_at(self, index: Tensor) -> Tensor:
         """Positions in the flattened tensor, remembered for an index that never changes."""

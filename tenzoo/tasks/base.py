@@ -36,6 +36,7 @@ from tenzoo.tasks.hooks import (
     all_callbacks,
     do_after,
     keep_duties,
+    monitors_noted,
     refuse_beside_sam,
     window_completed,
 )
@@ -129,6 +130,7 @@ class Task(LightningModule, CoreProvider):
         self.sharpness_state: SharpnessState | None = None
         """What the ascents of SAM knew, of the batches since the last step; None without SAM."""
         self._ascents = SharpnessWindow()
+        self._monitors: dict[int, str | None] = {}
         self._perturbed = False
         self._asked = False
         self._epoch_means = {"train/loss": EpochMean()}
@@ -275,9 +277,9 @@ class Task(LightningModule, CoreProvider):
             raise ValueError(
                 "expected the name of a logged metric in `lr_scheduler_monitor` for ReduceLROnPlateau, got none"
             )
-        if not self.automatic_optimization:
-            return [optimizer], [scheduler]  # Lightning refuses settings here: the task follows them itself
         settings = {"scheduler": scheduler, "interval": self._scheduler_interval, "monitor": self._scheduler_monitor}
+        if not self.automatic_optimization:
+            return [optimizer], [monitors_noted(self, super().configure_optimizers, settings)]
         return {"optimizer": optimizer, "lr_scheduler": settings}  # type: ignore[return-value]
 
     def configure_callbacks(self) -> list[Callback]:
@@ -330,13 +332,15 @@ class Task(LightningModule, CoreProvider):
 
     def on_fit_start(self) -> None:
         """Refuse what SAM, or clipping, cannot do, and metrics that nobody logs, before the first step."""
+        for config in self.trainer.lr_scheduler_configs if self.sam is not None else []:
+            config.monitor = self._monitors.get(id(config.scheduler))
+            if isinstance(config.scheduler, ReduceLROnPlateau) and config.monitor is None:
+                raise ValueError("expected the name of a logged metric as `monitor` of ReduceLROnPlateau, got none")
         self._check_monitored()
         keep_integers(self.trainer)
         if self.sam is not None:
             check_sam(self, self.trainer, only_cores=self.sam.scope == "cores")
             share_buffers_(self.trainer)
-            for config in self.trainer.lr_scheduler_configs:  # Lightning knows neither in manual mode
-                config.interval, config.monitor = self._scheduler_interval, self._scheduler_monitor
             # A checkpoint holds the weights after the step, in manual as in automatic mode: no reason to warn.
             warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
         if self.gradient_clip_val is not None:
@@ -421,6 +425,7 @@ _DUTIES: Mapping[str, Otherwise] = {
     "setup": do_after,
     "teardown": do_after,
     "configure_callbacks": all_callbacks,
+    "configure_optimizers": monitors_noted,
     "on_load_checkpoint": do_after,
     "on_save_checkpoint": do_after,
     "on_fit_start": do_after,

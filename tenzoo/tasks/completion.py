@@ -76,6 +76,11 @@ class CompletionTask(Task):
     def setup(self, stage: str) -> None:
         """Check the data's shape and make a metric for each of its splits."""
         super().setup(stage)
+        if self.trainer.precision in ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16"):
+            raise ValueError(
+                "expected a precision with float32 or float64 weights for CompletionTask, got "
+                f"{self.trainer.precision!r}, which rounds the data; train with 'bf16-mixed' or '16-mixed'"
+            )
         data = self._data
         if self.shape is not None and data.shape != self.shape:
             raise ValueError(f"expected the data's shape {list(data.shape)} in `shape`, got {list(self.shape)}")

@@ -43,6 +43,20 @@ def refuse_beside_sam(task: Any, above: Callable[..., Any], result: Any, *args: 
     return result
 
 
+def monitors_noted(task: Any, above: Callable[..., Any], result: Any) -> Any:
+    """In manual mode, what schedulers monitor, which Lightning would drop there; the rest of ``result`` stands."""
+    return result if task.automatic_optimization else _without_monitors(result, task._monitors)
+
+
+def _without_monitors(value: Any, monitors: dict[int, Any]) -> Any:
+    if isinstance(value, dict) and "scheduler" in value:
+        monitors[id(value["scheduler"])] = value.get("monitor")
+        return {key: each for key, each in value.items() if key not in ("monitor", "strict", "reduce_on_plateau")}
+    if isinstance(value, dict):
+        return {key: _without_monitors(each, monitors) for key, each in value.items()}
+    return type(value)(_without_monitors(each, monitors) for each in value) if type(value) in (list, tuple) else value
+
+
 def keep_duties(cls: type, root: type, hooks: Mapping[str, Otherwise]) -> None:
     """See to the duties of the class above wherever a hook of a class does not call that one by ``super()``.
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.trainer import call
 from torch import Tensor
 
 from tenzoo.cores import find_core_groups
@@ -32,6 +35,8 @@ def sam_step(task: Task, sam: SAM, batch: Any, batch_idx: int) -> Tensor:
     optimizer = task.optimizers()
     assert not isinstance(optimizer, list)
     if batches_in_window(task.trainer) == 1:
+        call._call_callback_hooks(task.trainer, "on_before_zero_grad", optimizer)
+        call._call_lightning_module_hook(task.trainer, "on_before_zero_grad", optimizer)
         optimizer.zero_grad()
         task._ascents = SharpnessWindow()
     steps = steps_after_this_batch(task.trainer)
@@ -58,7 +63,7 @@ def _backward(task: Task, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -
     first = _pass(task, batch, batch_idx)
     state.note(keep=task._asked)
     task._note_loss(first, batch)
-    with without_sync(strategy, not sam.sync_ascent):
+    with without_sync(strategy, not sam.sync_ascent), _unnoticed(task):
         task.manual_backward(first)
     scope = None if sam.scope == "all" else [core for group in find_core_groups(task) for core in group.cores]
     with sharpness_perturbation(parameters, rho=sam.rho, adaptive=sam.adaptive, perturbed=scope) as known:
@@ -79,6 +84,23 @@ def _backward(task: Task, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -
             task._perturbed = False
             state.finish()
     return first.detach()
+
+
+@contextmanager
+def _unnoticed(task: Task) -> Iterator[None]:
+    """Keep a backward pass from hooks: they are called for the one whose gradient the optimizer takes."""
+    callbacks, hooks = task.trainer.callbacks, ("on_before_backward", "on_after_backward")  # type: ignore[attr-defined]
+    own = vars(task)
+    kept = {hook: own[hook] for hook in hooks if hook in own}
+    task.trainer.callbacks = []  # type: ignore[attr-defined]
+    own.update(dict.fromkeys(hooks, lambda *_: None))
+    try:
+        yield
+    finally:
+        task.trainer.callbacks = callbacks  # type: ignore[attr-defined]
+        for hook in hooks:
+            del own[hook]
+        own.update(kept)
 
 
 def _pass(task: Task, batch: Any, batch_idx: int) -> Tensor:

@@ -9,6 +9,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 from typing_extensions import override
 
+from tenzoo.training import steps_of_run
+
 Schedule: TypeAlias = Literal["cosine", "one_cycle"]
 """Names of the schedules that span the run: they step after every step of the optimizer."""
 
@@ -55,7 +57,7 @@ def schedule_over_run(name: Schedule, optimizer: Optimizer, trainer: Trainer) ->
     Raises:
         ValueError: If the run has no end.
     """
-    total_steps = trainer.estimated_stepping_batches
+    total_steps = steps_of_run(trainer, f"`lr_scheduler` {name!r}")
     if not 0 <= total_steps < math.inf:  # Lightning says -1 for data of unknown length
         raise ValueError(
             f"expected max_steps or max_epochs on the Trainer, and data of known length, for `lr_scheduler` {name!r}, "
@@ -140,6 +142,9 @@ def step_schedulers(module: LightningModule, *, interval: str, plateau: bool) ->
     """
     for config in module.trainer.lr_scheduler_configs:
         if isinstance(config.scheduler, ReduceLROnPlateau) != plateau or config.interval != interval:
+            continue
+        done = module.trainer.fit_loop.epoch_loop.batch_idx if interval == "step" else module.trainer.current_epoch
+        if (done + 1) % config.frequency:
             continue
         metric = None
         if plateau:

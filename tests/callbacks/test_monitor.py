@@ -429,3 +429,16 @@ def test_rebalancing_happens_once_and_keeps_the_tensor(tmp_path):
     last = [core.detach().clone() for core in model.weight.cores]
     trainer(callbacks=[Rebalance()], max_epochs=1).fit(model, Batches(), Batches(), ckpt_path=tmp_path / "x.ckpt")
     assert all(core.equal(old) for core, old in zip(model.weight.cores, last, strict=True))
+
+
+def test_rebalancing_leaves_frozen_cores():
+    torch.manual_seed(1)
+    model = Regression(optimizer=sgd(0.0))
+    frozen, *others = model.weight.cores
+    frozen.requires_grad_(False)
+    before, tensor = frozen.detach().clone(), model.weight.reconstruct().detach().clone()
+    trainer(callbacks=[Rebalance()], max_epochs=1).fit(model, Batches(), Batches())
+    assert frozen.equal(before)
+    one, two = squared_norms([core.detach() for core in others])
+    torch.testing.assert_close(one, two)
+    torch.testing.assert_close(model.weight.reconstruct().detach(), tensor)

@@ -2,14 +2,16 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
 
 from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor
 from tenzoo.cores import find_core_groups
+from tenzoo.data import CompletionDataModule
 from tenzoo.dynamics import norm_deviation, squared_norms
-from tenzoo.tasks import SAM
+from tenzoo.tasks import SAM, CompletionTask
 from tests.tasks.test_sam_state import Indices, Layers, plugins
 from tests.tasks.toy import adam, assert_same_weights, sgd, trainer
 
@@ -117,3 +119,30 @@ def test_strength_zero_is_plain_with_every_implementation(implementation, method
         trainer(max_epochs=2, callbacks=callbacks, **plugins("bf16-mixed")).fit(model, Indices())
         ends.append(model)
     assert_same_weights(*ends)
+
+
+def test_values_far_from_zero_are_not_rounded_in_mixed_precision(tmp_path):
+    """Beside a location of 1,000 and a scale of 1 the numbers of a half type are 4 apart."""
+    generator = np.random.default_rng(0)
+    a, b, c = (generator.normal(size=(n, 2)) for n in (8, 7, 6))
+    np.save(tmp_path / "far.npy", 1000 + np.einsum("ir,jr,kr->ijk", a, b, c))
+    torch.manual_seed(0)
+    data = CompletionDataModule(str(tmp_path / "far.npy"), observed_fraction=0.8, standardize=True, seed=1)
+    task = CompletionTask("cp", 3, init_std=0.5, optimizer=adam(0.05))
+    fit = trainer(max_epochs=150, precision="bf16-mixed")
+    fit.fit(task, data)
+    fit.validate(task, data, verbose=False)
+    cores = [core.detach().double() for core in task.model.tensor.cores]
+    values = torch.einsum("ar,br,cr->abc", *cores) * data.scale + data.location
+    entries = data.splits["train"]
+    wrong = values[tuple(entries.index.T)] - entries.value.double()
+    exact = 1 - wrong.square().sum() / (entries.value - entries.value.mean()).double().square().sum()
+    assert exact > 0.8
+    assert float(fit.logged_metrics["train/r2"]) == pytest.approx(float(exact), abs=5e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_values_are_not_rounded_to_true_half_precision(precision):
+    task, data = CompletionTask("cp", 3, optimizer=adam()), CompletionDataModule("il2", observed_fraction=0.5)
+    with pytest.raises(ValueError, match=f"float32 or float64 weights for CompletionTask, got '{precision}'"):
+        trainer(precision=precision).fit(task, data)

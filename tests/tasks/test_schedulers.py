@@ -152,7 +152,7 @@ def test_a_longer_run_follows_the_longer_schedule(tmp_path, name, sam, step):
 @pytest.mark.parametrize("name", CLOSED)
 def test_after_the_end_the_rate_stays_low(name):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
-    schedule = schedule_over_run(name, optimizer, SimpleNamespace(estimated_stepping_batches=10))
+    schedule = schedule_over_run(name, optimizer, SimpleNamespace(estimated_stepping_batches=10, callbacks=[]))
     rates = []
     for _ in range(25):
         rates.append(optimizer.param_groups[0]["lr"])
