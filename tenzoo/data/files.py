@@ -33,11 +33,15 @@ T = TypeVar("T")
 
 
 class Table(NamedTuple):
-    """A ``.csv`` file: the names of its columns, if it has a header, the numbers, and if a last one starts with 0."""
+    """A ``.csv`` file."""
 
     names: list[str] | None
+    """Of the columns, if it has a header."""
     numbers: Array
     padded: bool
+    """Whether a last number starts with 0."""
+    numbered: bool
+    """Whether the first line may number the columns from 0, as data frames without names are written."""
 
 
 def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset") -> tuple[Entries, tuple[int, ...]]:
@@ -45,7 +49,8 @@ def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset
 
     What can be read in two ways is refused: indices that count from 1 or are ids, row numbers beside the indices, zeros
     in a dense array of integers, what stands for a missing value such as −999, times behind the values, the whole part
-    of a decimal comma. A ``shape`` makes indices plain, and a header the columns.
+    of a decimal comma. A ``shape`` makes indices plain, and a header the columns. A first line such as 0,1,2,3 is
+    refused too: it may number the columns.
 
     Args:
         path: A dense tensor with NaN for missing entries (``.npy``, ``.npz`` with one array, ``.pt`` with one
@@ -73,7 +78,7 @@ def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset
         case ".pt":
             return _dense(_tensor_values(_read(path, _parse_pt, arg), arg), arg)
         case ".csv":
-            table = _read(path, _parse_csv, arg)
+            table = _table(path, arg)
             check_columns(table.names, arg=arg)
             check_no_times(table.numbers[:, -1], table.names, arg=arg)
             entries = _sparse(table.numbers[:, :-1], table.numbers[:, -1], shape, table.names, arg)
@@ -103,13 +108,13 @@ def read_index(path: Path, shape: Sequence[int], *, arg: str = "predict_index") 
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "wanted.csv"
-        >>> _ = path.write_text("0,1\n2,0\n")
+        >>> _ = path.write_text("2,0\n0,1\n")
         >>> read_index(path, (3, 2)).tolist()
-        [[0, 1], [2, 0]]
+        [[2, 0], [0, 1]]
     """
     match path.suffix.lower():
         case ".csv":
-            index = _read(path, _parse_csv, arg).numbers
+            index = _table(path, arg).numbers
         case ".npz":
             arrays = _read(path, read_npz, arg)
             if len(arrays) != 1 and "indices" not in arrays:
@@ -120,6 +125,17 @@ def read_index(path: Path, shape: Sequence[int], *, arg: str = "predict_index") 
         case ending:
             raise ValueError(f"expected a file ending in .csv or .npz in `{arg}`, got {ending!r}; convert it")
     return torch.from_numpy(check_index(index, shape, arg=arg)[0])
+
+
+def _table(path: Path, arg: str) -> Table:
+    table = _read(path, _parse_csv, arg)
+    if table.numbered:
+        line = ",".join(map(str, range(table.numbers.shape[1])))
+        raise ValueError(
+            f"expected names or data in line 1 of {str(path)!r} in `{arg}`, got {line!r}, which may be either; remove "
+            "the line if it numbers the columns, or write a line of names above it if it is data"
+        )
+    return table
 
 
 def _read(path: Path, parse: Callable[[Path], T], arg: str) -> T:
@@ -156,14 +172,16 @@ def _parse_csv(path: Path) -> Table:
         first = file.readline()
         if first.strip() and "," not in first:
             raise ValueError("not separated by commas")  # nor a header, in which it would go unnoticed
-        header = _is_header(first.split(","))
+        fields = first.split(",")
+        header = _is_header(fields)
         if not header:
             file.seek(0)
         table = np.loadtxt(file, delimiter=",", comments=None, ndmin=2, dtype=np.float64)
-        if header and len(table) and table.shape[1] != len(first.split(",")):
+        if header and len(table) and table.shape[1] != len(fields):
             raise ValueError("as many names as columns")  # else a decimal comma would make an index of a number
         padded = not header and _PADDED.search(path.read_bytes()) is not None
-        return Table(first.rstrip("\n").split(",") if header else None, table, padded)
+        numbered = [field.strip() for field in fields] == [str(column) for column in range(len(fields))]
+        return Table(first.rstrip("\n").split(",") if header else None, table, padded, numbered)
 
 
 def _csv_fault(path: Path) -> tuple[str, str] | None:

@@ -111,7 +111,7 @@ WRITERS = {
     "header_wide.csv": (lambda p: p.write_text("i,j,k,v\n0,1,2.5\n"), "4 columns in line 2"),
     "header_narrow.csv": (lambda p: p.write_text("i,j,v\n0,1,2,5\n"), "3 columns in line 2"),
     "header.csv": (lambda p: p.write_text("a,b,c\n"), "indices of shape"),
-    "narrow.csv": (lambda p: p.write_text("0,1\n1,2\n"), "indices of shape"),
+    "narrow.csv": (lambda p: p.write_text("0,2\n1,2\n"), "indices of shape"),
     "fraction.csv": (lambda p: p.write_text("0,1.5,3\n0,2,5"), "integer indices .* got 1.5"),
     "nan_index.csv": (lambda p: p.write_text("0,nan,3\n0,2,5"), "integer indices .* got nan"),
     "negative.csv": (lambda p: p.write_text("0,-1,3\n0,2,5"), "at least 0 in `dataset`, got -1"),
