@@ -47,7 +47,8 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
         shape: Mode sizes, for ``"synthetic"`` (required) and for lists of entries.
         num_entries: Number of known entries of ``"synthetic"``.
         predict_index: What to predict: ``None`` means all cells that are not in ``train``, up to a billion;
-            ``"held_out"`` that split alone; else the path of a ``.csv`` or ``.npz`` file with indices.
+            ``"held_out"`` that split alone; else the path of a ``.csv`` or ``.npz`` file with indices, whose
+            columns have the names of the data where both have names.
 
     Raises:
         TypeError: If an argument has the wrong type.

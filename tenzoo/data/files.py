@@ -19,6 +19,7 @@ from tenzoo.data.meaning import (
     check_last_columns,
     check_no_times,
     check_numbering,
+    check_same_columns,
     is_rating,
 )
 from tenzoo.weights import OversizedError, load_torch
@@ -90,12 +91,32 @@ def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset
     raise ValueError(f"expected a file ending in {', '.join(FILE_ENDINGS)} in `{arg}`, got {str(path)!r}; convert it")
 
 
-def read_index(path: Path, shape: Sequence[int], *, arg: str = "predict_index") -> torch.Tensor:
+def index_names(path: Path) -> list[str] | None:
+    r"""What the columns of indices are called in a list of entries that can be read; ``None`` without a header.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "ratings.csv"
+        >>> _ = path.write_text("user,film,stars\n0,1,4\n2,0,5\n")
+        >>> index_names(path)
+        ['user', 'film']
+    """
+    if path.suffix.lower() != ".csv":
+        return None
+    with path.open(encoding="utf-8-sig") as file:
+        fields = file.readline().rstrip("\n").split(",")
+    return fields[:-1] if _is_header(fields) else None
+
+
+def read_index(
+    path: Path, shape: Sequence[int], *, names: Sequence[str] | None = None, arg: str = "predict_index"
+) -> torch.Tensor:
     r"""The indices of a file, in its own order and with its repetitions.
 
     Args:
         path: A ``.csv`` with one column per mode, or an ``.npz`` with one array or an array ``indices``.
         shape: The mode sizes that they must fit.
+        names: What the modes are called, if they have names: a header must say the same.
         arg: Name of the argument, for the errors.
 
     Returns:
@@ -103,7 +124,7 @@ def read_index(path: Path, shape: Sequence[int], *, arg: str = "predict_index") 
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read, or the indices do not fit.
+        ValueError: If the file cannot be read, the indices do not fit, or a header has other names.
 
     Example:
         >>> import tempfile
@@ -114,7 +135,10 @@ def read_index(path: Path, shape: Sequence[int], *, arg: str = "predict_index") 
     """
     match path.suffix.lower():
         case ".csv":
-            index = _table(path, arg).numbers
+            table = _table(path, arg)
+            if table.names is not None and names is not None:
+                check_same_columns(table.names, names, arg=arg)
+            index = table.numbers
         case ".npz":
             arrays = _read(path, read_npz, arg)
             if len(arrays) != 1 and "indices" not in arrays:

@@ -83,6 +83,25 @@ def is_rating(names: Sequence[str] | None) -> bool:
     return bool(names) and bool(_words((names or [""])[-1]) & _RATING_NAMES)
 
 
+def check_same_columns(names: Sequence[str], expected: Sequence[str], *, arg: str) -> None:
+    """Refuse cells whose columns are called otherwise than those of the data, or stand in another order.
+
+    Upper and lower case, spaces and quotes make no difference.
+
+    Raises:
+        ValueError: If so.
+
+    Example:
+        >>> check_same_columns(["User", "film"], ["user", "film"], arg="predict_index")
+    """
+    given, own = ([_bare(name) for name in row] for row in (names, expected))
+    if [name.lower() for name in given] != [name.lower() for name in own]:
+        raise ValueError(
+            f"expected the columns {','.join(own)} of the data in `{arg}`, got {','.join(given)}; write them in that "
+            "order, under those names"
+        )
+
+
 def _bare(name: str) -> str:
     return name.strip().strip("\"'# ")
 
