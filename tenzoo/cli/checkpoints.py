@@ -34,24 +34,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def check_same_settings(checkpoint: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
+def check_same_settings(checkpoint: Mapping[str, Any], recorded: Any, config: Mapping[str, Any], path: Path) -> None:
     """Refuse to resume a run with other settings of the model than it was started with.
 
     The optimizer's state in a checkpoint brings its own learning rate along, so a new one would silently lose.
 
+    What the model did not save of its settings itself is taken from the record of its run.
+
     Args:
         checkpoint: As read.
-        config: The ``model`` of the parsed configuration, ``class_path`` and ``init_args``.
+        recorded: The ``model`` of the recorded configuration, or None.
+        config: The same of the parsed one: ``class_path`` and ``init_args``, of builtins.
         path: Of the checkpoint, for the message.
 
     Raises:
         ValueError: Naming the first setting that differs and both values.
     """
-    stored = dict(checkpoint.get("hyper_parameters", {}))
+    stored = {**_settings(recorded), **checkpoint.get("hyper_parameters", {})}
     stored.pop("_instantiator", None)
     if not stored:
         return
-    now = {"_class_path": config.get("class_path"), **config.get("init_args", {})}
+    now = _settings(config)
     for key in ("optimizer", "lr_scheduler"):
         if now.get(key) is not None and key not in stored:
             raise ValueError(
@@ -63,6 +66,14 @@ def check_same_settings(checkpoint: Mapping[str, Any], config: Mapping[str, Any]
     for key, old, new in differences(stored, now):
         name = "model.class_path" if key == "_class_path" else f"model.init_args.{key}"
         raise refusal(path, name, old, new)
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """Of a ``model`` in a configuration, by the names that hyperparameters have."""
+    if not isinstance(model, Mapping):
+        return {}
+    given = [each for each in (model.get("init_args"), model.get("dict_kwargs")) if isinstance(each, Mapping)]
+    return {"_class_path": model.get("class_path"), **{key: each[key] for each in given for key in each}}
 
 
 def refusal(path: Path, name: str, old: Any, new: Any) -> ValueError:

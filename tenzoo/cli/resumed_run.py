@@ -29,7 +29,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from tenzoo.callbacks import NormDynamicsMonitor, RankWatch
 from tenzoo.callbacks.groups import CoreCallback
-from tenzoo.cli.checkpoints import MISSING, differences, refusal
+from tenzoo.cli.checkpoints import MISSING, check_same_settings, differences, refusal
 
 KEY = "tenzoo_run"
 
@@ -69,6 +69,7 @@ def record(config: Namespace) -> dict[str, Any]:
             if not issubclass(kind, _WATCHES)
         ],
         "data": _plain(config.get("data")),
+        "model": _plain(config.get("model")),
     }
 
 
@@ -84,6 +85,7 @@ def check_same_run(checkpoint: Mapping[str, Any], config: Namespace, path: Path)
         ValueError: Naming the first setting that differs and both values.
     """
     then, now = checkpoint.get(KEY), record(config)
+    check_same_settings(checkpoint, then.get("model") if isinstance(then, Mapping) else None, now["model"], path)
     if not isinstance(then, Mapping):  # made in Python, or by an older version
         _check_averages(checkpoint, now, path)
         return

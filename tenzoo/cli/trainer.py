@@ -23,7 +23,7 @@ import tenzoo.data  # noqa: F401  (its classes can be named without their module
 from tenzoo import __version__
 from tenzoo.callbacks import CompletedEntriesWriter, PredictedClassesWriter, RankWatch
 from tenzoo.cli import cluster, resumed_run
-from tenzoo.cli.checkpoints import check_same_settings, read_checkpoint
+from tenzoo.cli.checkpoints import read_checkpoint
 from tenzoo.cli.checks import check_callbacks, check_environment, check_trainer
 from tenzoo.cli.configs import PARSER_MODE, check_configs
 from tenzoo.cli.layers import settle
@@ -124,7 +124,6 @@ class TenzooCLI(LightningCLI):
             return
         checkpoint = read_checkpoint(Path(given))
         if self.config.subcommand == "fit":
-            check_same_settings(checkpoint, config.model.as_dict(), Path(given))
             resumed_run.check_same_run(checkpoint, config, Path(given))
 
     @override

@@ -182,7 +182,10 @@ def test_the_checkpoint_called_last_is_the_last_state(config, capsys):
 
 def test_a_checkpoint_whose_optimizer_is_code_is_not_resumed_with_another(config, checkpoint, capsys):
     content = torch.load(checkpoint, weights_only=True)
-    del content["hyper_parameters"]["optimizer"]  # as from CompletionTask(optimizer=lambda parameters: ...)
+    del (
+        content["tenzoo_run"],
+        content["hyper_parameters"]["optimizer"],
+    )  # as from CompletionTask(optimizer=lambda parameters: ...)
     made = config.parent / "python.ckpt"
     torch.save(content, made)
     line = refusal(capsys, run("fit", config, "--ckpt_path", str(made)))

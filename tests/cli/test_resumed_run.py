@@ -91,9 +91,49 @@ def test_another_length_is_said_where_a_schedule_runs_over_it(config, capsys):  
     assert "resumed with trainer.max_epochs = 4 (was 2): numbers may differ" in capsys.readouterr().err
 
 
+def use(config, name):  # noqa: F811
+    """Train a task of one's own."""
+    lines = config.read_text().splitlines()
+    where = next(number for number, line in enumerate(lines) if "CompletionTask" in line)
+    optimizer = "optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.01}}"
+    lines[where : where + 2] = [f"  class_path: tests.cli.own_task.{name}", f"  init_args: {{{optimizer}}}"]
+    config.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("name", ["OwnTask", "PartlySaved"])
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (
+            ["--model.init_args.optimizer.init_args.lr=0.5"],
+            "model.init_args.optimizer.init_args.lr` = 0.5 where it has",
+        ),
+        (["--model.init_args.optimizer.init_args.betas=[0.5,0.9]"], "betas` = [0.5, 0.9] where it has [0.9, 0.999]"),
+        (["--model.init_args.sam.rho=0.1"], "`model.init_args.sam` = {"),
+        (["--model.init_args.lr_scheduler=cosine"], "`model.init_args.lr_scheduler` = 'cosine' where it has None"),
+        (["--model.init_args.gradient_clip_val=1.0"], "gradient_clip_val` = 1.0 where it has None"),
+        (["--model.init_args.start=2"], "`model.init_args.start` = 2.0 where it has 0.0"),
+        (["--model=tests.cli.own_task.Renamed"], "`model.class_path` = 'tests.cli.own_task.Renamed' where it has"),
+    ],
+)
+def test_a_task_of_ones_own_is_not_resumed_with_other_settings(config, capsys, name, words, named):  # noqa: F811
+    use(config, name)
+    assert named in refusal(capsys, config, *words)
+
+
+def test_a_task_of_ones_own_without_a_record_goes_on(config, capsys):  # noqa: F811
+    use(config, "OwnTask")
+    assert run("fit", config) == 0
+    content = torch.load(last(config, 0), weights_only=True)
+    del content["tenzoo_run"]["model"]  # as of an older version
+    torch.save(content, last(config, 0))
+    assert run("fit", config, LONGER, "--model.init_args.start=2", "--ckpt_path", str(last(config, 0))) == 0
+
+
 def test_what_is_kept_of_a_run_is_no_code(config, checkpoint):  # noqa: F811
     kept = torch.load(checkpoint, weights_only=True)["tenzoo_run"]
     assert kept["seed_everything"] == 1
     assert kept["trainer"]["max_epochs"] == 2
     assert kept["data"]["init_args"]["steps_per_epoch"] == 3
     assert kept["callbacks"] == []
+    assert kept["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.01
