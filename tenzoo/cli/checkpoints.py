@@ -34,6 +34,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def check_whole(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Refuse to resume from weights alone, without the states of optimizers and schedulers.
+
+    Raises:
+        ValueError: Naming the file.
+    """
+    if not {"optimizer_states", "lr_schedulers"} <= set(checkpoint):
+        raise ValueError(
+            f"expected a checkpoint of a whole run in `ckpt_path` for fit, got the weights alone: {str(path)!r}; give "
+            "one saved without `save_weights_only`, or use this one to validate, test or predict"
+        )
+
+
 def check_same_settings(checkpoint: Mapping[str, Any], recorded: Any, config: Mapping[str, Any], path: Path) -> None:
     """Refuse to resume a run with other settings of the model than it was started with.
 

@@ -29,7 +29,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from tenzoo.callbacks import NormDynamicsMonitor, RankWatch
 from tenzoo.callbacks.groups import CoreCallback
-from tenzoo.cli.checkpoints import MISSING, check_same_settings, differences, refusal
+from tenzoo.cli.checkpoints import MISSING, check_same_settings, check_whole, differences, refusal
 
 KEY = "tenzoo_run"
 
@@ -82,8 +82,9 @@ def check_same_run(checkpoint: Mapping[str, Any], config: Namespace, path: Path)
         path: Of the checkpoint, for the messages.
 
     Raises:
-        ValueError: Naming the first setting that differs and both values.
+        ValueError: For weights alone, or naming the first setting that differs and both values.
     """
+    check_whole(checkpoint, path)
     then, now = checkpoint.get(KEY), record(config)
     check_same_settings(checkpoint, then.get("model") if isinstance(then, Mapping) else None, now["model"], path)
     if not isinstance(then, Mapping):  # made in Python, or by an older version

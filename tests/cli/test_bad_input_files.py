@@ -215,7 +215,8 @@ def checkpoint_file(path, kind):
             value = [1]
             for _ in range(64):
                 value = [value, value]
-            torch.save({**whole, "hyper_parameters": {"rank": value}}, path)
+            states = {"optimizer_states": [], "lr_schedulers": []}
+            torch.save({**whole, **states, "hyper_parameters": {"rank": value}}, path)
         case _:
             memory_bomb(path, kind)
 

@@ -100,6 +100,14 @@ def use(config, name):  # noqa: F811
     config.write_text("\n".join(lines))
 
 
+def test_weights_alone_are_judged_and_not_resumed(config, capsys):  # noqa: F811
+    assert run("fit", config, "--trainer.callbacks.save_weights_only=true") == 0
+    words = ["--config", str(config), "--ckpt_path", str(last(config, 0))]
+    named = ["`ckpt_path`", str(last(config, 0)), "save_weights_only"]
+    refused(capsys, config.parent, ["fit", *words, LONGER], named)
+    assert run("validate", config, *words[2:]) == 0
+
+
 @pytest.mark.parametrize("name", ["OwnTask", "PartlySaved"])
 @pytest.mark.parametrize(
     ("words", "named"),
