@@ -34,8 +34,10 @@ def as_of_all_ranks(module: LightningModule, value: Any, settings: dict[str, Any
     """Make what is about to be logged that of all ranks, where it has to be.
 
     A metric that is monitored is reduced, unless the caller says otherwise: ranks that each follow a number of their
-    own would stop, step their schedulers and choose checkpoints apart. And a mean over an epoch counts every item of
-    all ranks once: Lightning divides by the mean size of the ranks' data *as an integer*, unless sizes are floats.
+    own would stop, step their schedulers and choose checkpoints apart. So is one over an epoch of validation or test:
+    a rank knows its share of the data, and rank 0's would be taken for that of all. And a mean over an epoch counts
+    every item of all ranks once: Lightning divides by the mean size of the ranks' data *as an integer*, unless sizes
+    are floats.
 
     Args:
         module: The one that logs; it has a trainer with several processes.
@@ -48,7 +50,8 @@ def as_of_all_ranks(module: LightningModule, value: Any, settings: dict[str, Any
     """
     if isinstance(value, Metric):  # reduces itself
         return value
-    if monitored and not settings.get("rank_zero_only"):
+    judged = module.trainer.evaluating and settings.get("on_epoch") is not False
+    if (monitored or judged) and not settings.get("rank_zero_only"):
         settings.setdefault("sync_dist", True)
     if not settings.get("sync_dist"):
         return value

@@ -1,5 +1,6 @@
 """What is not averaged by DDP itself is the same on all ranks."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -131,3 +132,48 @@ def test_what_is_followed_is_the_same_on_all_ranks(tmp_path, monitor, sam):
         batches = [*first["errors"][3 * epoch : 3 * epoch + 3], *second["errors"][3 * epoch : 3 * epoch + 3]]
         expected = sum(error * size for error, size in batches) / sum(size for _, size in batches)
         assert value == pytest.approx(expected, rel=1e-5)
+
+
+class Told(Regression):
+    """Says itself what is reduced."""
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("val/loss", self.error(batch))
+        self.log("val/own", self.error(batch), sync_dist=False)
+        self.log("val/first", self.error(batch), rank_zero_only=True)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("test/loss", self.error(batch))
+        self.log("test/items", float(len(batch[0])))
+        self.log("test/sum", float(len(batch[0])), reduce_fx="sum")
+
+
+def judged(when: str) -> tuple[dict[str, float], list[tuple[float, int]]]:
+    """What is logged of a share of the batches, where nothing follows it; and the error and size of each batch."""
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log\\('val/(own|first)'")
+    torch.manual_seed(1)
+    task = Told(optimizer=sgd(1e-9))
+    fit = trainer(strategy="ddp", devices=2, max_epochs=1, num_sanity_val_steps=0)
+    share = OwnSplits(fit.global_rank, 3 - fit.global_rank)
+    fit.fit(task, Batches(1), share) if when == "fit" else getattr(fit, when)(task, share, verbose=False)
+    logged = {name: float(value) for name, value in fit.callback_metrics.items()}
+    return logged, [(task.error(batch).item(), len(batch[0])) for batch in share.batches]
+
+
+@pytest.mark.parametrize("when", ["fit", "validate", "test"])
+def test_what_is_judged_is_of_all_ranks(when):
+    (first, own), (second, others) = in_processes(judged, when)
+    split = "test" if when == "test" else "val"
+
+    def mean(batches: list[tuple[float, int]]) -> float:
+        return sum(error * size for error, size in batches) / sum(size for _, size in batches)
+
+    assert mean(own) != pytest.approx(mean(others), rel=1e-2)
+    for logged in (first, second):
+        assert logged[f"{split}/loss"] == pytest.approx(mean([*own, *others]), rel=1e-5)
+    if when == "test":
+        assert first["test/items"] == second["test/items"] == pytest.approx((9 * 3 + 6 * 2) / 15)
+        assert first["test/sum"] == second["test/sum"] == 15
+    else:
+        assert first["val/own"] == first["val/first"] == pytest.approx(mean(own), rel=1e-5)
+        assert second["val/own"] == pytest.approx(mean(others), rel=1e-5)
