@@ -149,14 +149,20 @@ def plan(
     if isinstance(ranks, Mapping):
         _check_names(list(ranks), weights, "ranks")
 
+    given = None if ranks is None else _given_ranks(options, ranks)
+
     def settled(options: Sequence[_Option]) -> tuple[Plan, dict[str, Tensor]]:
-        made, changed = _settled(model, options, _chosen(model, options, budget, ranks, count))
-        return made if budget is None else replace(made, counts=count), changed
+        if given is not None:
+            return _settled(model, options, given)
+        assert budget is not None
+        made, changed = _settled(model, options, _within(model, options, budget, count))
+        return replace(made, counts=count), changed
 
     if not calls:
         return settled(options)[0]
     fitted, held = hold_back(calls, divide)
-    open_ = {option.weight.name for option in options if not option.reason and option.weight.name in wanted}
+    smallest = given or _given_ranks(options, 1)
+    open_ = {option.weight.name for option, rank in zip(options, smallest, strict=True) if rank is not None}
     metrics = input_metrics(model, {name: layer for name, layer in layers.items() if name in open_}, fitted)
     plain = [copy.copy(option) for option in options]  # before they know the inputs
     for option in options:
@@ -177,17 +183,8 @@ def plan(
     return replace(best, output_error=None)
 
 
-def _chosen(
-    model: nn.Module,
-    options: Sequence["_Option"],
-    budget: float | None,
-    ranks: Rank | Mapping[str, Rank] | None,
-    count: Budgeted,
-) -> Sequence[Rank | None]:
+def _given_ranks(options: Sequence["_Option"], ranks: Rank | Mapping[str, Rank]) -> list[Rank | None]:
     """A rank for each layer, None for a dense one."""
-    if budget is not None:
-        return _within(model, options, budget, count)
-    assert ranks is not None
     chosen = [_given(option, ranks) for option in options]
     if _is_fraction(ranks) and not any(chosen) and not all(option.reason for option in options):
         raise ValueError(f"expected `ranks` that leave room for rank one in some layer, got {ranks!r}")

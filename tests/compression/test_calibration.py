@@ -170,7 +170,9 @@ def test_outputs_of_zero_make_all_layers_alike():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"ranks": {"0": 4}}, {"ranks": 4, "exclude": ["2", "4"]}], ids=["ranks", "exclude"]
+    "settings",
+    [{"ranks": {"0": 4}}, {"ranks": 4, "exclude": ["2", "4"]}, {"ranks": 18, "exclude": ["2"]}],
+    ids=["ranks", "exclude", "too large a rank for the last"],
 )
 def test_inputs_are_measured_of_layers_that_may_become_cores(monkeypatch, settings):
     measured = []
@@ -188,3 +190,14 @@ def test_inputs_are_measured_of_layers_that_may_become_cores(monkeypatch, settin
     assert made.keeps == "outputs"
     apply_(model, made, calibration=x)
     assert measured == [["0"], ["0"]]
+
+
+def test_a_layer_that_no_rank_makes_smaller_is_not_measured(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 1))
+    inputs, sizes, eigh = torch.randn(40, 32), [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda moment: (sizes.append(len(moment)), eigh(moment))[1])
+    made = plan(model, factorization="tt", budget=0.8, calibration=inputs, example_input=inputs)
+    assert max(sizes) == 32  # the others are ranks
+    assert [layer.rank is None for layer in made.layers] == [False, True]
+    assert made.dense_multiplications == 32 * 48 + 48
