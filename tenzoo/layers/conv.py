@@ -145,10 +145,10 @@ class TensorizedConv2d(TensorizedLayer[nn.Conv2d]):
             if x.ndim == 3:
                 return self._contract(self.weight, x.unsqueeze(0), self.bias).squeeze(0)
             y = self._contract(self.weight, x, self.bias)
-            last = _channels_last(x) and not x.is_contiguous()
-            return y.contiguous(memory_format=torch.channels_last) if last else y
+            last = _channels_last(x).is_contiguous() and not x.is_contiguous()
+            return _channels_last(y).contiguous().permute(0, 3, 1, 2) if last else y
         # The layout of the output follows from those of input and weight.
-        plain = x.ndim == 3 or not _channels_last(x)
+        plain = x.ndim == 3 or not _channels_last(x).is_contiguous()
         weight = self.dense_weight(contiguous=plain)
         return self._conv_forward(x, weight, self.bias)
 
@@ -247,7 +247,6 @@ def _check_pair(name: str, pair: object) -> None:
         check_sizes(**{name: size})
 
 
-def _channels_last(x: Tensor) -> bool:
-    """Whether an image batch lies so in memory; within ``vmap`` torch does not tell."""
-    within = torch._C._are_functorch_transforms_active()
-    return not within and x.is_contiguous(memory_format=torch.channels_last)
+def _channels_last(x: Tensor) -> Tensor:
+    """A view that is contiguous where a batch of images is so in torch's channels_last, which vmap does not tell."""
+    return x.permute(0, 2, 3, 1)
