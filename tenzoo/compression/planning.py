@@ -68,7 +68,7 @@ def plan(
     Args:
         model: Any module; it keeps its weights and its mode.
         factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``.
-        budget: A float in (0, 1] is the fraction of what the whole network has, an int an absolute number.
+        budget: A float in (0, 1] is the fraction of what the whole network has, an int an absolute number below that.
         ranks: Instead of a budget: one rank for all layers, or a mapping from names of layers to ranks, where the
             layers it leaves out stay dense. A layer stays dense if it would not get smaller, or if rank one is more
             than one fraction for all layers allows.
@@ -150,12 +150,17 @@ def plan(
         _check_names(list(ranks), weights, "ranks")
 
     given = None if ranks is None else _given_ranks(options, ranks)
+    if count == "parameters":
+        whole = sum(parameter.numel() for parameter in model.parameters())
+    else:
+        whole = sum(option.dense_multiplications or 0 for option in options)
+    allowed = None if budget is None else _checked_budget(budget, whole, count)
 
     def settled(options: Sequence[_Option]) -> tuple[Plan, dict[str, Tensor]]:
         if given is not None:
             return _settled(model, options, given)
-        assert budget is not None
-        made, changed = _settled(model, options, _within(model, options, budget, count))
+        assert allowed is not None
+        made, changed = _settled(model, options, _within(model, options, allowed, whole, count))
         return replace(made, counts=count), changed
 
     if not calls:
@@ -344,14 +349,10 @@ def _weigh(model: nn.Module, options: Sequence[_Option], calls: Sequence[Call]) 
 
 
 def _within(
-    model: nn.Module, options: Sequence[_Option], budget: float, count: Budgeted
+    model: nn.Module, options: Sequence[_Option], allowed: float, whole: int, count: Budgeted
 ) -> list[tuple[int, ...] | None]:
     candidates = [option.candidates(count) for option in each(options, "choosing ranks of layers")]
-    whole = sum(row[-1].cost for row in candidates)
-    fixed = 0.0
-    if count == "parameters":
-        fixed = sum(parameter.numel() for parameter in model.parameters()) - whole
-    allowed = _checked_budget(budget, whole + fixed)
+    fixed = whole - sum(row[-1].cost for row in candidates)
     try:
         return [choice.rank for choice in allocate(candidates, allowed - fixed)]
     except ValueError as error:
@@ -363,20 +364,21 @@ def _within(
         least = math.ceil(fixed + sum(min(choice.cost for choice in row) for row in candidates))
         raise ValueError(
             f"expected at least {least:,} {count} in `budget`, the least that this model can be brought to, got "
-            f"{math.floor(allowed):,} of {whole + fixed:,.0f}; what stays as it is: "
+            f"{math.floor(allowed):,} of {whole:,}; what stays as it is: "
             f"{obstacles(model, stays) if count == 'parameters' else multiplied(stays)}"
         ) from error
 
 
-def _checked_budget(budget: float, whole: float) -> float:
+def _checked_budget(budget: float, whole: int, count: Budgeted) -> float:
+    """How many parameters or multiplications there may be, of as many as the dense model has."""
     valid = "a float in (0, 1], a fraction, or an int >= 1, an absolute number,"
     if isinstance(budget, bool) or not isinstance(budget, Real):
         raise TypeError(f"expected {valid} in `budget`, got {budget!r}")
     if isinstance(budget, Integral):
         if budget < 1:
             raise ValueError(f"expected {valid} in `budget`, got {budget!r}")
-        if budget > whole:
-            raise ValueError(f"expected at most the {whole:,.0f} that the model has in `budget`, got {budget:,}")
+        if budget >= whole:
+            raise ValueError(f"expected fewer {count} in `budget` than the {whole:,} of the model, got {budget:,}")
         return float(budget)
     if not 0 < budget <= 1:
         raise ValueError(f"expected {valid} in `budget`, got {budget!r}")

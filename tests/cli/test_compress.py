@@ -110,7 +110,7 @@ def test_a_network_of_torchvision(tmp_path):
         (["--budget", "0.001"], ["in `budget`", "the least that this model can be brought to"]),
         (["--budget", "1.5"], ["a float in (0, 1]", "1.5"]),
         (["--budget", "half"], ["in `budget`, got half"]),
-        (["--budget", "100000000"], ["at most the 269,722 that the model has in `budget`, got 100,000,000"]),
+        (["--budget", "100000000"], ["fewer parameters in `budget` than the 269,722 of the model, got 100,000,000"]),
         (["--calibration_size", "4"], ["`calibration` beside `calibration_size` 4, got none"]),
         (["--ranks", "3"], ["one of `budget` and `ranks`"]),
         (["--exclude", "[conv9]"], ["`exclude`", "'conv9'"]),

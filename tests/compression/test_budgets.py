@@ -84,6 +84,42 @@ def test_what_is_done_once_in_a_call_is_done_for_no_sample(samples):
     assert made.multiplications == of_a_sample(small) <= 64 * 64
 
 
+@pytest.mark.parametrize("count", ["parameters", "multiplications"])
+@pytest.mark.parametrize("more", [0, 1, 10**6])
+def test_a_number_that_the_dense_model_does_not_exceed_is_no_budget(monkeypatch, count, more):
+    model = convolutional()
+    whole = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "multiplications": 16 * 16 * 9 * (3 * 32 + 32 * 32) + 320,
+    }[count]
+    arguments = {"factorization": "tt", "count": count, "example_input": IMAGES}
+    with monkeypatch.context() as patched:
+        patched.setattr("tenzoo.compression.planning.input_metrics", None)  # refused before anything is measured
+        message = f"expected fewer {count} in `budget` than the {whole:,} of the model, got {whole + more:,}"
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            plan(model, budget=whole + more, calibration=IMAGES, **arguments)
+    for budget in (whole - 1, 1.0):
+        made = plan(model, budget=budget, **arguments)
+        assert getattr(made, count) <= (whole if budget == 1.0 else budget)
+
+
+class Shared(nn.Module):
+    """Runs its layer on fewer rows where there are more samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x):
+        self.layer(torch.ones(10 - len(x), 32))
+        return self.head(x)
+
+
+def test_no_sample_counts_for_less_than_nothing():
+    made = plan(Shared(), factorization="tt", ranks=2, example_input=torch.randn(4, 32))
+    assert [layer.dense_multiplications for layer in made.layers] == [0, 32 * 32]
+
+
 class Flat(nn.Module):
     """Does not run with a single sample."""
 
