@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torchmetrics import MetricCollection
 
 from tenzoo.cores import CoreGroup, CoreProvider, find_core_groups
 from tenzoo.distributed import check_two_passes, share_buffers_
@@ -232,13 +233,21 @@ class Task(LightningModule, CoreProvider):
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Log as LightningModule does, except at SAM's perturbed weights: there nothing is logged.
 
-        With several processes a metric that is monitored is reduced over them, as with ``sync_dist=True``.
+        With several processes a metric that is monitored, or logged over an epoch of validation or test, is reduced
+        over them, as with ``sync_dist=True``.
         """
         if self._perturbed:
             return
         if self._trainer is not None and self._trainer.world_size > 1:
             value = as_of_all_ranks(self, value, kwargs, monitored=name in self._monitored)
         super().log(name, value, *args, **kwargs)
+
+    def log_dict(self, dictionary: Any, *args: Any, **kwargs: Any) -> None:
+        """Log each value as :meth:`log` does; LightningModule's own would say of each that it is not to be reduced."""
+        metrics = isinstance(dictionary, MetricCollection)
+        items = dictionary.items(keep_base=False, copy_state=False) if metrics else dictionary.items()
+        for name, value in items:
+            self.log(name, value, *args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the running hook here, forty times a step. nn.Module would each time look for a parameter, a

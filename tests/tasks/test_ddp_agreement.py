@@ -144,7 +144,7 @@ class Told(Regression):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.log("test/loss", self.error(batch))
-        self.log("test/items", float(len(batch[0])))
+        self.log_dict({"test/items": float(len(batch[0]))})
         self.log("test/sum", float(len(batch[0])), reduce_fx="sum")
 
 
