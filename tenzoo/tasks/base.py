@@ -29,6 +29,7 @@ from tenzoo.tasks.checks import (
     check_callbacks,
     check_clipping,
     check_modes,
+    check_plateaus,
     check_sam,
     searches_learning_rate,
 )
@@ -112,6 +113,10 @@ class Task(LightningModule, CoreProvider):
         if gradient_clip_algorithm not in ("norm", "value"):
             raise ValueError(
                 f"expected 'norm' or 'value' in `gradient_clip_algorithm`, got {gradient_clip_algorithm!r}"
+            )
+        if gradient_clip_algorithm != "norm" and gradient_clip_val is None:
+            raise ValueError(
+                f"expected `gradient_clip_val` beside `gradient_clip_algorithm` {gradient_clip_algorithm!r}, got none"
             )
         if isinstance(accumulate_grad_batches, bool) or accumulate_grad_batches < 1:
             raise ValueError(f"expected an int >= 1 in `accumulate_grad_batches`, got {accumulate_grad_batches}")
@@ -276,6 +281,11 @@ class Task(LightningModule, CoreProvider):
         """Build the optimizer, and the scheduler if there is one."""
         optimizer = self.build_optimizer()
         if self._scheduler_of is None:
+            if self._scheduler_interval != "epoch" or self._scheduler_monitor is not None:
+                raise ValueError(
+                    "expected `lr_scheduler` beside `lr_scheduler_interval` and `lr_scheduler_monitor`, got none for "
+                    f"{self._scheduler_interval!r} and {self._scheduler_monitor!r}"
+                )
             return optimizer
         if isinstance(self._scheduler_of, str):
             scheduler: Any = schedule_over_run(self._scheduler_of, optimizer, self.trainer)
@@ -367,6 +377,7 @@ class Task(LightningModule, CoreProvider):
             if known is not None and isinstance(name, str) and name not in known:
                 raise ValueError(f"expected one of {sorted(known)} in {where}, got {name!r}, which nobody logs here")
         check_modes(self.trainer, known=known or (), watched_by_scheduler=self._scheduler_monitor)
+        check_plateaus(self.trainer, known=known or ())
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip, in both modes. Callbacks have run before: they see the gradients as they were."""

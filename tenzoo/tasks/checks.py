@@ -142,6 +142,35 @@ def check_modes(trainer: Trainer, *, known: Collection[str], watched_by_schedule
             )
 
 
+def check_plateaus(trainer: Trainer, *, known: Collection[str]) -> None:
+    """Refuse schedulers that would look for a metric of validation before there is one.
+
+    Args:
+        trainer: With its schedulers.
+        known: Names of metrics that are the task's own.
+
+    Raises:
+        ValueError: Naming the metric, and what is in the way.
+    """
+    every = trainer.check_val_every_n_epoch
+    for config in trainer.lr_scheduler_configs:
+        name = config.monitor
+        judged = (
+            isinstance(config.scheduler, ReduceLROnPlateau) and name in known and not str(name).startswith("train/")
+        )
+        reason = None
+        if judged and not trainer.enable_validation:
+            reason = "without validation"
+        elif judged and config.interval == "step":
+            reason = "after each step, before the first validation"
+        elif judged and every is not None and config.frequency % every:
+            reason = f"in each epoch, where validation is in every {every}th (check_val_every_n_epoch)"
+        if reason:
+            raise ValueError(
+                f"expected a metric that is logged in training for a ReduceLROnPlateau that asks {reason}, got {name!r}"
+            )
+
+
 def check_clipping(trainer: Trainer) -> None:
     """Refuse optimizers whose gradients cannot be clipped.
 

@@ -9,7 +9,8 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 
 from tenzoo.callbacks import DeviationAwareScaling
-from tenzoo.tasks import SAM
+from tenzoo.data import CompletionDataModule
+from tenzoo.tasks import SAM, CompletionTask
 from tests.tasks.toy import Batches, Regression, adam, sgd, trainer
 
 
@@ -131,3 +132,37 @@ def test_a_schedule_over_the_run_beside_an_accumulation_that_changes_it_is_refus
         callbacks.append(DeviationAwareScaling(0.01, alpha_schedule="linear"))
     with pytest.raises(ValueError, match=r"no GradientAccumulationScheduler beside `(lr_scheduler|alpha_schedule)` '"):
         trainer(callbacks=callbacks).fit(Regression(optimizer=adam(), **method), Batches(), Batches())
+
+
+@pytest.mark.parametrize("sam", [None, SAM()], ids=["plain", "sam"])
+@pytest.mark.parametrize(
+    ("arguments", "flags", "reason"),
+    [
+        ({}, {"check_val_every_n_epoch": 2}, "in each epoch, where validation is in every 2th"),
+        ({}, {"limit_val_batches": 0}, "without validation"),
+        ({"lr_scheduler_interval": "step"}, {}, "after each step, before the first validation"),
+    ],
+)
+def test_a_plateau_of_a_metric_that_is_not_there_yet_is_refused(arguments, flags, reason, sam):
+    def plateau(optimizer):
+        return ReduceLROnPlateau(optimizer)
+
+    task = CompletionTask(
+        "cp", 2, optimizer=adam(), sam=sam, lr_scheduler=plateau, lr_scheduler_monitor="val/rmse", **arguments
+    )
+    data = CompletionDataModule("il2", observed_fraction=0.5)
+    with pytest.raises(ValueError, match=f"ReduceLROnPlateau that asks {reason}.* got 'val/rmse'"):
+        trainer(**flags).fit(task, data)
+
+
+@pytest.mark.parametrize("setting", [{"lr_scheduler_interval": "step"}, {"lr_scheduler_monitor": "val/loss"}])
+def test_settings_of_no_scheduler_are_refused(setting):
+    with pytest.raises(
+        ValueError, match="`lr_scheduler` beside `lr_scheduler_interval` and `lr_scheduler_monitor`, got none"
+    ):
+        trainer().fit(Regression(optimizer=adam(), **setting), Batches(), Batches())
+
+
+def test_an_algorithm_of_no_clipping_is_refused():
+    with pytest.raises(ValueError, match="`gradient_clip_val` beside `gradient_clip_algorithm` 'value', got none"):
+        Regression(optimizer=adam(), gradient_clip_algorithm="value")
