@@ -1,7 +1,8 @@
 """Completing a table of one's own: a CSV file with one known entry per line, its indices (from 0) and then its value.
 
-A tenth of the known entries is held out; R² on them says how far the completed ones can be trusted: 1 is perfect, 0 no
-better than the mean. Without a path, ratings of 40 films by 60 users in 12 months are made up, 15 % of them known.
+Its first line names the columns. A tenth of the known entries is held out; R² on them says how far the completed ones
+can be trusted: 1 is perfect, 0 no better than the mean. Without a path, ratings of 40 films by 60 users in 12 months
+are made up, 15 % of them known.
 
     python examples/complete_your_csv.py [ratings.csv]
 """

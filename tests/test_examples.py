@@ -86,7 +86,10 @@ def test_complete_your_csv(tmp_path: Path):
 def test_complete_ones_own_csv(tmp_path: Path):
     path = tmp_path / "table.csv"
     cells = [(row, column) for row in range(12) for column in range(12) if row != column]
-    path.write_text("".join(f"{row},{column},{(row + 1) * (column + 1)}\n" for row, column in cells))
+    rows = "".join(f"{row},{column},{(row + 1) * (column + 1)}\n" for row, column in cells)
+    path.write_text(
+        f"row,column,product\n{rows}"
+    )  # without names the first line, 0,1,2, might be one of numbers for them
     train, held_out, summary, *diagonal = lines_of("complete_your_csv", str(path), cwd=tmp_path)
     assert min(float(train[-1]), float(held_out[-1])) > 0.9
     assert summary[:6] == ["completed", "12", "cells", "of", "12", "×"]
