@@ -7,7 +7,6 @@ import time
 from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from shutil import get_terminal_size
 
@@ -23,7 +22,7 @@ from tenzoo.cli.configs import PARSER_MODE, check_configs
 from tenzoo.cli.messages import explain
 from tenzoo.compression import Plan, apply_, plan
 from tenzoo.compression.calls import Call, said
-from tenzoo.compression.outputs import divided
+from tenzoo.compression.outputs import divider
 from tenzoo.compression.progress import LOGGER
 from tenzoo.compression.reading import SAMPLES, read_batches
 from tenzoo.weights import load_weights_
@@ -116,8 +115,7 @@ def _inputs(network: nn.Module, data: LightningDataModule, size: int) -> list[Ca
     data.prepare_data()
     data.setup("fit")
     batches = (data.on_after_batch_transfer(batch, number) for number, batch in enumerate(data.train_dataloader()))
-    divide = partial(divided, network, argument="calibration")
-    return read_batches(batches, "calibration", network, divide, samples=size)
+    return read_batches(batches, "calibration", network, divider(network), samples=size)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ import copy
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call, fingerprint, hold_back, said
 from tenzoo.compression.inputs import check_seen, input_metrics, observe
-from tenzoo.compression.matching import check_numbers, check_plan, matched, read_by_another, settings_of
-from tenzoo.compression.outputs import dense_outputs, difference, divided, evaluating, repeatably
+from tenzoo.compression.matching import check_plan, matched, read_by_another, settings_of
+from tenzoo.compression.outputs import dense_outputs, difference, divider, evaluating, repeatably
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.progress import LOGGER, each
 from tenzoo.compression.readers import described
@@ -81,7 +80,7 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
         made_with, given = ("with", "none") if plan.data_aware else ("without", "some")
         raise ValueError(f"expected `calibration` data as in `plan`, which was made {made_with} them, got {given}")
     trial = None if example_input is None else read_call(example_input, "example_input", model)
-    divide = partial(divided, model, argument="calibration")
+    divide = divider(model)
     calls = [] if calibration is None else read_calls(calibration, "calibration", model, divide)
     if calls and plan.calibration not in (None, fingerprint(calls)):
         raise ValueError(
@@ -89,7 +88,6 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
             "DataLoader that shuffles or augments does not"
         )
     pairs = matched(model, plan)
-    check_numbers(model, plan)
     argument = "example_input" if trial else "calibration"
     trial = trial or next(iter(calls), None)
     if trial:
@@ -146,7 +144,6 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
     """
     check_plan(plan)
     pairs = matched(model, plan)
-    check_numbers(model, plan)
     if not isinstance(weights, Mapping):
         raise TypeError(f"expected a state dict in `weights`, got a {type(weights).__name__}")
     for name, value in weights.items():
@@ -156,7 +153,10 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
     weights = {name.removeprefix("_orig_mod."): value for name, value in weights.items()}
     # A copy without memory tells whether the weights fit before anything is replaced.
     skeleton = copy.deepcopy(inner).to("meta")
-    with _put(skeleton, [(weight, weight.empty(**settings_of(layer))) for weight, layer in matched(skeleton, plan)]):
+    with _put(
+        skeleton,
+        [(weight, weight.empty(**settings_of(layer))) for weight, layer in matched(skeleton, plan, numbers=False)],
+    ):
         pass
     _check_weights(inner, tensors_of(skeleton), weights)
     device = next((value.device for value in weights.values()), torch.device("cpu"))

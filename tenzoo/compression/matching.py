@@ -1,6 +1,6 @@
 """Whether a plan is one of a model: the layers, their sizes and their numbers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -17,10 +17,17 @@ def check_plan(plan: object) -> None:
         raise TypeError(f"expected a Plan in `plan`, got a {type(plan).__name__}; Plan.load reads one from a file")
 
 
-def matched(model: nn.Module, plan: Plan) -> list[tuple[Weight, LayerPlan]]:
-    """The weights of a model that become cores, and what the plan says of each."""
+def matched(model: nn.Module, plan: Plan, *, numbers: bool = True) -> list[tuple[Weight, LayerPlan]]:
+    """The weights of a model that become cores, and what the plan says of each.
+
+    Args:
+        model: Stays as it is.
+        plan: Refused where it is none of this model.
+        numbers: Whether its numbers are to be those of the model too.
+    """
     planned = [layer for layer in plan.layers if layer.rank is not None]
-    found = {weight.name: weight for weight in _weights(model, plan)}
+    weights = find_weights(model, read=dict.fromkeys([layer.name for layer in plan.layers], "another module"))
+    found = {weight.name: weight for weight in weights}
     for layer in planned:
         if layer.name not in found:
             raise _missing(model, layer.name)
@@ -33,19 +40,15 @@ def matched(model: nn.Module, plan: Plan) -> list[tuple[Weight, LayerPlan]]:
                 f"expected a {layer.kind} with a weight of shape {layer.shape} as {layer.name!r}, got a {kind} of "
                 f"{shape}"
             )
+    if numbers:
+        _check_numbers(model, plan, weights)
     return [(found[layer.name], layer) for layer in planned]
 
 
-def _weights(model: nn.Module, plan: Plan) -> list[Weight]:
-    """Those of a model, by the names that they have in a plan."""
-    return find_weights(model, read=dict.fromkeys([layer.name for layer in plan.layers], "another module"))
-
-
-def check_numbers(model: nn.Module, plan: Plan) -> None:
-    """Refuse a plan whose numbers are not those of the model."""
+def _check_numbers(model: nn.Module, plan: Plan, weights: Sequence[Weight]) -> None:
+    """Refuse a plan whose numbers are not those of the model, of which these are the weights."""
     expected = "expected a plan as it was made for `model` in `plan`, got"
     planned = {layer.name: layer for layer in plan.layers}
-    weights = _weights(model, plan)
     owned = own_parameters(weights)
     for weight, own in zip(weights, owned, strict=True):
         layer = planned.pop(weight.name, None)

@@ -5,6 +5,7 @@ import random
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tenzoo.compression.calls import Call
+from tenzoo.compression.calls import Call, Divide
 from tenzoo.compression.progress import each
 from tenzoo.snapshot import Row, Snapshot, put
 
@@ -264,6 +265,11 @@ def divided(model: nn.Module, call: Call, border: int, argument: str) -> tuple[C
         except ValueError:  # another way may be right
             continue
     return None
+
+
+def divider(model: nn.Module) -> Divide:
+    """Divides calibration inputs of a model, as :func:`divided`."""
+    return partial(divided, model, argument="calibration")
 
 
 def _outputs(model: nn.Module, call: Call, argument: str) -> list[Tensor]:

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, cast, get_args
 
@@ -15,7 +15,7 @@ from tenzoo.compression.calls import Call, fingerprint, hold_back, take
 from tenzoo.compression.candidates import Candidate, allocate, rank_errors
 from tenzoo.compression.inputs import check_seen, count_positions, input_metrics, observe
 from tenzoo.compression.obstacles import multiplied, obstacles
-from tenzoo.compression.outputs import divided, output_error, sensitivities
+from tenzoo.compression.outputs import divider, output_error, sensitivities
 from tenzoo.compression.plan import LayerPlan, Plan
 from tenzoo.compression.progress import LOGGER, each
 from tenzoo.compression.reading import Example, read_call, read_calls
@@ -118,7 +118,7 @@ def plan(
             "expected convolutions, linear, attention or recurrent layers or embeddings in `model`, got "
             f"{type(model).__name__} without any (those of quantized networks have no parameters; quantize after)"
         )
-    divide = partial(divided, model, argument="calibration")
+    divide = divider(model)
     example = None if example_input is None else read_call(example_input, "example_input", model)
     calls = [] if calibration is None else read_calls(calibration, "calibration", model, divide)
     told = fingerprint(calls)

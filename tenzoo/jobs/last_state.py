@@ -1,9 +1,10 @@
 """The state in which training ends, saved."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
+
+from tenzoo.jobs.places import model_checkpoints
 
 
 class SaveLastState(Callback):
@@ -32,8 +33,7 @@ class SaveLastState(Callback):
 
 
 def _save(trainer: Trainer) -> None:
-    savers = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
-    savers = [each for each in savers if each.save_top_k != 0 or each.save_last]
+    savers = [each for each in model_checkpoints(trainer) if each.save_top_k != 0 or each.save_last]
     for each in savers:
         if not each._should_skip_saving_checkpoint(trainer):
             candidates = each._monitor_candidates(trainer)

@@ -16,6 +16,11 @@ Place: TypeAlias = Literal[
 what follows it. The epoch's end is where its callbacks run."""
 
 
+def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
+    """Lightning's own checkpoint callbacks of a Trainer, those of subclasses included."""
+    return [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+
+
 def place_of(trainer: Trainer) -> Place:
     """Where a Trainer is, as far as its counters tell: a validation that ended is none yet."""
     loop = trainer.fit_loop

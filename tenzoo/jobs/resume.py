@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from tenzoo.jobs.epoch_metrics import epoch_metrics, set_epoch_metrics, updates
-from tenzoo.jobs.places import Place, go_on, place_of, place_of_counters, window_is_open
+from tenzoo.jobs.places import Place, go_on, model_checkpoints, place_of, place_of_counters, window_is_open
 from tenzoo.jobs.random_state import random_state, set_random_state
 from tenzoo.jobs.slurm import check_same_job, slurm_job
 
@@ -82,7 +82,7 @@ class ExactResume(Callback):
             "job": slurm_job(),
             "processes": self._of_all_processes(trainer, self._of_this_process(trainer, pl_module, place)),
             "metrics": {name: value.detach().cpu() for name, value in metrics.items()},
-            "saved": {each.state_key: _saving(each) for each in _model_checkpoints(trainer)},
+            "saved": {each.state_key: _saving(each) for each in model_checkpoints(trainer)},
             "should_stop": bool(trainer.should_stop),
         }
 
@@ -114,7 +114,7 @@ class ExactResume(Callback):
         check_same_job(trainer, checkpoint.get(_KEY, {}))
         loops = checkpoint["loops"]["fit_loop"]
         self._resumed = {"place": place_of_counters(loops), **checkpoint.get(_KEY, {}), "loops": loops}
-        states = [(each, checkpoint["callbacks"].get(each.state_key)) for each in _model_checkpoints(trainer)]
+        states = [(each, checkpoint["callbacks"].get(each.state_key)) for each in model_checkpoints(trainer)]
         kept = [_keep_best(callback, state) for callback, state in states if state is not None]
         self.keeps_best = all(kept)
         fit_loop = trainer.fit_loop
@@ -154,7 +154,7 @@ class ExactResume(Callback):
         )
         trainer.should_stop = resumed.get("should_stop", False)
         self._begun = True
-        go_on(trainer, resumed["place"], resumed["loops"], later=_model_checkpoints(trainer)[writer + 1 :])
+        go_on(trainer, resumed["place"], resumed["loops"], later=model_checkpoints(trainer)[writer + 1 :])
         self._resumed = None
 
     @staticmethod
@@ -173,10 +173,6 @@ class ExactResume(Callback):
 # --- checkpoint callbacks --------------------------------------------------------------------------------------
 
 
-def _model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
-    return [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
-
-
 def _saving(callback: ModelCheckpoint) -> dict[str, Any]:
     """What the callback's own state lacks."""
     return {
@@ -193,7 +189,7 @@ def _restore_saving(trainer: Trainer, saved: Mapping[str, Mapping[str, Any]]) ->
         The index of the callback that wrote the checkpoint, -1 if none did: those behind it have not seen this step.
     """
     writer = -1
-    for index, callback in enumerate(_model_checkpoints(trainer)):
+    for index, callback in enumerate(model_checkpoints(trainer)):
         if callback.state_key in saved:
             state = saved[callback.state_key]
             callback._last_global_step_saved = state["step"]

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
@@ -17,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from tenzoo.atomic import atomic_write
+from tenzoo.jobs.places import model_checkpoints
 from tenzoo.jobs.slurm import requeue
 
 SAVED_AS = "preempted.ckpt"
@@ -207,7 +207,7 @@ def _stop(trainer: Trainer, connector: Signals, number: int) -> None:
 
 
 def _path(trainer: Trainer, connector: Signals) -> Path | None:
-    savers = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+    savers = model_checkpoints(trainer)
     if not savers or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     if connector.slurm is not None and connector.pointer is None:

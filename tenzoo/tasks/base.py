@@ -296,9 +296,11 @@ class Task(LightningModule, CoreProvider):
             raise ValueError(
                 "expected the name of a logged metric in `lr_scheduler_monitor` for ReduceLROnPlateau, got none"
             )
-        settings = {"scheduler": scheduler, "interval": self._scheduler_interval, "monitor": self._scheduler_monitor}
+        settings = {"scheduler": scheduler, "interval": self._scheduler_interval}
         if not self.automatic_optimization:
-            return [optimizer], [monitors_noted(self, super().configure_optimizers, settings)]
+            self._monitors[id(scheduler)] = self._scheduler_monitor
+            return [optimizer], [settings]  # type: ignore[return-value]
+        settings["monitor"] = self._scheduler_monitor
         return {"optimizer": optimizer, "lr_scheduler": settings}  # type: ignore[return-value]
 
     def configure_callbacks(self) -> list[Callback]:

@@ -78,10 +78,10 @@ class ForwardState:
         self._module, self._modules = module, _walked(module)
         self._before = _buffers_with_copies(self._modules)
         self._after: list[_Buffer] = []
-        self._searched = [
+        self._held = Snapshot(
             each for each in self._modules if is_metric(each) or not type(each).__module__.startswith(_KNOWN)
-        ]
-        self._held = Snapshot(self._searched)
+        )
+        self._keep = False
         self._first: list[Row] = []
         self._tensors: list[Row] = []
         self._device = device
