@@ -96,7 +96,7 @@ def _convolutions(channels: int, side: int, batch: int, skipped: list[str]) -> d
     for kind, name in (("CP", "cp"), ("Tucker", "tucker")):
         make = functools.partial(TensorizedConv2d, channels, channels, **arguments, factorization=name, rank=_EIGHTH)
         steps |= _ours(f"conv {kind}", make, x)
-        ranks = make(device="meta").weight.rank
+        ranks = make(device="meta").factorization.rank
         rank: Any = ranks[0] if kind == "CP" else [ranks[0], ranks[2], 3, 3]  # theirs is (out, in, k, k)
         sizes = channels, channels, (3, 3)
         theirs = functools.partial(tltorch_layer, "FactorizedConv", *sizes, padding=1, factorization=name, rank=rank)

@@ -241,7 +241,7 @@ def _admitted(core: Tensor, factors: list[Tensor]) -> list[Tensor]:
         if rank > size:
             core, factors[k] = multiply_modes(core, {k: factor}), torch.eye(size).to(factor)
     shape = tuple(len(factor) for factor in factors)
-    bounds = Tucker._admitted_rank(shape, tuple(core.shape))
+    bounds = Tucker.admitted_rank(shape, tuple(core.shape))
     for k, bound in enumerate(bounds):
         if core.shape[k] > bound:  # of one mode at most, for it is larger than all others together
             unfolding = core.movedim(k, 0)

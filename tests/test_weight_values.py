@@ -179,8 +179,12 @@ def dense(device):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("0.weight.cores.0", 1e300, r"range of torch.float32 as '0\.weight\.cores\.0' in `weights`, got 1e\+300"),
-        ("0.weight.cores.1", math.nan, r"finite numbers as '0\.weight\.cores\.1' in `weights`, got nan"),
+        (
+            "0.factorization.cores.0",
+            1e300,
+            r"range of torch.float32 as '0\.factorization\.cores\.0' in `weights`, got 1e\+300",
+        ),
+        ("0.factorization.cores.1", math.nan, r"finite numbers as '0\.factorization\.cores\.1' in `weights`, got nan"),
         ("0.bias", math.inf, r"finite numbers as '0\.bias' in `weights`, got inf"),
         ("3.weight", 7.0, r"the numbers of '2\.weight', which is in the same memory, as '3\.weight' in `weights`"),
     ],

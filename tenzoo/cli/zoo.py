@@ -145,7 +145,7 @@ def _tensorized(
     seen: _Calls | None,
     groups: Mapping[int, str],
 ) -> Layer:
-    weight = module if isinstance(module, Factorization) else module.weight
+    weight = module if isinstance(module, Factorization) else module.factorization
     number = sum(parameter.numel() for parameter in module.parameters())
     cores = sum(core.numel() for core in weight.cores)
     shape: Sequence[int] = weight.shape
@@ -176,7 +176,7 @@ def _tensorized(
 
 def _estimated(module: TensorizedLayer[Any], inputs: Sequence[Tensor]) -> tuple[float, str, dict[str, float]]:
     """Operations, implementations and milliseconds of some calls in training."""
-    costs, device = module.costs, module.weight.cores[0].device.type
+    costs, device = module.costs, module.factorization.cores[0].device.type
     flops, ways, milliseconds = 0.0, dict[str, None](), dict[str, float]()
     for x in inputs:
         positions = module.positions(x)

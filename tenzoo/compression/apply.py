@@ -72,7 +72,7 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
     Example:
         >>> from tenzoo.compression import plan
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-        >>> apply_(model, plan(model, factorization="tt", ranks={"0": 8}))[0].weight.rank
+        >>> apply_(model, plan(model, factorization="tt", ranks={"0": 8}))[0].factorization.rank
         (8,)
     """
     check_plan(plan)
@@ -139,7 +139,7 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
         >>> model, other = (nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)) for _ in range(2))
         >>> made = plan(model, factorization="tt", ranks=8)
         >>> weights = apply_(model, made).state_dict()
-        >>> restore_(other, made, weights)[0].weight.cores[0].equal(model[0].weight.cores[0])
+        >>> restore_(other, made, weights)[0].factorization.cores[0].equal(model[0].factorization.cores[0])
         True
     """
     check_plan(plan)
@@ -164,7 +164,7 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
     for weight, layer in pairs:
         own = device if weight.dense.is_meta else weight.dense.device
         new = weight.empty(**settings_of(layer)).to_empty(device=own).train(weight.owner.training)
-        new.weight.requires_grad_(weight.trained)
+        new.factorization.requires_grad_(weight.trained)
         made.append((weight, new))
     _hold_budget(plan, made)
     with _put(inner, made):
@@ -223,7 +223,9 @@ def fold_(model: M) -> M:
         if isinstance(module, TensorizedLayer):
             dense = folded[module] = module.to_dense()
             _hand_on_bias(module, dense)
-            dense.weight = weights.setdefault((module.weight, dense.weight.shape), dense.weight)  # cores may be shared
+            dense.weight = weights.setdefault(
+                (module.factorization, dense.weight.shape), dense.weight
+            )  # cores may be shared
     return _replaced(model, folded)
 
 
@@ -263,7 +265,7 @@ def _decomposed(
     weight: Weight, planned: LayerPlan, metric: Mapping[int, Tensor] | None
 ) -> TensorizedLayer[Any] | TensorizedWeight:
     made = weight.decomposed(**settings_of(planned), metric=metric)
-    if not all(bool(core.isfinite().all()) for core in made.weight.cores):
+    if not all(bool(core.isfinite().all()) for core in made.factorization.cores):
         raise ValueError(f"expected a decomposition of {weight.name!r} into finite numbers, got NaN or infinity")
     return made
 

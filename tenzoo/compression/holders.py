@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from tenzoo.weights import Places
 
-_OWN = ("_modules", "_parameters", "_buffers", "_flat_weights", "_flat_weight_refs", "_kept", "sharpness_state")
+_OWN = ("_modules", "_parameters", "_buffers", "_flat_weights", "_flat_weight_refs", "_cached", "sharpness_state")
 """Where modules of torch, tensorized layers and tasks keep what is theirs."""
 
 _BESIDE: tuple[type, ...] = (type, ModuleType, FrameType, Optimizer)

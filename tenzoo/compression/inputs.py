@@ -136,7 +136,7 @@ def input_metrics(
             if patches is None:
                 return
             own = moments.setdefault(name, {})
-            first = len(layer.weight.shape) - (patches.ndim - 1)
+            first = len(layer.factorization.shape) - (patches.ndim - 1)
             for k in range(1, patches.ndim):
                 rows = patches.movedim(k, 0).flatten(1)
                 rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows  # half would overflow

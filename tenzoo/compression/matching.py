@@ -70,8 +70,8 @@ def _numbers(weight: Weight, layer: LayerPlan, own: int) -> Iterator[tuple[str, 
     if layer.rank is None:
         yield "parameters", layer.parameters, own, "the dense layer has"
     else:
-        cores = weight.empty(**settings_of(layer)).weight
-        usable = type(cores)._usable_rank(cores.shape, layer.rank)
+        cores = weight.empty(**settings_of(layer)).factorization
+        usable = type(cores).usable_rank(cores.shape, layer.rank)
         yield "as the rank", list(layer.rank), list(usable), "the most that are of use are"
         made = own - weight.dense.numel() + sum(core.numel() for core in cores.cores)
         yield "parameters", layer.parameters, made, f"rank {list(layer.rank)} makes"

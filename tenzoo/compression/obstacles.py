@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from tenzoo.compression.weights import Weight, find_weights, named_modules
-from tenzoo.layers.kept import MadeOfCores
+from tenzoo.layers.factorized import FactorizedModule
 
 Stays: TypeAlias = Sequence[tuple[Weight, str | None, int]]
 """Weights that cannot become less, with the reason, if it is not their size, and the number that a budget counts."""
@@ -28,9 +28,9 @@ def obstacles(model: nn.Module, stays: Stays) -> str:
         stays: Weights that cannot become less.
 
     Example:
-        >>> model = nn.Sequential(nn.Conv1d(4, 8, 3), nn.LayerNorm(8), nn.Linear(8, 8))
+        >>> model = nn.Sequential(nn.Bilinear(4, 3, 8), nn.LayerNorm(8), nn.Linear(8, 8))
         >>> obstacles(model, [(weight, weight.reason, 0) for weight in find_weights(model) if weight.reason])
-        "104 in '0', which is a Conv1d, for which there is no tensorized layer; 16 in '1', which is a LayerNorm, for \
+        "104 in '0', which is a Bilinear, for which there is no tensorized layer; 16 in '1', which is a LayerNorm, for \
 which there is no tensorized layer"
     """
     reasons = {weight.module_name: reason or "is not worth its cores" for weight, reason, _ in stays}
@@ -38,7 +38,7 @@ which there is no tensorized layer"
     cores = {
         id(part): name.partition(_PART)[0]
         for name, module in named_modules(model)
-        if isinstance(module, MadeOfCores)
+        if isinstance(module, FactorizedModule)
         for part in module.modules()
     }
     made = set(cores.values())

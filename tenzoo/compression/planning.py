@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call, fingerprint, hold_back, take
-from tenzoo.compression.candidates import Candidate, allocate, rank_errors
+from tenzoo.compression.candidates import Candidate, allocate
 from tenzoo.compression.inputs import check_seen, count_positions, input_metrics, observe
 from tenzoo.compression.obstacles import multiplied, obstacles
 from tenzoo.compression.outputs import divider, output_error, sensitivities
@@ -227,9 +227,7 @@ class _Option:
     @property
     def settings(self) -> dict[str, Any]:
         """How it would be made of cores, but for the rank."""
-        rows, columns = self.weight.dense.shape[:2]
-        whole = None if self.factorization == "btt" else ((rows,), (columns,))
-        return {"factorization": self.factorization, "tensorization": whole}
+        return {"factorization": self.factorization, "tensorization": self.weight.whole_modes(self.factorization)}
 
     def empty(self, rank: Rank) -> TensorizedLayer[Any] | TensorizedWeight:
         """It with cores of these ranks, on the meta device."""
@@ -267,10 +265,10 @@ class _Option:
         dense = Candidate(None, dense_cost, 0.0)
         if self.reason is not None or dense_cost == 0:
             return [dense]
-        kind, shape = type(self.thin.weight), self.thin.weight.shape
+        kind, shape = type(self.thin.factorization), self.thin.factorization.shape
         errors: Mapping[tuple[int, ...], float] = self.errors
         if count == "parameters":
-            sizes = {rank: kind._count(shape, rank) for rank in errors}
+            sizes = {rank: kind.num_parameters(shape, rank) for rank in errors}
         else:
             errors = _thinned(errors)
             sizes = {rank: self.multiplications(self.empty(rank)) or 0 for rank in errors}
@@ -291,8 +289,8 @@ class _Option:
     @cached_property
     def errors(self) -> dict[tuple[int, ...], float]:
         """Squared relative errors by rank."""
-        tensor, _ = scaled_to_safety(self.thin._tensorized(self.weight.dense))
-        return rank_errors(multiply_modes(tensor, self.metric), type(self.thin.weight))
+        tensor, _ = scaled_to_safety(self.thin.as_tensor(self.weight.dense))
+        return type(self.thin.factorization).errors_by_rank(multiply_modes(tensor, self.metric))
 
     def planned(self, rank: Rank | None, before: int) -> tuple[LayerPlan, Tensor | None]:
         """The plan for this layer of so many parameters, and its new weight; ``rank`` None is dense."""
@@ -309,15 +307,15 @@ class _Option:
         with torch.no_grad():
             weight = made.dense_weight()
             parts = (weight - dense, dense)
-            error = relative_norm(*(multiply_modes(made._tensorized(part), self.metric) for part in parts))
+            error = relative_norm(*(multiply_modes(made.as_tensor(part), self.metric) for part in parts))
         layer = LayerPlan(
             self.weight.name,
             kind,
             shape,
             self.factorization,
-            made.weight.rank,
+            made.factorization.rank,
             made.tensorization,  # type: ignore[arg-type]
-            before - dense.numel() + sum(core.numel() for core in made.weight.cores),
+            before - dense.numel() + sum(core.numel() for core in made.factorization.cores),
             before,
             self.multiplications(made),
             self.dense_multiplications,
@@ -401,15 +399,15 @@ def _given(option: _Option, ranks: Rank | Mapping[str, Rank]) -> Rank | None:
     else:
         rank = ranks
     try:
-        thin = option.empty(rank).weight
+        thin = option.empty(rank).factorization
     except (TypeError, ValueError) as error:
         if _is_fraction(ranks):
             return None  # not even rank one is so small
         message = str(error).replace("`rank`", "`ranks`")
         raise type(error)(f"{message} for {option.weight.name!r}") from error
     kind = type(thin)
-    usable = kind._usable_rank(thin.shape, thin.rank)
-    return usable if kind._count(thin.shape, usable) < option.weight.dense.numel() else None
+    usable = kind.usable_rank(thin.shape, thin.rank)
+    return usable if kind.num_parameters(thin.shape, usable) < option.weight.dense.numel() else None
 
 
 def _is_fraction(ranks: object) -> bool:

@@ -13,19 +13,30 @@ from torch.nn.utils import parametrize
 
 from tenzoo.compression.holders import held_elsewhere
 from tenzoo.compression.readers import readers_in_code
-from tenzoo.factorizations import Rank
+from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.layers import (
     Tensorization,
+    TensorizedConv1d,
     TensorizedConv2d,
+    TensorizedConv3d,
+    TensorizedConvTranspose1d,
+    TensorizedConvTranspose2d,
+    TensorizedConvTranspose3d,
     TensorizedEmbedding,
     TensorizedLayer,
     TensorizedLinear,
     TensorizedWeight,
 )
+from tenzoo.layers.tensorization import whole_modes
 from tenzoo.weights import Places
 
 TENSORIZED: Mapping[type[nn.Module], type[TensorizedLayer[Any]]] = {
+    nn.Conv1d: TensorizedConv1d,
     nn.Conv2d: TensorizedConv2d,
+    nn.Conv3d: TensorizedConv3d,
+    nn.ConvTranspose1d: TensorizedConvTranspose1d,
+    nn.ConvTranspose2d: TensorizedConvTranspose2d,
+    nn.ConvTranspose3d: TensorizedConvTranspose3d,
     nn.Linear: TensorizedLinear,
     nn.Embedding: TensorizedEmbedding,
 }
@@ -107,6 +118,13 @@ class Weight:
         rows, columns = self.dense.shape
         return TensorizedWeight((rows, columns), **settings, device="meta", dtype=self.dense.dtype)
 
+    def whole_modes(self, factorization: str) -> Tensorization | None:
+        """Both sizes of it as one mode each; None for a format that needs others."""
+        if self.is_layer:
+            return TENSORIZED[type(self.owner)].whole_modes(self.owner, factorization)
+        rows, columns = self.dense.shape
+        return whole_modes(factorization_class(factorization), {"out": rows, "in": columns})
+
     def decomposed(
         self,
         *,
@@ -121,7 +139,7 @@ class Weight:
             return TENSORIZED[type(self.owner)].from_dense(self.owner, **settings, metric=metric)
         made = TensorizedWeight((*self.dense.shape,), **settings, device=self.dense.device, dtype=self.dense.dtype)
         made.right_inverse(self.dense)
-        made.weight.requires_grad_(self.trained)
+        made.factorization.requires_grad_(self.trained)
         return made.train(self.owner.training)
 
 
@@ -171,7 +189,7 @@ def find_weights(model: nn.Module, *, read: Mapping[str, str] | None = None) -> 
             full = _joined(name, key)
             reason = _reason_of_parameter(module, key, full, owners) or held.get(id(own[key]))
             found.append(Weight(full, module, key, False, reason))
-        if not keys and isinstance(module, _LISTED):
+        if not keys and isinstance(module, _LISTED) and not isinstance(module, TensorizedLayer):
             reason = _reason_of_layer(name, module, owners)
             reason = reason or held.get(id(module)) or held.get(id(own.get("weight")))
             if reason is None and reader:
@@ -278,7 +296,7 @@ def take_parametrization(owner: nn.Module, parameter: str) -> None:
     Of several parameters the one that was put last comes first.
     """
     cores: Any = owner.parametrizations[parameter][0]  # type: ignore[index]
-    trained = any(core.requires_grad for core in cores.weight.cores)
+    trained = any(core.requires_grad for core in cores.factorization.cores)
     with torch.no_grad():
         dense = cores.dense_weight().clone()
     # Copies of a parametrized module share its class, which changes when the parametrization is removed.
@@ -310,7 +328,7 @@ def _reason_of_layer(name: str, layer: nn.Module, owners: Places[str]) -> str | 
         return "has more than a weight and a bias"
     if not has_counterpart(layer):
         return "has max_norm, scale_grad_by_freq or sparse gradients, which need a row of its own"
-    if isinstance(layer, nn.Conv2d) and layer.in_channels == layer.groups:
+    if isinstance(layer, _ConvNd) and layer.in_channels == layer.groups:
         return "has one input channel per group"
     return None
 
@@ -329,7 +347,7 @@ def not_foldable(model: nn.Module) -> Iterator[tuple[str, str, str]]:
     for name, module in modules:
         if not isinstance(module, TensorizedLayer | TensorizedWeight):
             continue
-        parts: list[nn.Module | Tensor] = [*module.modules(), *module.weight.cores]
+        parts: list[nn.Module | Tensor] = [*module.modules(), *module.factorization.cores]
         reason = _does_more(module) or next((held[id(part)] for part in parts if id(part) in held), None)
         if isinstance(module, TensorizedWeight):
             path = [part for part in name.split(".")[:-1] if part != "parametrizations"]
@@ -338,7 +356,7 @@ def not_foldable(model: nn.Module) -> Iterator[tuple[str, str, str]]:
             dense = type(module.to_dense()).__name__
             if type(module) not in TENSORIZED.values():
                 reason = f"is a {type(module).__module__}.{type(module).__qualname__}, a class of its own"
-            elif {*module._parameters, *module._buffers, *module._modules} - {"weight", "bias", "padding_row"}:
+            elif {*module._parameters, *module._buffers, *module._modules} - {"factorization", "bias", "padding_row"}:
                 reason = "has more than a weight and a bias"
         if reason is not None:
             yield name, dense, reason

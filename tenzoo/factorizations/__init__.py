@@ -1,4 +1,4 @@
-"""What a tensorized weight can be made of: five formats behind one interface.
+"""What a tensorized weight can be made of: formats behind one interface, and any network of cores.
 
 Example:
     >>> import torch
@@ -8,24 +8,26 @@ Example:
     True
 """
 
-from tenzoo.factorizations.base import Factorization
+from tenzoo.factorizations.base import FACTORIZATIONS, Factorization
+from tenzoo.factorizations.block_term import BlockTerm
 from tenzoo.factorizations.block_tt import BlockTT
 from tenzoo.factorizations.cp import CP
+from tenzoo.factorizations.einsum import einsum_format
+from tenzoo.factorizations.hierarchical_tucker import HierarchicalTucker
+from tenzoo.factorizations.network import Leg
 from tenzoo.factorizations.rank import Rank
 from tenzoo.factorizations.tensor_ring import TensorRing
 from tenzoo.factorizations.tensor_train import TensorTrain
 from tenzoo.factorizations.tucker import Tucker
-
-FACTORIZATIONS: dict[str, type[Factorization]] = {
-    factorization.name: factorization for factorization in (CP, Tucker, TensorTrain, TensorRing, BlockTT)
-}
 
 
 def factorization_class(name: str) -> type[Factorization]:
     """The format of a given name.
 
     Args:
-        name: One of ``"btt"``, ``"cp"``, ``"tr"``, ``"tt"`` and ``"tucker"``.
+        name: One of ``"btd"``, ``"btt"``, ``"cp"``, ``"ht"``, ``"tr"``, ``"tt"`` and ``"tucker"``, the name of a format
+            of your own, or an einsum such as ``"ar,br,cr->abc"`` (see
+            :func:`~tenzoo.factorizations.einsum.einsum_format`).
 
     Raises:
         ValueError: If there is no such format.
@@ -34,19 +36,26 @@ def factorization_class(name: str) -> type[Factorization]:
         >>> factorization_class("tucker").__name__
         'Tucker'
     """
-    if name not in FACTORIZATIONS:
-        raise ValueError(f"expected one of {sorted(FACTORIZATIONS)} in `factorization`, got {name!r}")
-    return FACTORIZATIONS[name]
+    if name in FACTORIZATIONS:
+        return FACTORIZATIONS[name]
+    if isinstance(name, str) and ("->" in name or "," in name):
+        return einsum_format("".join(name.split()))
+    known = sorted(FACTORIZATIONS)
+    raise ValueError(f"expected one of {known} or an einsum such as 'ar,br,cr->abc' in `factorization`, got {name!r}")
 
 
 __all__ = [
     "CP",
     "FACTORIZATIONS",
     "BlockTT",
+    "BlockTerm",
     "Factorization",
+    "HierarchicalTucker",
+    "Leg",
     "Rank",
     "TensorRing",
     "TensorTrain",
     "Tucker",
+    "einsum_format",
     "factorization_class",
 ]

@@ -70,12 +70,12 @@ def fit_cp(tensor: Tensor, start: Sequence[Tensor], *, sweeps: int = SWEEPS) -> 
         for k in range(order):
             gram = torch.stack([*grams[:k], *grams[k + 1 :]]).prod(0)
             target = _project(tensor, factors) if k == order - 1 else _project_shared(shared, factors[:-1], k)
-            factors[k] = _solved(gram, target, ridge)
+            factors[k] = solved(gram, target, ridge)
             grams[k] = factors[k].t() @ factors[k]
         rest = square - 2 * float((target * factors[-1]).sum()) + float((gram * grams[-1]).sum())
         return factors, math.sqrt(max(rest, 0.0) / square)
 
-    factors, error = _repeated(sweep, [start[k].double() for k in places], sweeps)
+    factors, error = repeated(sweep, [start[k].double() for k in places], sweeps)
     return [factors[places.index(k)] for k in range(order)], error
 
 
@@ -126,13 +126,13 @@ def fit_ring(tensor: Tensor, start: Sequence[Tensor], *, sweeps: int = SWEEPS) -
             gram = _gram([*steps[k + 1 :], *steps[:k]], right, left)
             target = _contract(tensor.movedim(-1, 0), cores[:-1]) if k == order - 1 else _around(shared, cores[:-1], k)
             target = target.reshape(size, left * right)
-            found = _solved(gram, target, ridge)
+            found = solved(gram, target, ridge)
             cores[k] = found.reshape(size, left, right).transpose(0, 1).contiguous()
             steps[k] = _step(cores[k])
         rest = square - 2 * float((target * found).sum()) + float(((found @ gram) * found).sum())
         return cores, math.sqrt(max(rest, 0.0) / square)
 
-    cores, error = _repeated(sweep, [start[k].double() for k in places], sweeps)
+    cores, error = repeated(sweep, [start[k].double() for k in places], sweeps)
     return [cores[places.index(k)] for k in range(order)], error
 
 
@@ -152,10 +152,24 @@ def ring_fit_size(shape: Sequence[int], ranks: Sequence[int]) -> int:
     return 2 * (2 * dense + 3 * (dense // largest) * max(pairs) + 5 * max(pairs) ** 2)
 
 
-def _repeated(
+def repeated(
     sweep: Callable[[Sequence[Tensor], float], tuple[list[Tensor], float]], start: Sequence[Tensor], sweeps: int
 ) -> tuple[list[Tensor], float]:
-    """The best cores of many sweeps, and their error."""
+    """Improve cores until they change little.
+
+    Args:
+        sweep: From cores and a share of ridge to new cores and their error.
+        start: The first cores.
+        sweeps: How many at most.
+
+    Returns:
+        The best cores of all sweeps, and their error.
+
+    Example:
+        >>> halved = lambda cores, ridge: ([cores[0] / 2], float(cores[0] / 2))
+        >>> repeated(halved, [torch.ones(())], 3)[1] < 0.2
+        True
+    """
     (best, error), before, run = sweep(start, max(_RIDGE, _LEAST_RIDGE)), None, 0
     for _ in range(sweeps - 1):
         share = run / (run + 3)
@@ -173,12 +187,26 @@ def _repeated(
     return best, error
 
 
-def _solved(gram: Tensor, target: Tensor, ridge: float) -> Tensor:
+def solved(gram: Tensor, target: Tensor, ridge: float) -> Tensor:
+    """Solve normal equations ``X (G + ridge · mean(diag G) · I) = T``.
+
+    Args:
+        gram: G, ``(m, m)``, positive semidefinite.
+        target: T, ``(n, m)``.
+        ridge: A share of the mean of G's diagonal.
+
+    Returns:
+        X, ``(n, m)``.
+
+    Example:
+        >>> solved(2 * torch.eye(2), torch.ones(1, 2), 0.0)
+        tensor([[0.5000, 0.5000]])
+    """
     damped = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     factor, failed = torch.linalg.cholesky_ex(damped)
     if bool(failed):  # by rounding
-        solved: Tensor = torch.linalg.solve(damped, target.t()).t()
-        return solved
+        exact: Tensor = torch.linalg.solve(damped, target.t()).t()
+        return exact
     return torch.cholesky_solve(target.t(), factor).t()
 
 

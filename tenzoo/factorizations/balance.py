@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tenzoo.factorizations.network import Network
+
 _SWEEPS = 50
 _CONVERGED = 1e-6
 """Relative change of the sum of squared norms in a sweep."""
@@ -21,7 +23,7 @@ _FLOOR = 1e-10
 
 
 class Bond(NamedTuple):
-    """A rank that two cores share: which cores, and which of their dimensions it is."""
+    """A bond of two cores: which cores, and which of their dimensions it is."""
 
     first: int
     first_dim: int
@@ -29,58 +31,70 @@ class Bond(NamedTuple):
     second_dim: int
 
 
-def balance_bonds(cores: Sequence[Tensor], bonds: Sequence[Bond]) -> list[Tensor]:
-    """Balance cores that share ranks in pairs.
+def balanced(cores: Sequence[Tensor], network: Network) -> list[Tensor]:
+    """Balance the cores of a network.
 
     Args:
-        cores: Of any shapes.
-        bonds: Their ranks.
+        cores: One for each core of the network.
+        network: Its bonds and hyperedges.
 
     Returns:
         Cores of the same shapes and the same tensor, in float64.
 
     Example:
+        >>> network = Network([(0, "r"), ("r", 1)], 2, lambda rank, order: {"r": rank[0]})
         >>> a, b = 10 * torch.eye(2), torch.tensor([[0.1, 0.0], [0.0, 0.4]])
-        >>> a, b = balance_bonds([a, b], [Bond(0, 1, 1, 0)])
+        >>> a, b = balanced([a, b], network)
         >>> (a @ b).round(decimals=6).tolist(), round(float(a.norm() - b.norm()), 6)
         ([[1.0, 0.0], [0.0, 4.0]], 0.0)
     """
     cores = [core.double() for core in cores]
-    size = sum(float(core.square().sum()) for core in cores)
     if not all(bool(core.any()) for core in cores):
         return cores  # of a tensor that is zero
+    bonds = [Bond(*first, *second) for first, second in (network.holders[bond] for bond in network.pairs)]
+    hyperedges = [network.holders[bond] for bond in network.hyperedges]
+    size = _squared(cores)
     for _ in range(_SWEEPS):
         before = size
-        for first, first_dim, second, second_dim in bonds:
-            a, b = cores[first].movedim(first_dim, 0), cores[second].movedim(second_dim, 0)
-            matrix = _between(_gram(a), _gram(b))
-            cores[first] = torch.tensordot(matrix.t(), a, dims=1).movedim(0, first_dim)
-            solved = torch.linalg.solve(matrix, b.flatten(1)).reshape(b.shape)
-            cores[second] = solved.movedim(0, second_dim)
-        size = sum(float(core.square().sum()) for core in cores)
-        if before - size <= _CONVERGED * size or len(bonds) == 1:
+        for bond in bonds:
+            _balance_bond(cores, bond)
+        for holders in hyperedges:
+            slices = [cores[core].movedim(dim, 0) for core, dim in holders]
+            for (core, dim), part in zip(holders, balanced_slices(slices), strict=True):
+                cores[core] = part.movedim(0, dim)
+        size = _squared(cores)
+        if before - size <= _CONVERGED * size or len(bonds) + len(hyperedges) == 1:
             break
     return [core.contiguous() for core in cores]
 
 
-def balance_columns(factors: Sequence[Tensor]) -> list[Tensor]:
-    """Balance the factors of CP ``(n_k, R)``: the columns of a component get the same norm.
+def balanced_slices(cores: Sequence[Tensor]) -> list[Tensor]:
+    """Balance cores ``(R, …)`` that share a hyperedge, their first dimension: slices at one index get the same norm.
 
     Example:
-        >>> [factor.tolist() for factor in balance_columns([torch.tensor([[9.0]]), torch.tensor([[4.0]])])]
+        >>> [core.tolist() for core in balanced_slices([torch.tensor([[9.0]]), torch.tensor([[4.0]])])]
         [[[6.0]], [[6.0]]]
     """
-    factors = [factor.double() for factor in factors]
-    norms = torch.stack([torch.linalg.vector_norm(factor, dim=0) for factor in factors])
+    norms = torch.stack([torch.linalg.vector_norm(core.reshape(len(core), -1), dim=1) for core in cores])
     mean = norms.log().mean(0).exp()
-    return [
-        torch.where(mean > 0, factor * (mean / norm), factor)
-        for factor, norm in zip(factors, norms.clamp(min=torch.finfo(norms.dtype).tiny), strict=True)
-    ]
+    factors = torch.where(mean > 0, mean / norms.clamp(min=torch.finfo(norms.dtype).tiny), 1.0)
+    return [core * factor.view(-1, *(1 for _ in core.shape[1:])) for core, factor in zip(cores, factors, strict=True)]
+
+
+def _balance_bond(cores: list[Tensor], bond: Bond) -> None:
+    first, first_dim, second, second_dim = bond
+    a, b = cores[first].movedim(first_dim, 0), cores[second].movedim(second_dim, 0)
+    matrix = _between(_gram(a), _gram(b))
+    cores[first] = torch.tensordot(matrix.t(), a, dims=1).movedim(0, first_dim)
+    cores[second] = torch.linalg.solve(matrix, b.reshape(len(b), -1)).reshape(b.shape).movedim(0, second_dim)
+
+
+def _squared(cores: Sequence[Tensor]) -> float:
+    return sum(float(core.square().sum()) for core in cores)
 
 
 def _gram(core: Tensor) -> Tensor:
-    matrix = core.flatten(1)
+    matrix = core.reshape(len(core), -1)
     gram = matrix @ matrix.t()
     return gram + _FLOOR * gram.trace() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
 

@@ -1,15 +1,18 @@
-"""The interface of every format: a tensor that is rebuilt from small cores."""
+"""The interface of every format: a tensor that is reconstructed from small cores."""
 
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Self
+from functools import cache
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from tenzoo.cores import CoreGroup, CoreProvider
+from tenzoo.factorizations.als import QUICK_SWEEPS
+from tenzoo.factorizations.balance import balanced
 from tenzoo.factorizations.decomposition import (
     check_finite,
     check_memory,
@@ -19,9 +22,18 @@ from tenzoo.factorizations.decomposition import (
     scaled_to_safety,
     tensorly_on_torch,
 )
-from tenzoo.factorizations.gather import first_outside
+from tenzoo.factorizations.errors import Errors, errors_of_tree, fitted_errors, interpolated
+from tenzoo.factorizations.fitting import fit_network, fit_tree, network_fit_size, tree_fit_size
+from tenzoo.factorizations.gather import first_outside, gather_modes, whole_with_sparse_grad
 from tenzoo.factorizations.init import check_init_std, core_std, init_cores_
+from tenzoo.factorizations.network import Holder, Leg, Legs, Network, Schedule, schedule
 from tenzoo.factorizations.rank import Rank, check_shape, resolve_rank
+
+FACTORIZATIONS: dict[str, type["Factorization"]] = {}
+"""All formats by name. A subclass of :class:`Factorization` with a name is entered where it is defined."""
+
+_MANY = 1024
+"""Entries at which the order of the contraction of entries is decided."""
 
 _PLACES = tuple(map(str, range(64)))
 
@@ -46,14 +58,16 @@ class _Cores(nn.ParameterList):
 class Factorization(nn.Module, CoreProvider):
     """A tensor ``T = Φ(G_1, …, G_K)`` that is multilinear in its cores, the parameters of the module.
 
-    Abstract: a format says how its cores are shaped and contracted, and is final.
+    Abstract. A format is a final subclass with a ``name`` and the method :meth:`legs`, which draws the network of its
+    cores; it is registered under its name by being defined. All else follows from the legs, and a format overrides
+    what it does faster or better by hand.
 
     Args:
         shape: Sizes of the d modes of the tensor, d ≥ 2.
         rank: An int is the rank everywhere; a list holds the ranks of the format one by one; a float in (0, 1] is the
             fraction of the dense tensor's parameters within which the largest uniform rank is taken. ``1`` is rank
             one, ``1.0`` is as many parameters as the dense tensor has.
-        init_std: Root mean square of the rebuilt tensor's entries at initialization, exact in expectation.
+        init_std: Root mean square of the tensor's entries at initialization, exact in expectation.
         device: Where the cores are made.
         dtype: Floating-point type of the cores.
 
@@ -65,7 +79,8 @@ class Factorization(nn.Module, CoreProvider):
 
     Raises:
         TypeError: If ``shape`` or ``rank`` is of the wrong type, or ``dtype`` is not a floating-point type.
-        ValueError: If a size, a rank or ``init_std`` is out of range, or a list of ranks has the wrong length.
+        ValueError: If a size, a rank or ``init_std`` is out of range, a list of ranks has the wrong length, or the
+            format has no tensors of this order.
 
     Example:
         >>> from tenzoo.factorizations import TensorTrain
@@ -77,7 +92,14 @@ class Factorization(nn.Module, CoreProvider):
     name: ClassVar[str]
     """Short name of the format, as written in a configuration."""
 
-    _even_order: ClassVar[bool] = False
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            return
+        other = FACTORIZATIONS.setdefault(cls.name, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"expected a new name in `name` of {cls.__name__}, got {cls.name!r}, which is taken")
+        FACTORIZATIONS[cls.name] = cls  # of a class that is defined anew, as in a notebook, the last one
 
     def __init__(
         self,
@@ -91,15 +113,110 @@ class Factorization(nn.Module, CoreProvider):
         super().__init__()
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"expected a floating-point type in `dtype`, got {dtype}")
-        self.shape = check_shape(shape, even=self._even_order)
-        self.rank = self._resolve(self.shape, rank)
+        self.shape = check_shape(shape)
+        self.rank = self.resolve_rank(self.shape, rank)
         self.init_std = check_init_std(init_std)
-        self.cores = _Cores(
-            torch.empty(core_shape, device=device, dtype=dtype)
-            for core_shape in self._core_shapes(self.shape, self.rank)
-        )
-        self._plan()
+        core_shapes = self.network(len(self.shape)).core_shapes(self.shape, self.rank)
+        self.cores = _Cores(torch.empty(core_shape, device=device, dtype=dtype) for core_shape in core_shapes)
+        self.schedules: dict[str, Schedule] = {}
+        """Orders of contraction by the names of what is computed. They are found once, since no compiler follows it."""
+        if type(self).reconstruct is Factorization.reconstruct:
+            self.schedule("reconstruct", self.legs_of_cores, tuple(range(len(self.shape))))
+        if type(self).entries_at is Factorization.entries_at:
+            self._entries_schedule()
         self.reset_parameters()
+
+    # --- the network -----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    @abstractmethod
+    def legs(order: int) -> Sequence[tuple[Leg, ...]]:
+        """The legs of each core: an int for a mode of the tensor, a string for a bond.
+
+        Args:
+            order: Number of modes of the tensor.
+
+        Raises:
+            ValueError: If the format has no tensors of this order.
+        """
+
+    @classmethod
+    def bond_sizes(cls, rank: tuple[int, ...], order: int) -> Mapping[str, int]:
+        """The size of each bond: 1, or one of the ranks.
+
+        By default there is one rank for each bond, in order of first appearance.
+
+        Args:
+            rank: Ranks of the format.
+            order: Number of modes of the tensor.
+
+        Raises:
+            ValueError: If there are too few or too many ranks.
+        """
+        bonds = dict.fromkeys(leg for core in cls.legs(order) for leg in core if isinstance(leg, str))
+        return dict(zip(bonds, rank, strict=True))
+
+    @classmethod
+    @cache
+    def network(cls, order: int) -> Network:
+        """The drawing of the network, for tensors of one order.
+
+        Raises:
+            ValueError: If the format has no tensors of this order, or its legs make no network.
+        """
+        return Network(cls.legs(order), order, cls.bond_sizes)
+
+    @property
+    def legs_of_cores(self) -> Legs:
+        """The legs of each core of this tensor."""
+        return self.network(len(self.shape)).legs
+
+    @classmethod
+    def core_of_mode(cls, mode: int, order: int) -> Holder:
+        """Which core has a mode of the tensor, and in which of its own dimensions."""
+        return cls.network(order).holders[mode][0]
+
+    # --- ranks -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def resolve_rank(cls, shape: Sequence[int], rank: Rank, num_dense: int | None = None) -> tuple[int, ...]:
+        """The ranks that an instance of this shape and rank has.
+
+        Args:
+            shape: As in the constructor.
+            rank: As in the constructor.
+            num_dense: Number of parameters that a fraction refers to; that of the dense tensor by default.
+
+        Raises:
+            TypeError: As the constructor does.
+            ValueError: As the constructor does.
+        """
+        shape = tuple(shape)
+        network = cls.network(len(shape))
+        resolved = resolve_rank(
+            rank,
+            num_ranks=network.num_ranks,
+            num_dense=num_dense or math.prod(shape),
+            num_parameters=lambda ranks: network.num_parameters(shape, cls.admitted_rank(shape, ranks)),
+        )
+        return cls.admitted_rank(shape, resolved)
+
+    @classmethod
+    def admitted_rank(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+        """The ranks that the constructor takes for the given ones.
+
+        By default those of bonds that alone connect two parts of the network are clipped to the largest rank that the
+        unfolding at the bond can have.
+        """
+        return cls.network(len(shape)).rank_of_edges(shape, rank)
+
+    @classmethod
+    def usable_rank(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+        """The ranks, clipped to what a decomposition of this shape can use.
+
+        By default no core keeps a bond of two cores that is larger than all its other legs together.
+        """
+        return cls.network(len(shape)).rank_of_cores(shape, cls.admitted_rank(shape, rank))
 
     @classmethod
     def num_parameters(cls, shape: Sequence[int], rank: Rank) -> int:
@@ -114,12 +231,14 @@ class Factorization(nn.Module, CoreProvider):
             >>> CP.num_parameters((4, 5, 6), 2), CP.num_parameters((4, 5, 6), 0.5)
             (30, 60)
         """
-        shape = check_shape(shape, even=cls._even_order)
-        return cls._count(shape, cls._resolve(shape, rank))
+        shape = check_shape(shape)
+        return cls.network(len(shape)).num_parameters(shape, cls.resolve_rank(shape, rank))
+
+    # --- decomposition ---------------------------------------------------------------------------------------------
 
     @classmethod
     def decompose(cls, tensor: Tensor, rank: Rank, *, metric: Mapping[int, Tensor] | None = None) -> Self:
-        """A factorization that approximates a given tensor, by TensorLy's algorithm for the format.
+        """A factorization that approximates a given tensor, as :meth:`fit` does.
 
         With a metric the error is made small in ``‖(T - T̂) ×_k S_k‖``, S_k being the matrices of the modes k: the
         tensor is multiplied by them, decomposed, and the cores are multiplied by their inverses, which changes no rank.
@@ -159,10 +278,10 @@ class Factorization(nn.Module, CoreProvider):
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
             kind = f"{tensor.layout} {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(f"expected a dense floating-point torch.Tensor in `tensor`, got {kind}")
-        shape = check_shape(tuple(tensor.shape), even=cls._even_order)
-        ranks = cls._usable_rank(shape, cls._resolve(shape, rank))
+        shape = check_shape(tuple(tensor.shape))
+        ranks = cls.usable_rank(shape, cls.resolve_rank(shape, rank))
         dtype = torch.promote_types(tensor.dtype, torch.float32)
-        check_memory(cls._decomposition_size(shape, ranks) * dtype.itemsize)
+        check_memory(cls.fit_size(shape, ranks) * dtype.itemsize)
         check_finite(tensor)
         metric = metric or {}
         check_metric(metric, shape)
@@ -170,11 +289,11 @@ class Factorization(nn.Module, CoreProvider):
             metric = {mode: scaled_to_safety(matrix.double())[0] for mode, matrix in metric.items()}
             unit, exponent = scaled_to_safety(tensor.detach().to(dtype))
             multiplied, more = scaled_to_safety(multiply_modes(unit, metric))
-            cores = list(cls._decompose(multiplied, ranks))
+            cores = list(cls.fit(multiplied, ranks))
             for mode, matrix in metric.items():
-                number, axis = cls._core_of_mode(mode, len(shape))
-                cores[number] = multiply_modes(cores[number], {axis: torch.linalg.inv(matrix)})
-            cores = cls._balanced(cores)
+                number, dim = cls.core_of_mode(mode, len(shape))
+                cores[number] = multiply_modes(cores[number], {dim: torch.linalg.inv(matrix)})
+            cores = balanced(cores, cls.network(len(shape)))
             if exponent + more:  # the cores are balanced, and each takes its part of the scale
                 part = 2.0 ** ((exponent + more) / len(cores))
                 cores = [core.double() * part for core in cores]
@@ -190,9 +309,87 @@ class Factorization(nn.Module, CoreProvider):
             )
         return factorization
 
+    @classmethod
+    def fit(cls, tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
+        """Cores that approximate a tensor; :meth:`decompose` checks, scales and balances around it.
+
+        By default by singular values along the edges of a tree, and by alternating least squares in a network with
+        loops or hyperedges. TensorLy computes on torch's tensors here.
+
+        Args:
+            tensor: In float32 or float64, finite.
+            rank: Ranks that the shape can use.
+        """
+        network = cls.network(tensor.ndim)
+        if not tensor.any():
+            return [tensor.new_zeros(shape) for shape in network.core_shapes(tensor.shape, rank)]
+        return fit_tree(tensor, network, rank) if network.is_tree else fit_network(tensor, network, rank)[0]
+
+    @classmethod
+    def fit_size(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
+        """Estimate of the numbers that :meth:`fit` holds at its peak, the tensor itself not counted."""
+        network = cls.network(len(shape))
+        size = tree_fit_size if network.is_tree else network_fit_size
+        return size(shape, network, rank)
+
+    @classmethod
+    def errors_by_rank(cls, tensor: Tensor) -> Errors:
+        """Ranks of growing size, and the squared relative error that each leaves.
+
+        Of a tree the errors follow from the singular values of its unfoldings (see
+        :func:`~tenzoo.factorizations.errors.errors_of_tree`). Of other networks they are those of decompositions that
+        are cut short, at up to eight uniform ranks; where there is one rank only, those between them are interpolated.
+
+        Args:
+            tensor: Finite.
+
+        Returns:
+            From rank one to the largest that has fewer parameters than the tensor.
+
+        Example:
+            >>> from tenzoo.factorizations import TensorTrain
+            >>> TensorTrain.errors_by_rank(torch.eye(4))[(1,)]
+            0.75
+        """
+        shape, network = tuple(tensor.shape), cls.network(tensor.ndim)
+        if not tensor.any():
+            return {cls.usable_rank(shape, cls.resolve_rank(shape, 1)): 0.0}
+        tensor, _ = scaled_to_safety(tensor)
+        if network.is_tree:
+            return errors_of_tree(tensor, cls)
+        errors = fitted_errors(tensor, cls, cls.quick_error)
+        return interpolated(errors) if network.num_ranks == 1 else errors
+
+    @classmethod
+    def quick_error(cls, tensor: Tensor, rank: tuple[int, ...]) -> float:
+        """About the relative error of a decomposition by least squares, at a fraction of its time.
+
+        Args:
+            tensor: In float32 or float64, finite, not all zero.
+            rank: Ranks that the shape can use.
+        """
+        return fit_network(tensor, cls.network(tensor.ndim), rank, sweeps=QUICK_SWEEPS)[1]
+
+    # --- the tensor ------------------------------------------------------------------------------------------------
+
+    def schedule(self, name: str, operands: Legs, output: tuple[Leg, ...], **sizes: int) -> Schedule:
+        """The order in which operands are contracted, found at the first call with a name.
+
+        Args:
+            name: Of what is computed.
+            operands: The legs of each operand.
+            output: The legs of the result.
+            **sizes: Those of legs that the cores do not have.
+        """
+        if name not in self.schedules:
+            own = self.network(len(self.shape)).sizes(self.shape, self.rank)
+            self.schedules[name] = schedule(operands, output, frozenset([*own.items(), *sizes.items()]))
+        return self.schedules[name]
+
     def reset_parameters(self) -> None:
         """Draw the cores anew: independent normal entries with which ``E[T²] = init_std²`` in every entry."""
-        num_monomials = self._num_monomials(self.rank)
+        network = self.network(len(self.shape))
+        num_monomials = math.prod(network.sizes((), self.rank).values())
         init_cores_(self.cores, core_std(self.init_std, num_monomials=num_monomials, num_cores=len(self.cores)))
 
     @property
@@ -204,10 +401,9 @@ class Factorization(nn.Module, CoreProvider):
             >>> TensorTrain((40, 50, 60), rank=[2, 3]).elements_per_entry  # 1 × 2, 2 × 3 and 3 × 1
             11
         """
-        return self._count((1,) * len(self.shape), self.rank)
+        return self.network(len(self.shape)).num_parameters((1,) * len(self.shape), self.rank)
 
     @property
-    @abstractmethod
     def multiplications(self) -> int:
         """Number of multiplications in :meth:`reconstruct`.
 
@@ -216,6 +412,7 @@ class Factorization(nn.Module, CoreProvider):
             >>> TensorTrain((40, 50), rank=3).multiplications
             6000
         """
+        return self.schedules["reconstruct"].multiplications
 
     def core_groups(self) -> list[CoreGroup]:
         """One group with all cores, under an empty name."""
@@ -225,9 +422,9 @@ class Factorization(nn.Module, CoreProvider):
         """The tensor, as :meth:`reconstruct` gives it."""
         return self.reconstruct()
 
-    @abstractmethod
     def reconstruct(self) -> Tensor:
         """The dense tensor, of exactly ``shape``, by a few matrix products."""
+        return self.schedules["reconstruct"](list(self.cores))
 
     def entries(self, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
         """Entries of the tensor, without building it.
@@ -259,80 +456,40 @@ class Factorization(nn.Module, CoreProvider):
             raise ValueError(f"expected shape (n, {len(self.shape)}) in `index`, got {tuple(index.shape)}")
         columns = index.t().contiguous().unbind(0)
         try:
-            return self._entries(columns, sparse_grad=sparse_grad)
+            return self.entries_at(columns, sparse_grad=sparse_grad)
         except (IndexError, RuntimeError) as error:  # torch has checked the range, but names neither mode nor value
             if index.is_cpu and (outside := first_outside(columns, self.shape)):
                 raise IndexError(outside) from error
             raise
 
+    def entries_at(self, columns: Sequence[Tensor], *, sparse_grad: bool = False) -> Tensor:
+        """Entries at one index column ``(n,)`` per mode; :meth:`entries` checks the index around it.
+
+        Args:
+            columns: Integers ``(n,)``, one column per mode.
+            sparse_grad: As in :meth:`entries`.
+        """
+        parts = []
+        for core, legs in zip(self.cores, self.legs_of_cores, strict=True):
+            dims = [dim for dim, leg in enumerate(legs) if isinstance(leg, int)]
+            if dims:
+                own = [columns[leg] for leg in legs if isinstance(leg, int)]
+                parts.append(gather_modes(core, dims, own, sparse_grad=sparse_grad))
+            else:
+                parts.append(whole_with_sparse_grad(core) if sparse_grad else core)
+        return self._entries_schedule()(parts)
+
+    def _entries_schedule(self) -> Schedule:
+        operands = tuple(
+            (
+                *(["#"] if any(isinstance(leg, int) for leg in legs) else []),
+                *(leg for leg in legs if isinstance(leg, str)),
+            )
+            for legs in self.legs_of_cores
+        )
+        return self.schedule("entries", operands, ("#",), **{"#": _MANY})
+
     def extra_repr(self) -> str:
         """Shape, ranks and size, for ``print``."""
-        count, dense = self._count(self.shape, self.rank), math.prod(self.shape)
+        count, dense = sum(core.numel() for core in self.cores), math.prod(self.shape)
         return f"shape={self.shape}, rank={self.rank}, init_std={self.init_std:g}, parameters={count} of {dense}"
-
-    @classmethod
-    def _resolve(cls, shape: tuple[int, ...], rank: Rank, num_dense: int | None = None) -> tuple[int, ...]:
-        resolved = resolve_rank(
-            rank,
-            num_ranks=cls._num_ranks(len(shape)),
-            num_dense=num_dense or math.prod(shape),
-            num_parameters=lambda ranks: cls._count(shape, cls._admitted_rank(shape, ranks)),
-        )
-        return cls._admitted_rank(shape, resolved)
-
-    @classmethod
-    def _count(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
-        return sum(math.prod(core_shape) for core_shape in cls._core_shapes(shape, rank))
-
-    @staticmethod
-    @abstractmethod
-    def _num_ranks(order: int) -> int:
-        """How many ranks a tensor of this order has."""
-
-    @staticmethod
-    @abstractmethod
-    def _admitted_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
-        """The ranks the constructor takes for the given ones; a format need not clip."""
-
-    @staticmethod
-    @abstractmethod
-    def _usable_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
-        """The ranks, clipped to what a decomposition of this shape can use."""
-
-    @staticmethod
-    @abstractmethod
-    def _core_of_mode(mode: int, order: int) -> tuple[int, int]:
-        """Which core has a mode of the tensor of this order, and as which of its own."""
-
-    @staticmethod
-    @abstractmethod
-    def _core_shapes(shape: tuple[int, ...], rank: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Shapes of the K cores."""
-
-    @staticmethod
-    @abstractmethod
-    def _num_monomials(rank: tuple[int, ...]) -> int:
-        """How many products of core entries sum up to one entry of the tensor."""
-
-    @abstractmethod
-    def _plan(self) -> None:
-        """Decide the order of the contraction, once, at construction."""
-
-    @abstractmethod
-    def _entries(self, columns: Sequence[Tensor], *, sparse_grad: bool) -> Tensor:
-        """Entries at one index column ``(n,)`` per mode."""
-
-    @staticmethod
-    @abstractmethod
-    def _decompose(tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
-        """Cores of a decomposition with exactly these, usable ranks; TensorLy computes on torch's tensors here."""
-
-    @staticmethod
-    @abstractmethod
-    def _balanced(cores: Sequence[Tensor]) -> list[Tensor]:
-        """The cores of the same tensor that have the least norms."""
-
-    @staticmethod
-    @abstractmethod
-    def _decomposition_size(shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
-        """Estimate of the numbers that :meth:`_decompose` holds at its peak, beside the tensor."""

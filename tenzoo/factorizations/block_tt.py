@@ -2,22 +2,22 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from tensorly.decomposition import tensor_train_matrix
 from torch import Tensor
 
-from tenzoo.factorizations.balance import Bond, balance_bonds
 from tenzoo.factorizations.base import Factorization
 from tenzoo.factorizations.chain import (
     best_split,
     chain_entries,
     chain_multiplications,
-    rebuild_chain,
+    reconstruct_chain,
     usable_chain_rank,
 )
 from tenzoo.factorizations.decomposition import chain_svd_size, truncated_svd
 from tenzoo.factorizations.gather import gather_slices
+from tenzoo.factorizations.network import Leg
 
 
 @final
@@ -39,66 +39,67 @@ class BlockTT(Factorization):
     """
 
     name: ClassVar[str] = "btt"
-    _even_order: ClassVar[bool] = True
     _split: int
     _paired_shape: tuple[int, ...]
     _unpaired: tuple[int, ...]
 
-    def reconstruct(self) -> Tensor:
-        """The dense tensor, contracted as a tensor train over pairs of modes; a view, its modes permuted."""
-        return rebuild_chain(list(self.cores), self._split).view(self._paired_shape).permute(self._unpaired)
-
-    @property
-    def multiplications(self) -> int:
-        """Number of multiplications in :meth:`reconstruct`."""
-        return chain_multiplications([m * n for m, n in _pairs(self.shape)], (1, *self.rank, 1), self._split)
-
-    def _entries(self, columns: Sequence[Tensor], *, sparse_grad: bool) -> Tensor:
-        half = len(columns) // 2
-        pairs = zip(self.cores, columns[:half], columns[half:], strict=True)
-        return chain_entries([gather_slices(core, pair, sparse_grad=sparse_grad) for core, *pair in pairs])
-
-    def _plan(self) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         pairs = _pairs(self.shape)
         self._split = best_split([m * n for m, n in pairs], (1, *self.rank, 1))
         self._paired_shape = tuple(size for pair in pairs for size in pair)
         self._unpaired = (*range(0, len(self.shape), 2), *range(1, len(self.shape), 2))
 
     @staticmethod
-    def _num_ranks(order: int) -> int:
-        return order // 2 - 1
+    def legs(order: int) -> list[tuple[Leg, ...]]:
+        """A chain of cores with two modes each, k and k + d; the bonds at its ends have one core each."""
+        if order % 2:
+            raise ValueError(
+                "expected an even number of sizes (m_1, ..., m_d, n_1, ..., n_d) in `shape`, got "
+                f"{order}; append a size 1 to the shorter side"
+            )
+        half = order // 2
+        return [(str(mode), mode, mode + half, str(mode + 1)) for mode in range(half)]
 
-    @staticmethod
-    def _admitted_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+    @classmethod
+    def bond_sizes(cls, rank: tuple[int, ...], order: int) -> dict[str, int]:
+        """The ranks between ends of size 1."""
+        return dict(zip(map(str, range(order // 2 + 1)), (1, *rank, 1), strict=True))
+
+    @classmethod
+    def admitted_rank(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+        """The ranks as they are given."""
         return rank
 
-    @staticmethod
-    def _core_of_mode(mode: int, order: int) -> tuple[int, int]:
-        return mode % (order // 2), 1 + mode // (order // 2)
-
-    @staticmethod
-    def _usable_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+    @classmethod
+    def usable_rank(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+        """The ranks, clipped from the left to what successive singular value decompositions can use."""
         return usable_chain_rank([m * n for m, n in _pairs(shape)], rank)
 
-    @staticmethod
-    def _core_shapes(shape: tuple[int, ...], rank: tuple[int, ...]) -> list[tuple[int, ...]]:
-        return [(left, m, n, right) for left, (m, n), right in zip((1, *rank), _pairs(shape), (*rank, 1), strict=True)]
-
-    @staticmethod
-    def _num_monomials(rank: tuple[int, ...]) -> int:
-        return math.prod(rank)
-
-    @staticmethod
-    def _decompose(tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
+    @classmethod
+    def fit(cls, tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
+        """Cores by TensorLy's successive singular value decompositions."""
         return list(tensor_train_matrix(tensor, rank=[1, *rank, 1], svd=truncated_svd).factors)
 
-    @staticmethod
-    def _balanced(cores: Sequence[Tensor]) -> list[Tensor]:
-        return balance_bonds(cores, [Bond(k, 3, k + 1, 0) for k in range(len(cores) - 1)])
-
-    @staticmethod
-    def _decomposition_size(shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
+    @classmethod
+    def fit_size(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
+        """Estimate of the numbers that :meth:`fit` holds at its peak, the tensor itself not counted."""
         return math.prod(shape) + chain_svd_size([m * n for m, n in _pairs(shape)], (1, *rank, 1))
+
+    def reconstruct(self) -> Tensor:
+        """The dense tensor, contracted as a tensor train over pairs of modes; a view, its modes permuted."""
+        return reconstruct_chain(list(self.cores), self._split).view(self._paired_shape).permute(self._unpaired)
+
+    @property
+    def multiplications(self) -> int:
+        """Number of multiplications in :meth:`reconstruct`."""
+        return chain_multiplications([m * n for m, n in _pairs(self.shape)], (1, *self.rank, 1), self._split)
+
+    def entries_at(self, columns: Sequence[Tensor], *, sparse_grad: bool = False) -> Tensor:
+        """Entries at one index column per mode, by products of matrices."""
+        half = len(columns) // 2
+        pairs = zip(self.cores, columns[:half], columns[half:], strict=True)
+        return chain_entries([gather_slices(core, pair, sparse_grad=sparse_grad) for core, *pair in pairs])
 
 
 def _pairs(shape: tuple[int, ...]) -> list[tuple[int, int]]:

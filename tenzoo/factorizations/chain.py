@@ -6,14 +6,12 @@ several modes between its ranks, ``(r_{k-1}, m_k, n_k, r_k)``, which are then tr
 
 import itertools
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
-from tenzoo.factorizations.balance import Bond, balance_bonds
 from tenzoo.factorizations.base import Factorization
-from tenzoo.factorizations.decomposition import chain_svd_size
 from tenzoo.factorizations.gather import gather_slices
 
 _ELEMENTWISE_SIZE = 200
@@ -22,24 +20,23 @@ _ELEMENTWISE_SIZE = 200
 class Chain(Factorization):
     """A chain of cores ``(r_{k-1}, n_k, r_k)``, open or closed to a ring.
 
-    Abstract: a format says which ranks there are, and how a tensor is decomposed.
+    Abstract: a format draws the chain. It takes the ranks as they are given.
     """
 
     _split: int
 
-    @staticmethod
-    @abstractmethod
-    def _all_ranks(rank: tuple[int, ...]) -> tuple[int, ...]:
-        """``(r_0, …, r_d)``, from the ranks of the format."""
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._split = best_split(self.shape, ends_of([core.shape for core in self.cores]))
 
     def reconstruct(self) -> Tensor:
         """The dense tensor: the chain is contracted from both of its ends, and the halves are multiplied."""
-        return rebuild_chain(list(self.cores), self._split).view(self.shape)
+        return reconstruct_chain(list(self.cores), self._split).view(self.shape)
 
     @property
     def multiplications(self) -> int:
         """Number of multiplications in :meth:`reconstruct`."""
-        return chain_multiplications(self.shape, self._all_ranks(self.rank), self._split)
+        return chain_multiplications(self.shape, ends_of([core.shape for core in self.cores]), self._split)
 
     def merged(self, *counts: int) -> list[Tensor]:
         """The cores of the same tensor with neighboring modes merged to one.
@@ -54,40 +51,25 @@ class Chain(Factorization):
         """
         return merge_chain(list(self.cores), counts)
 
-    @staticmethod
-    def _core_of_mode(mode: int, order: int) -> tuple[int, int]:
-        return mode, 1
-
-    def _entries(self, columns: Sequence[Tensor], *, sparse_grad: bool) -> Tensor:
+    def entries_at(self, columns: Sequence[Tensor], *, sparse_grad: bool = False) -> Tensor:
+        """Entries at one index column per mode, by products of matrices."""
         pairs = zip(self.cores, columns, strict=True)
         return chain_entries([gather_slices(core, [column], sparse_grad=sparse_grad) for core, column in pairs])
 
-    def _plan(self) -> None:
-        self._split = best_split(self.shape, self._all_ranks(self.rank))
-
-    @staticmethod
-    def _admitted_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+    @classmethod
+    def admitted_rank(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+        """The ranks as they are given."""
         return rank
 
-    @classmethod
-    def _core_shapes(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> list[tuple[int, ...]]:
-        ranks = cls._all_ranks(rank)
-        return list(zip(ranks[:-1], shape, ranks[1:], strict=True))
 
-    @staticmethod
-    def _num_monomials(rank: tuple[int, ...]) -> int:
-        return math.prod(rank)
+def ends_of(core_shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """All ranks ``(r_0, …, r_d)`` of a chain of cores.
 
-    @staticmethod
-    def _balanced(cores: Sequence[Tensor]) -> list[Tensor]:
-        bonds = [Bond(k, core.ndim - 1, k + 1, 0) for k, core in enumerate(cores[:-1])]
-        if cores[0].shape[0] > 1:
-            bonds.append(Bond(len(cores) - 1, cores[-1].ndim - 1, 0, 0))
-        return balance_bonds(cores, bonds)
-
-    @classmethod
-    def _decomposition_size(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
-        return chain_svd_size(shape, cls._all_ranks(rank))
+    Example:
+        >>> ends_of([(1, 4, 2), (2, 5, 3), (3, 6, 1)])
+        (1, 2, 3, 1)
+    """
+    return (*(shape[0] for shape in core_shapes), core_shapes[-1][-1])
 
 
 def split_at(items: Sequence[Tensor], counts: Sequence[int]) -> list[Sequence[Tensor]]:
@@ -104,7 +86,7 @@ def split_at(items: Sequence[Tensor], counts: Sequence[int]) -> list[Sequence[Te
 
 
 def best_split(modes: Sequence[int], ranks: Sequence[int]) -> int:
-    """Where to cut a chain in two so that rebuilding the tensor takes the fewest multiplications.
+    """Where to cut a chain in two so that reconstructing the tensor takes the fewest multiplications.
 
     The left part is contracted from its left end, the right part from its right end, and the two are multiplied.
 
@@ -123,7 +105,7 @@ def best_split(modes: Sequence[int], ranks: Sequence[int]) -> int:
 
 
 def chain_multiplications(modes: Sequence[int], ranks: Sequence[int], split: int) -> int:
-    """Number of multiplications in :func:`rebuild_chain`; arguments as in :func:`best_split`.
+    """Number of multiplications in :func:`reconstruct_chain`; arguments as in :func:`best_split`.
 
     Example:
         >>> chain_multiplications([10, 10, 10], [1, 5, 2, 1], split=1)  # 10 × 5 × 2 × 10, then 10 × 5 × 100
@@ -138,7 +120,7 @@ def chain_multiplications(modes: Sequence[int], ranks: Sequence[int], split: int
     return total
 
 
-def rebuild_chain(cores: Sequence[Tensor], split: int) -> Tensor:
+def reconstruct_chain(cores: Sequence[Tensor], split: int) -> Tensor:
     """The tensor of a chain, by one matrix product per core.
 
     Args:
@@ -151,7 +133,7 @@ def rebuild_chain(cores: Sequence[Tensor], split: int) -> Tensor:
     Example:
         >>> import torch
         >>> a, b = torch.randn(1, 4, 2), torch.randn(2, 3, 1)
-        >>> torch.equal(rebuild_chain([a, b], 1), a[0] @ b[:, :, 0])
+        >>> torch.equal(reconstruct_chain([a, b], 1), a[0] @ b[:, :, 0])
         True
     """
     ring_rank = cores[0].shape[0]

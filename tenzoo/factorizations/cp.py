@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
 from tenzoo.factorizations.als import QUICK_SWEEPS, cp_fit_size, fit_cp
-from tenzoo.factorizations.balance import balance_columns
 from tenzoo.factorizations.base import Factorization
 from tenzoo.factorizations.chain import split_at
-from tenzoo.factorizations.decomposition import svd_size, truncated_svd, wide_modes
+from tenzoo.factorizations.decomposition import scaled_to_safety, svd_size, truncated_svd, wide_modes
+from tenzoo.factorizations.errors import Errors, errors_of_matrix, fitted_errors, interpolated
 from tenzoo.factorizations.gather import gather_rows
+from tenzoo.factorizations.network import Leg
 
 _BEGUN = 10
 """Sweeps from each start, before the better one is chosen."""
@@ -40,9 +41,74 @@ class CP(Factorization):
     name: ClassVar[str] = "cp"
     _split: int
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        shape = self.shape
+        self._split = min(range(1, len(shape)), key=lambda s: math.prod(shape[:s]) + math.prod(shape[s:]))
+
+    @staticmethod
+    def legs(order: int) -> list[tuple[Leg, ...]]:
+        """A factor per mode, and one bond of all of them."""
+        return [(mode, "r") for mode in range(order)]
+
+    @classmethod
+    def admitted_rank(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+        """The rank as it is given."""
+        return rank
+
+    @classmethod
+    def usable_rank(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+        """The rank, clipped to ∏ n_k / max n_k, with which every tensor of the shape can be written down."""
+        return (min(rank[0], math.prod(shape) // max(shape)),)
+
+    @classmethod
+    def fit(cls, tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
+        """Factors by alternating least squares, the better of two starts; of a matrix by singular values."""
+        if tensor.numel() // max(tensor.shape) == rank[0]:
+            return _exact_factors(tensor)
+        if not tensor.any():
+            return super().fit(tensor, rank)
+        if len(wide := wide_modes(tensor.shape)) == 2:
+            U, S, Vh = truncated_svd(tensor.squeeze(), rank[0])
+            factors = [tensor.new_ones(size, rank[0]) for size in tensor.shape]
+            factors[wide[0]], factors[wide[1]] = U * S, Vh.t()
+            return factors
+        scale = torch.linalg.vector_norm(tensor)
+        unit = tensor / scale
+        begun = [fit_cp(unit, start(unit, rank[0]), sweeps=_BEGUN) for start in (_singular_start, _noisy_start)]
+        best, _ = fit_cp(unit, min(begun, key=lambda fit: fit[1])[0])
+        return [best[0] * scale, *best[1:]]
+
+    @classmethod
+    def fit_size(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
+        """Estimate of the numbers that :meth:`fit` holds at its peak, the tensor itself not counted."""
+        dense, factors = math.prod(shape), sum(shape) * rank[0]
+        if dense // max(shape) == rank[0]:
+            return dense + factors
+        if len(wide := wide_modes(shape)) == 2:
+            return svd_size(shape[wide[0]], shape[wide[1]], rank[0]) + factors
+        starts = max(2 * dense + svd_size(size, dense // size, 0) for size in shape[1:])
+        return max(starts, cp_fit_size(shape, rank[0])) + 5 * factors
+
+    @classmethod
+    def errors_by_rank(cls, tensor: Tensor) -> Errors:
+        """Errors of short decompositions; of a matrix by its singular values."""
+        if len(wide_modes(tensor.shape)) > 2 and tensor.any():
+            tensor, _ = scaled_to_safety(tensor)
+            return interpolated(fitted_errors(tensor, cls, cls.quick_error))
+        return errors_of_matrix(scaled_to_safety(tensor)[0]) if tensor.any() else super().errors_by_rank(tensor)
+
+    @classmethod
+    def quick_error(cls, tensor: Tensor, rank: tuple[int, ...]) -> float:
+        """About the relative error of a decomposition, at a fraction of its time; the tensor has at least 3 modes."""
+        unit = tensor / torch.linalg.vector_norm(tensor)
+        return fit_cp(unit, _noisy_start(unit, rank[0]), sweeps=QUICK_SWEEPS)[1]
+
     def reconstruct(self) -> Tensor:
         """The dense tensor: Khatri–Rao products of the first and the last modes, then one matrix product."""
-        return _rebuild(list(self.cores), self._split).view(self.shape)
+        factors = list(self.cores)
+        first, last = _khatri_rao(factors[: self._split]), _khatri_rao(factors[self._split :])
+        return (first @ last.t()).view(self.shape)
 
     @property
     def multiplications(self) -> int:
@@ -65,83 +131,14 @@ class CP(Factorization):
         """
         return [_khatri_rao(part) for part in split_at(list(self.cores), counts)]
 
-    def _entries(self, columns: Sequence[Tensor], *, sparse_grad: bool) -> Tensor:
+    def entries_at(self, columns: Sequence[Tensor], *, sparse_grad: bool = False) -> Tensor:
+        """Entries at one index column per mode, by products of rows."""
         product: Tensor | None = None
         for factor, column in zip(self.cores, columns, strict=True):
             rows = gather_rows(factor, column, sparse_grad=sparse_grad)
             product = rows if product is None else product * rows
         assert product is not None
         return product.sum(1)
-
-    def _plan(self) -> None:
-        shape = self.shape
-        self._split = min(range(1, len(shape)), key=lambda s: math.prod(shape[:s]) + math.prod(shape[s:]))
-
-    @staticmethod
-    def _num_ranks(order: int) -> int:
-        return 1
-
-    @staticmethod
-    def _admitted_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
-        return rank
-
-    @staticmethod
-    def _core_of_mode(mode: int, order: int) -> tuple[int, int]:
-        return mode, 0
-
-    @staticmethod
-    def _usable_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
-        return (min(rank[0], math.prod(shape) // max(shape)),)
-
-    @staticmethod
-    def _core_shapes(shape: tuple[int, ...], rank: tuple[int, ...]) -> list[tuple[int, ...]]:
-        return [(size, rank[0]) for size in shape]
-
-    @staticmethod
-    def _num_monomials(rank: tuple[int, ...]) -> int:
-        return rank[0]
-
-    @staticmethod
-    def _decompose(tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
-        if tensor.numel() // max(tensor.shape) == rank[0]:
-            return _exact_factors(tensor)
-        if not tensor.any():
-            return [tensor.new_zeros(size, rank[0]) for size in tensor.shape]
-        if len(wide := wide_modes(tensor.shape)) == 2:
-            U, S, Vh = truncated_svd(tensor.squeeze(), rank[0])
-            factors = [tensor.new_ones(size, rank[0]) for size in tensor.shape]
-            factors[wide[0]], factors[wide[1]] = U * S, Vh.t()
-            return factors
-        scale = torch.linalg.vector_norm(tensor)
-        unit = tensor / scale
-        begun = [fit_cp(unit, start(unit, rank[0]), sweeps=_BEGUN) for start in (_singular_start, _noisy_start)]
-        best, _ = fit_cp(unit, min(begun, key=lambda fit: fit[1])[0])
-        return [best[0] * scale, *best[1:]]
-
-    @staticmethod
-    def _quick_error(tensor: Tensor, rank: tuple[int, ...]) -> float:
-        """About the relative error of a decomposition, at a fraction of its time; the tensor has at least 3 modes."""
-        unit = tensor / torch.linalg.vector_norm(tensor)
-        return fit_cp(unit, _noisy_start(unit, rank[0]), sweeps=QUICK_SWEEPS)[1]
-
-    @staticmethod
-    def _balanced(cores: Sequence[Tensor]) -> list[Tensor]:
-        return balance_columns(cores)
-
-    @staticmethod
-    def _decomposition_size(shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
-        dense, factors = math.prod(shape), sum(shape) * rank[0]
-        if dense // max(shape) == rank[0]:
-            return dense + factors
-        if len(wide := wide_modes(shape)) == 2:
-            return svd_size(shape[wide[0]], shape[wide[1]], rank[0]) + factors
-        starts = max(2 * dense + svd_size(size, dense // size, 0) for size in shape[1:])
-        return max(starts, cp_fit_size(shape, rank[0])) + 5 * factors
-
-
-def _rebuild(factors: Sequence[Tensor], split: int) -> Tensor:
-    """The tensor as a matrix, the first ``split`` modes in its rows."""
-    return _khatri_rao(factors[:split]) @ _khatri_rao(factors[split:]).t()
 
 
 def _khatri_rao(factors: Sequence[Tensor]) -> Tensor:

@@ -32,9 +32,9 @@ def gather_rows(factor: Tensor, index: Tensor, *, sparse_grad: bool) -> Tensor:
         ([[3, 7]], [[1.0, 1.0], [2.0, 2.0]])
     """
     if sparse_grad:
-        rows: Tensor = _SparseGather.apply(factor, index, 0)
+        rows: Tensor = _SparseGather.apply(factor, index, (0,))
         return rows
-    return _select(factor, index, 0)
+    return _select(factor, index, (0,))
 
 
 def gather_slices(core: Tensor, columns: Sequence[Tensor], *, sparse_grad: bool) -> Tensor:
@@ -53,11 +53,33 @@ def gather_slices(core: Tensor, columns: Sequence[Tensor], *, sparse_grad: bool)
         >>> torch.equal(gather_slices(core, [torch.tensor([4, 0])], sparse_grad=False)[0], core[:, 4])
         True
     """
-    index = _flat_index(core.shape[1:-1], columns)
+    return gather_modes(core, range(1, core.ndim - 1), columns, sparse_grad=sparse_grad)
+
+
+def gather_modes(core: Tensor, dims: Sequence[int], columns: Sequence[Tensor], *, sparse_grad: bool) -> Tensor:
+    """Parts of a core at given indices of its modes.
+
+    Args:
+        core: Core of any shape.
+        dims: Which of its dimensions are modes, in ascending order, one or more.
+        columns: One index ``(n,)`` per mode.
+        sparse_grad: Whether the gradient of ``core`` is a coalesced COO tensor, sparse in all dimensions up to the last
+            mode.
+
+    Returns:
+        ``(n, …)``, the other dimensions in their order.
+
+    Example:
+        >>> core = torch.randn(4, 2, 5)
+        >>> parts = gather_modes(core, [0, 2], [torch.tensor([3, 1]), torch.tensor([4, 0])], sparse_grad=False)
+        >>> torch.equal(parts[0], core[3, :, 4])
+        True
+    """
+    index = _flat_index([core.shape[dim] for dim in dims], columns)
     if sparse_grad:
-        slices: Tensor = _SparseGather.apply(core, index, 1)
-        return slices
-    return _select(core, index, 1)
+        parts: Tensor = _SparseGather.apply(core, index, tuple(dims))
+        return parts
+    return _select(core, index, tuple(dims))
 
 
 def whole_with_sparse_grad(core: Tensor) -> Tensor:
@@ -94,28 +116,34 @@ def first_outside(columns: Sequence[Tensor], shape: Sequence[int]) -> str | None
 
 class _SparseGather(torch.autograd.Function):
     @staticmethod
-    def forward(core: Tensor, index: Tensor, dim: int) -> Tensor:
-        return _select(core, index, dim)
+    def forward(core: Tensor, index: Tensor, dims: tuple[int, ...]) -> Tensor:
+        return _select(core, index, dims)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-        core, index, dim = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, tuple[int, ...]], output: Tensor) -> None:
+        core, index, dims = inputs
         ctx.save_for_backward(index)
-        ctx.shape, ctx.dim = core.shape, dim
+        ctx.shape, ctx.dims = core.shape, dims
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (index,), (grad,) = ctx.saved_tensors, grads
-        shape, dim = ctx.shape, ctx.dim
-        rows, inverse = _unique(index, math.prod(shape[dim:-1]))
+        shape, dims = ctx.shape, ctx.dims
+        modes = [shape[dim] for dim in dims]
+        rows, inverse = _unique(index, math.prod(modes))
         values = grad.new_zeros(len(rows), *grad.shape[1:]).index_add_(0, inverse, grad)
-        indices = torch.unravel_index(rows, shape[dim:-1])
-        if dim == 1:  # the left rank is the slowest of the sparse indices
-            rank = shape[0]
-            left = torch.arange(rank, device=rows.device).repeat_interleave(len(rows))
-            indices = (left, *(mode.repeat(rank) for mode in indices))
-            values = values.transpose(0, 1).flatten(0, 1)
-        return _coalesced(ctx, indices, values, shape), None, None
+        indices = dict(zip(dims, torch.unravel_index(rows, modes), strict=True))
+        between = [dim for dim in range(dims[-1]) if dim not in dims]  # sparse as well
+        if between:
+            sizes = [shape[dim] for dim in between]
+            number = math.prod(sizes)
+            places = torch.unravel_index(torch.arange(number, device=rows.device), sizes)
+            indices = {dim: mode.repeat(number) for dim, mode in indices.items()}
+            indices |= {dim: p.repeat_interleave(len(rows)) for dim, p in zip(between, places, strict=True)}
+            values = values.flatten(1, len(between)).transpose(0, 1).flatten(0, 1)
+            if between[-1] > dims[0]:  # else they are in order
+                values, indices = _sorted(values, indices, shape)
+        return _coalesced(ctx, [indices[dim] for dim in range(dims[-1] + 1)], values, shape), None, None
 
 
 class _SparseWhole(torch.autograd.Function):
@@ -130,20 +158,33 @@ class _SparseWhole(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (grad,) = grads
-        leading = grad.shape[:-1]
+        sparse = max(grad.ndim - 1, 1)
+        leading = grad.shape[:sparse]
         indices = torch.unravel_index(torch.arange(math.prod(leading), device=grad.device), leading)
-        return _coalesced(ctx, indices, grad.flatten(0, -2), grad.shape)
+        return _coalesced(ctx, indices, grad.flatten(0, sparse - 1), grad.shape)
 
 
-def _select(core: Tensor, index: Tensor, dim: int) -> Tensor:
-    if dim == 0:
+def _select(core: Tensor, index: Tensor, dims: tuple[int, ...]) -> Tensor:
+    if dims[0] == 0 and len(dims) == 1:
         return core.index_select(0, index)
-    core = core.flatten(1, -2)
-    # A copy of the core would cost more than a small batch. An exported program must not depend on how large that is.
-    if torch.compiler.is_exporting() or core.shape[1] > index.shape[0]:
-        return core.index_select(1, index).transpose(0, 1)
-    # With the mode in front, whole matrices are copied and added, several times faster than rows of a middle mode.
-    return core.transpose(0, 1).contiguous().index_select(0, index)
+    first, last = dims[0], dims[-1]
+    if last - first == len(dims) - 1:  # side by side
+        core = core.flatten(first, last)
+        # A copy of the core would cost more than a small batch. An exported program must not depend on its size.
+        if torch.compiler.is_exporting() or core.shape[first] > index.shape[0]:
+            return core.index_select(first, index).movedim(first, 0)
+        # With the mode in front, whole matrices are copied and added, several times faster than rows of a middle mode.
+        return core.movedim(first, 0).contiguous().index_select(0, index)
+    return core.movedim(dims, tuple(range(len(dims)))).flatten(0, len(dims) - 1).index_select(0, index)
+
+
+def _sorted(values: Tensor, indices: dict[int, Tensor], shape: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    """Elements of a sparse tensor in the order of its dimensions."""
+    flat = torch.zeros_like(indices[0])
+    for dim in range(len(indices)):
+        flat = flat * shape[dim] + indices[dim]
+    order = flat.argsort()
+    return values.index_select(0, order), {dim: index.index_select(0, order) for dim, index in indices.items()}
 
 
 def _unique(index: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -168,6 +209,7 @@ def _flat_index(sizes: Sequence[int], columns: Sequence[Tensor]) -> Tensor:
 
 def _coalesced(ctx: Any, indices: Sequence[Tensor], values: Tensor, shape: torch.Size) -> Tensor:
     coordinates = torch.stack(tuple(indices))
+    values = values.reshape(-1).view(values.shape)  # torch reads no others than the usual strides, also of sizes of 1
     grad = torch.sparse_coo_tensor(coordinates, values, shape, check_invariants=False, is_coalesced=True)
     if not torch.is_grad_enabled():
         # A sparse gradient that nobody else holds becomes ``.grad`` by a shallow copy that forgets it is coalesced;

@@ -10,19 +10,18 @@ Rank: TypeAlias = int | float | Sequence[int]
 """An int is a uniform rank, a float in (0, 1] a fraction of the dense parameters, a sequence the ranks themselves."""
 
 
-def check_shape(shape: Sequence[int], *, even: bool) -> tuple[int, ...]:
+def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of a tensor of order 2 or more as a tuple of ints.
 
     Args:
         shape: Sizes of the modes, ints ≥ 1; NumPy's integers are taken too.
-        even: Whether the order has to be even, as it is for a tensorized matrix.
 
     Raises:
         TypeError: If ``shape`` is not a sequence, or holds something that is not an int.
-        ValueError: If a size is below 1, the order is below 2, or odd where it has to be even.
+        ValueError: If a size is below 1, or the order below 2.
 
     Example:
-        >>> check_shape([4, 3], even=False)
+        >>> check_shape([4, 3])
         (4, 3)
     """
     if isinstance(shape, str | bytes) or not isinstance(shape, Sequence):
@@ -31,11 +30,6 @@ def check_shape(shape: Sequence[int], *, even: bool) -> tuple[int, ...]:
         raise TypeError(f"expected only ints in `shape`, got {shape!r}")
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(f"expected at least two sizes, each >= 1, in `shape`, got {tuple(shape)}")
-    if even and len(shape) % 2:
-        raise ValueError(
-            f"expected an even number of sizes (m_1, ..., m_d, n_1, ..., n_d) in `shape`, got {tuple(shape)}; "
-            "append a size 1 to the shorter side"
-        )
     return tuple(int(size) for size in shape)
 
 

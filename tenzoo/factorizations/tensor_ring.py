@@ -11,7 +11,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from tenzoo.factorizations.als import QUICK_SWEEPS, fit_ring, ring_fit_size
 from tenzoo.factorizations.chain import Chain, usable_chain_rank
-from tenzoo.factorizations.decomposition import chain_svd_size, tensorly_on_torch, truncated_svd
+from tenzoo.factorizations.decomposition import chain_svd_size, tensorly_on_torch, truncated_svd, wide_modes
+from tenzoo.factorizations.errors import Errors
+from tenzoo.factorizations.network import Leg
+from tenzoo.factorizations.tensor_train import TensorTrain
 
 _NOISE = 0.3
 """Of the start of the least squares, relative to the entries of the cores."""
@@ -40,32 +43,23 @@ class TensorRing(Chain):
     name: ClassVar[str] = "tr"
 
     @staticmethod
-    def _num_ranks(order: int) -> int:
-        return order
+    def legs(order: int) -> list[tuple[Leg, ...]]:
+        """A chain whose last bond is its first."""
+        return [(str(mode), mode, str((mode + 1) % order)) for mode in range(order)]
 
-    @staticmethod
-    def _usable_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+    @classmethod
+    def usable_rank(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+        """The ranks, clipped to what a decomposition of this shape can use; an open ring where a train is as good."""
         if len(shape) == 2:
             return _usable_pair(min(shape), rank)
         full = usable_chain_rank(shape, (math.prod(shape),) * (len(shape) - 1))
         if rank[0] == 1 or all(given >= needed for given, needed in zip(rank[1:], full, strict=True)):
             return (1, *usable_chain_rank(shape, rank[1:]))
-        ranks = list(rank)
-        while True:  # a core has no more independent columns than rows, on either side
-            bounds = [
-                min(ranks[k], ranks[k - 1] * shape[k - 1], shape[k] * ranks[(k + 1) % len(ranks)])
-                for k in range(len(ranks))
-            ]
-            if bounds == ranks:
-                return tuple(ranks)
-            ranks = bounds
+        return super().usable_rank(shape, rank)
 
-    @staticmethod
-    def _all_ranks(rank: tuple[int, ...]) -> tuple[int, ...]:
-        return (*rank, rank[0])
-
-    @staticmethod
-    def _decompose(tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
+    @classmethod
+    def fit(cls, tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
+        """Cores by alternating least squares; of a matrix and with r_0 = 1 by singular value decompositions."""
         if tensor.ndim == 2:  # one singular value decomposition, its rank read as a pair; TensorLy would warn
             product = rank[0] * rank[1]
             served = min(product, *tensor.shape)
@@ -78,19 +72,36 @@ class TensorRing(Chain):
         if rank[0] == 1:
             return [*tensor_train(tensor, rank=[*rank, 1], svd=truncated_svd).factors]
         if not tensor.any():
-            return [tensor.new_zeros(shape) for shape in TensorRing._core_shapes(tuple(tensor.shape), rank)]
+            return super().fit(tensor, rank)
         return fit_ring(tensor, _start(tensor, rank))[0]
 
-    @staticmethod
-    def _quick_error(tensor: Tensor, rank: tuple[int, ...]) -> float:
-        """About the relative error of a decomposition, at a fraction of its time; of order 3 at least, r_0 above 1."""
-        with tensorly_on_torch():
-            return fit_ring(tensor, _start(tensor, rank), sweeps=QUICK_SWEEPS)[1]
+    @classmethod
+    def fit_size(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
+        """Estimate of the numbers that :meth:`fit` holds at its peak, the tensor itself not counted."""
+        ranks = (*rank, rank[0])
+        size = chain_svd_size(shape, ranks)
+        return size if rank[0] == 1 or len(shape) == 2 else max(size, ring_fit_size(shape, ranks))
 
     @classmethod
-    def _decomposition_size(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
-        size = chain_svd_size(shape, cls._all_ranks(rank))
-        return size if rank[0] == 1 or len(shape) == 2 else max(size, ring_fit_size(shape, cls._all_ranks(rank)))
+    def errors_by_rank(cls, tensor: Tensor) -> Errors:
+        """Errors of open rings, which are trains, by singular values, and of closed ones by short decompositions."""
+        shape = tuple(tensor.shape)
+        if not tensor.any():
+            return super().errors_by_rank(tensor)
+        open_rings = {(1, *rank): error for rank, error in TensorTrain.errors_by_rank(tensor).items()}
+        if len(wide_modes(shape)) <= 2:
+            return open_rings
+        found = {**super().errors_by_rank(tensor), **open_rings}
+        network = cls.network(len(shape))
+        return dict(sorted(found.items(), key=lambda item: network.num_parameters(shape, item[0])))
+
+    @classmethod
+    def quick_error(cls, tensor: Tensor, rank: tuple[int, ...]) -> float:
+        """About the relative error of a decomposition, at a fraction of its time; 1 of an open ring."""
+        if rank[0] == 1:
+            return 1.0
+        with tensorly_on_torch():
+            return fit_ring(tensor, _start(tensor, rank), sweeps=QUICK_SWEEPS)[1]
 
 
 def _usable_pair(shared: int, rank: Sequence[int]) -> tuple[int, int]:
@@ -107,7 +118,7 @@ def _start(tensor: Tensor, rank: tuple[int, ...]) -> list[Tensor]:
     shape = tuple(tensor.shape)
     served = _shared(shape, rank)
     plain = tensor_ring(tensor, rank=[*served, served[0]], svd=truncated_svd).factors
-    shapes = TensorRing._core_shapes(shape, rank)
+    shapes = TensorRing.network(len(shape)).core_shapes(shape, rank)
     return [_enlarged(core, wanted, seed) for seed, (core, wanted) in enumerate(zip(plain, shapes, strict=True))]
 
 

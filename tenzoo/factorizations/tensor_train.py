@@ -7,7 +7,8 @@ from tensorly.decomposition import tensor_train
 from torch import Tensor
 
 from tenzoo.factorizations.chain import Chain, usable_chain_rank
-from tenzoo.factorizations.decomposition import truncated_svd
+from tenzoo.factorizations.decomposition import chain_svd_size, truncated_svd
+from tenzoo.factorizations.network import Leg
 
 
 @final
@@ -31,17 +32,26 @@ class TensorTrain(Chain):
     name: ClassVar[str] = "tt"
 
     @staticmethod
-    def _num_ranks(order: int) -> int:
-        return order - 1
+    def legs(order: int) -> list[tuple[Leg, ...]]:
+        """A chain; the bonds at its ends have one core each."""
+        return [(str(mode), mode, str(mode + 1)) for mode in range(order)]
 
-    @staticmethod
-    def _usable_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+    @classmethod
+    def bond_sizes(cls, rank: tuple[int, ...], order: int) -> dict[str, int]:
+        """The ranks between ends of size 1."""
+        return dict(zip(map(str, range(order + 1)), (1, *rank, 1), strict=True))
+
+    @classmethod
+    def usable_rank(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
+        """The ranks, clipped from the left to what successive singular value decompositions can use."""
         return usable_chain_rank(shape, rank)
 
-    @staticmethod
-    def _all_ranks(rank: tuple[int, ...]) -> tuple[int, ...]:
-        return (1, *rank, 1)
-
-    @staticmethod
-    def _decompose(tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
+    @classmethod
+    def fit(cls, tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
+        """Cores by TensorLy's successive singular value decompositions."""
         return list(tensor_train(tensor, rank=[1, *rank, 1], svd=truncated_svd).factors)
+
+    @classmethod
+    def fit_size(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
+        """Estimate of the numbers that :meth:`fit` holds at its peak, the tensor itself not counted."""
+        return chain_svd_size(shape, (1, *rank, 1))

@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from tensorly.decomposition import tucker
 from torch import Tensor
 
-from tenzoo.factorizations.balance import Bond, balance_bonds
 from tenzoo.factorizations.base import Factorization
 from tenzoo.factorizations.chain import multiply_batch, split_at
 from tenzoo.factorizations.decomposition import svd_size, truncated_svd
 from tenzoo.factorizations.gather import gather_rows, whole_with_sparse_grad
+from tenzoo.factorizations.network import Leg
 
 
 @final
@@ -35,6 +35,32 @@ class Tucker(Factorization):
     name: ClassVar[str] = "tucker"
     _mode_order: tuple[int, ...]
     _widest: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        modes = range(len(self.shape))
+        self._mode_order = tuple(sorted(modes, key=lambda k: self.shape[k] / self.rank[k]))
+        self._widest = max(modes, key=lambda k: self.rank[k])
+
+    @staticmethod
+    def legs(order: int) -> list[tuple[Leg, ...]]:
+        """The core tensor, and a factor per mode."""
+        return [tuple(map(str, range(order))), *((mode, str(mode)) for mode in range(order))]
+
+    @classmethod
+    def fit(cls, tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
+        """The core tensor and the factors by TensorLy's higher-order orthogonal iteration."""
+        if not tensor.any():  # the relative error that the iteration watches would be 0 / 0
+            return super().fit(tensor, rank)
+        core, factors = tucker(tensor, rank=list(rank), init="svd", svd=truncated_svd, tol=_CONVERGED, random_state=0)
+        return [core, *factors]
+
+    @classmethod
+    def fit_size(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
+        """Estimate of the numbers that :meth:`fit` holds at its peak, the tensor itself not counted."""
+        dense = math.prod(shape)
+        starts = max(dense + svd_size(size, dense // size, r) for size, r in zip(shape, rank, strict=True))
+        return starts + sum(size * r for size, r in zip(shape, rank, strict=True))
 
     def reconstruct(self) -> Tensor:
         """The dense tensor: one product per mode, those that enlarge the tensor least first."""
@@ -74,7 +100,8 @@ class Tucker(Factorization):
         merged = [_kronecker(part) for part in parts]
         return [core.reshape([factor.shape[1] for factor in merged]), *merged]
 
-    def _entries(self, columns: Sequence[Tensor], *, sparse_grad: bool) -> Tensor:
+    def entries_at(self, columns: Sequence[Tensor], *, sparse_grad: bool = False) -> Tensor:
+        """Entries at one index column per mode: the core tensor is multiplied by one row per mode."""
         core: Tensor
         core, *factors = self.cores
         rows = [
@@ -90,58 +117,6 @@ class Tucker(Factorization):
             rank = row.shape[1]
             values = multiply_batch(row.unsqueeze(1), values.view(len(row), rank, values.shape[2] // rank))
         return values.flatten()
-
-    def _plan(self) -> None:
-        modes = range(len(self.shape))
-        self._mode_order = tuple(sorted(modes, key=lambda k: self.shape[k] / self.rank[k]))
-        self._widest = max(modes, key=lambda k: self.rank[k])
-
-    @staticmethod
-    def _num_ranks(order: int) -> int:
-        return order
-
-    @staticmethod
-    def _admitted_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
-        dense = math.prod(shape)
-        return tuple(min(r, size, dense // size) for r, size in zip(rank, shape, strict=True))
-
-    @staticmethod
-    def _core_of_mode(mode: int, order: int) -> tuple[int, int]:
-        return mode + 1, 0  # the first core has the ranks
-
-    @staticmethod
-    def _usable_rank(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
-        # The k-th unfolding of the core tensor is r_k × ∏_{j≠k} r_j: more rows than columns represent nothing more.
-        ranks = list(rank)
-        for _ in shape:
-            for k, r in enumerate(ranks):
-                ranks[k] = min(r, math.prod(ranks[:k]) * math.prod(ranks[k + 1 :]))
-        return tuple(ranks)
-
-    @staticmethod
-    def _core_shapes(shape: tuple[int, ...], rank: tuple[int, ...]) -> list[tuple[int, ...]]:
-        return [rank, *zip(shape, rank, strict=True)]
-
-    @staticmethod
-    def _num_monomials(rank: tuple[int, ...]) -> int:
-        return math.prod(rank)
-
-    @staticmethod
-    def _decompose(tensor: Tensor, rank: tuple[int, ...]) -> Sequence[Tensor]:
-        if not tensor.any():  # the relative error that the iteration watches would be 0 / 0
-            return [tensor.new_zeros(core_shape) for core_shape in Tucker._core_shapes(tuple(tensor.shape), rank)]
-        core, factors = tucker(tensor, rank=list(rank), init="svd", svd=truncated_svd, tol=_CONVERGED, random_state=0)
-        return [core, *factors]
-
-    @staticmethod
-    def _balanced(cores: Sequence[Tensor]) -> list[Tensor]:
-        return balance_bonds(cores, [Bond(0, mode, mode + 1, 1) for mode in range(len(cores) - 1)])
-
-    @staticmethod
-    def _decomposition_size(shape: tuple[int, ...], rank: tuple[int, ...]) -> int:
-        dense = math.prod(shape)
-        starts = max(dense + svd_size(size, dense // size, r) for size, r in zip(shape, rank, strict=True))
-        return starts + sum(size * r for size, r in zip(shape, rank, strict=True))
 
 
 def _kronecker(factors: Sequence[Tensor]) -> Tensor:

@@ -9,7 +9,12 @@ Example:
 """
 
 from tenzoo.layers.base import Implementation, TensorizedLayer
-from tenzoo.layers.conv import TensorizedConv2d
+from tenzoo.layers.conv import TensorizedConv1d, TensorizedConv2d, TensorizedConv3d
+from tenzoo.layers.conv_transpose import (
+    TensorizedConvTranspose1d,
+    TensorizedConvTranspose2d,
+    TensorizedConvTranspose3d,
+)
 from tenzoo.layers.embedding import TensorizedEmbedding
 from tenzoo.layers.linear import TensorizedLinear
 from tenzoo.layers.parametrized import TensorizedWeight
@@ -18,7 +23,12 @@ from tenzoo.layers.tensorization import Tensorization
 __all__ = [
     "Implementation",
     "Tensorization",
+    "TensorizedConv1d",
     "TensorizedConv2d",
+    "TensorizedConv3d",
+    "TensorizedConvTranspose1d",
+    "TensorizedConvTranspose2d",
+    "TensorizedConvTranspose3d",
     "TensorizedEmbedding",
     "TensorizedLayer",
     "TensorizedLinear",

@@ -1,5 +1,6 @@
-"""What all tensorized layers have in common: torch's layer that they stand for, and two ways to compute it."""
+"""What all tensorized layers have in common: the torch layer that they replace, and two ways to compute it."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, Self, TypeAlias, TypeVar, get_args
@@ -7,35 +8,37 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeAlias, TypeVar, ge
 import torch
 from torch import Tensor, nn
 
-from tenzoo.factorizations import Factorization, Rank
+from tenzoo.factorizations import Factorization, Rank, factorization_class
 from tenzoo.layers.cost import Costs, Phase, Positions, count, count_per_position
-from tenzoo.layers.kept import MadeOfCores
-from tenzoo.layers.tensorization import Tensorization
+from tenzoo.layers.factorized import FactorizedModule
+from tenzoo.layers.tensorization import Tensorization, whole_modes
 
 L = TypeVar("L", bound=nn.Module)
 
 Implementation: TypeAlias = Literal["auto", "reconstruct", "contract"]
-"""Rebuild the dense weight and call torch's operator, contract the input with the cores, or take the cheaper."""
+"""Reconstruct the dense weight and call torch's operator, contract the input with the cores, or take the cheaper."""
 
 
 _MANY = 2**30
 
 
-class TensorizedLayer(MadeOfCores, Generic[L]):
-    """A layer of torch whose weight is a :class:`~tenzoo.factorizations.Factorization`.
+class TensorizedLayer(FactorizedModule, Generic[L]):
+    """A layer of torch whose weight a :class:`~tenzoo.factorizations.Factorization` reconstructs.
 
-    Abstract: a layer says how its weight is laid out, and how it is contracted with an input.
+    Abstract: a layer says how its weight is laid out, and how it is contracted with an input. It is also of torch's own
+    class, so that ``isinstance(layer, nn.Linear)`` holds, and ``layer.weight`` is the dense tensor, for code that reads
+    it. Code that writes to it, such as an initialization, is refused.
 
     Attributes:
-        weight: The factorization.
+        factorization: The cores.
         implementation: ``"auto"``, ``"reconstruct"`` or ``"contract"``.
         costs: What both implementations cost.
     """
 
-    _torchs: ClassVar[type[nn.Module]]
-    """What it takes the place of."""
+    dense_class: ClassVar[type[nn.Module]]
+    """The torch layer that this class replaces."""
 
-    bias: nn.Parameter | None
+    bias: Any
     implementation: Implementation
     costs: Costs
 
@@ -49,13 +52,14 @@ class TensorizedLayer(MadeOfCores, Generic[L]):
 
     def _count_costs(self) -> None:
         # On a copy of the cores without memory; now, since a compiler could not follow it later.
-        weight = type(self.weight)(self.weight.shape, self.weight.rank, device="meta")
+        weight = type(self.factorization)(self.factorization.shape, self.factorization.rank, device="meta")
+        weight.schedules = self.factorization.schedules  # what is found here serves all calls
         with torch.no_grad():
-            dense = self._laid_out(weight.reconstruct()).contiguous()
-        inputs = self._samples()
+            dense = self.as_weight(weight.reconstruct()).contiguous()
+        inputs = self._example_inputs()
         positions = [self.positions(x) for x in inputs]
         self.costs = Costs(
-            count(lambda: self._laid_out(weight.reconstruct())),
+            count(lambda: self.as_weight(weight.reconstruct())),
             count_per_position(lambda x: self._apply_dense(x, dense), inputs, positions),
             count_per_position(lambda x: self._contract(weight, x), inputs, positions),
         )
@@ -74,12 +78,12 @@ class TensorizedLayer(MadeOfCores, Generic[L]):
             return self.implementation
         if torch.compiler.is_exporting() and not isinstance(positions.outputs, int):
             positions = self._many()
-        return self.costs.cheaper(positions, phase or self._phase(), next(iter(self.weight.cores)).device.type)
+        return self.costs.cheaper(positions, phase or self._phase(), next(iter(self.factorization.cores)).device.type)
 
     def _phase(self) -> Phase:
         if torch.is_grad_enabled():
             return "training"
-        return "kept" if self._keeps() else "inference"
+        return "kept" if self._may_cache() else "inference"
 
     @abstractmethod
     def positions(self, x: Tensor) -> Positions:
@@ -101,7 +105,7 @@ class TensorizedLayer(MadeOfCores, Generic[L]):
         return None
 
     @abstractmethod
-    def _samples(self) -> Sequence[Tensor]:
+    def _example_inputs(self) -> Sequence[Tensor]:
         """Inputs on the meta device, as :func:`~tenzoo.layers.cost.count_per_position` takes them."""
 
     @abstractmethod
@@ -111,6 +115,26 @@ class TensorizedLayer(MadeOfCores, Generic[L]):
     @abstractmethod
     def _contract(self, weight: Factorization, x: Tensor) -> Tensor:
         """The same with the cores, in sequence."""
+
+    @staticmethod
+    @abstractmethod
+    def sides(layer: Any) -> dict[str, int]:
+        """The sizes that ``tensorization`` splits, by name.
+
+        Args:
+            layer: Torch's, or this one.
+        """
+
+    @classmethod
+    def whole_modes(cls, layer: L, factorization: str) -> Tensorization | None:
+        """The ``tensorization`` with both sizes whole; None, the default of the layer, for a format that needs others.
+
+        Args:
+            layer: Torch's.
+            factorization: Name of a format.
+        """
+        kernel = math.prod(layer.kernel_size) if hasattr(layer, "kernel_size") else None  # type: ignore[arg-type]
+        return whole_modes(factorization_class(factorization), cls.sides(layer), kernel)
 
     @staticmethod
     @abstractmethod
@@ -140,8 +164,8 @@ class TensorizedLayer(MadeOfCores, Generic[L]):
             TypeError: If the layer is of another class.
             ValueError: As the constructor.
         """
-        if not isinstance(layer, cls._torchs):
-            raise TypeError(f"expected a torch.nn.{cls._torchs.__name__} in `layer`, got a {type(layer).__name__}")
+        if not isinstance(layer, cls.dense_class) or isinstance(layer, TensorizedLayer):
+            raise TypeError(f"expected a torch.nn.{cls.dense_class.__name__} in `layer`, got a {type(layer).__name__}")
         arguments: dict[str, Any] = {
             **cls._arguments(layer),
             "factorization": factorization,
@@ -183,21 +207,23 @@ class TensorizedLayer(MadeOfCores, Generic[L]):
             layer, factorization=factorization, rank=rank, tensorization=tensorization, implementation=implementation
         )
         for name in ("forward", "_conv_forward"):
-            if name in vars(layer) or getattr(type(layer), name, None) is not getattr(cls._torchs, name, None):
+            if name in vars(layer) or getattr(type(layer), name, None) is not getattr(cls.dense_class, name, None):
                 raise TypeError(
-                    f"expected a torch.nn.{cls._torchs.__name__} in `layer` that computes what torch's does, got a "
+                    f"expected a torch.nn.{cls.dense_class.__name__} in `layer` that computes what torch's does, got a "
                     f"{type(layer).__name__} with a `{name}` of its own"
                 )
         dense: Tensor = layer.weight.detach()  # type: ignore[operator]
         if dense.is_meta:
             raise ValueError("expected a layer with numbers in its weight in `layer`, got one on the meta device")
-        made.weight = type(made.weight).decompose(made._tensorized(dense), made.weight.rank, metric=metric)
-        made.weight.requires_grad_(bool(layer.weight.requires_grad))
+        made.factorization = type(made.factorization).decompose(
+            made.as_tensor(dense), made.factorization.rank, metric=metric
+        )
+        made.factorization.requires_grad_(bool(layer.weight.requires_grad))
         made._count_costs()
-        made._take_rest(layer)
+        made._copy_rest(layer)
         return made.train(layer.training)
 
-    def _take_rest(self, layer: L) -> None:
+    def _copy_rest(self, layer: L) -> None:
         """Copy what is not made of cores."""
         bias = getattr(layer, "bias", None)
         if bias is not None:
@@ -207,11 +233,11 @@ class TensorizedLayer(MadeOfCores, Generic[L]):
     def to_dense(self) -> L:
         """The torch layer that computes the same; a copy."""
 
-    def _hand_over(self, layer: L) -> L:
+    def _filled(self, layer: L) -> L:
         """Give torch's layer, which is on the meta device, a weight, a bias and a mode of its own."""
-        trained = any(core.requires_grad for core in self.weight.cores)
+        trained = any(core.requires_grad for core in self.factorization.cores)
         with torch.no_grad():
-            weight = self._rebuild().clone(memory_format=torch.contiguous_format)
+            weight = self._reconstruct().clone(memory_format=torch.contiguous_format)
         layer.weight = nn.Parameter(weight, requires_grad=trained)
         bias = getattr(self, "bias", None)
         if bias is not None:

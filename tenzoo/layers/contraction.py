@@ -6,7 +6,6 @@ output last, so that what lies between is as narrow as the ranks.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,9 +14,9 @@ from torch.nn import functional as F  # noqa: N812
 from tenzoo.factorizations import CP, BlockTT, Factorization, Tucker
 from tenzoo.factorizations.chain import Chain, multiply_batch
 from tenzoo.factorizations.gather import gather_slices
+from tenzoo.layers.networks import Convolve, contract_image, contract_rows_of_inputs, contract_table
 
-Convolve: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
-"""Convolves an input with a weight in a number of groups, with the stride, padding and dilation of the layer."""
+_POINTWISE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def contract_linear(weight: Factorization, x: Tensor, num_out: int, bias: Tensor | None = None) -> Tensor:
@@ -48,70 +47,151 @@ def contract_linear(weight: Factorization, x: Tensor, num_out: int, bias: Tensor
             y = _through_pairs(list(weight.cores), rows)
             y = y.reshape(*x.shape[:-1], y.shape[1])
             return y if bias is None else y + bias.to(y.dtype)
-    raise AssertionError(type(weight))
+    y = contract_rows_of_inputs(weight, x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), num_out)
+    y = y.reshape(*x.shape[:-1], y.shape[1])
+    return y if bias is None else y + bias.to(y.dtype)
 
 
-def contract_conv2d(
+def contract_conv(
     weight: Factorization,
     x: Tensor,
     convolve: Convolve,
-    kernel_size: tuple[int, int],
+    kernel_size: Sequence[int],
     counts: Sequence[int],
     groups: int,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """A two-dimensional convolution as a sequence: into the ranks, over the image, out of the ranks.
+    """A convolution as a sequence: into the ranks, over the image, out of the ranks.
 
     The image is convolved by the first of them where the kernel is a single pixel, and has no mode.
 
     Args:
-        weight: Of shape ``(*out, k², *in)``, without ``k²`` if it is 1; ``(*out, k², *in, 1)`` for a block TT.
-        x: ``(N, C_in, H, W)``, padded unless with zeros.
+        weight: Of shape ``(*out, k, *in)``, without ``k`` if it is 1; ``(*out, k, *in, 1)`` for a block TT.
+        x: ``(N, C_in, …)``, padded unless with zeros.
         convolve: The layer's own convolution.
-        kernel_size: ``(k_h, k_w)``.
+        kernel_size: Sizes of the kernel, whose product is k.
         counts: How many modes ``out``, the kernel (0 or 1) and ``in`` have.
-        groups: Into how many groups the channels fall.
+        groups: Into how many groups the channels fall; each has the modes ``in`` and a part of ``out``.
         bias: ``(C_out,)``.
 
     Returns:
-        ``(N, C_out, H', W')``.
+        ``(N, C_out, …)``.
     """
-    if isinstance(weight, BlockTT):
-        y = _contract_block_tt(weight, x, convolve, kernel_size, counts, groups)
-        return y if bias is None else y + bias.to(y.dtype)[:, None, None]
     batch = x.shape[0]
+    if not isinstance(weight, CP | Tucker | Chain):
+        y = _contract_others(weight, x, convolve, kernel_size, counts, groups)
+        if groups > 1:  # every group went through all outputs: keep its own
+            own = torch.arange(groups, device=x.device)
+            y = y.reshape(batch, groups, groups, y.shape[1] // groups**2, *y.shape[2:])[:, own, own]
+            y = y.flatten(1, 2)
+        return _with_bias(y, bias)
+    first, middle, last = _matrices(weight, kernel_size, counts)
     x = x.reshape(batch * groups, x.shape[1] // groups, *x.shape[2:])
+    y = _through(x, convolve, first, middle, kernel_size)
+    pointwise = _POINTWISE[len(kernel_size)]
+    return pointwise(
+        y.reshape(batch, groups * last.shape[1], *y.shape[2:]), _pixel(last, kernel_size), bias, groups=groups
+    )
+
+
+def contract_transposed_conv(
+    weight: Factorization,
+    x: Tensor,
+    convolve: Convolve,
+    kernel_size: Sequence[int],
+    counts: Sequence[int],
+    groups: int,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """A transposed convolution as a sequence; arguments and result as in :func:`contract_conv`.
+
+    Each group has the modes ``out`` and a part of ``in``.
+    """
+    batch, channels, *image = x.shape
+    pointwise = _POINTWISE[len(kernel_size)]
+    if not isinstance(weight, CP | Tucker | Chain):
+        if groups > 1:  # every group has the inputs of the others as zeros
+            own = torch.eye(groups, dtype=x.dtype, device=x.device).view(groups, groups, 1, *(1 for _ in image))
+            x = x.reshape(batch, 1, groups, channels // groups, *image) * own
+            x = x.reshape(batch * groups, channels, *image)
+        y = _contract_others(weight, x, convolve, kernel_size, counts, 1)
+    else:
+        first, middle, last = _matrices(weight, kernel_size, counts)
+        if groups > 1:
+            first = first.reshape(first.shape[0], groups, -1).transpose(0, 1).flatten(0, 1)
+            x = pointwise(x, _pixel(first, kernel_size), groups=groups)
+            x = x.reshape(batch * groups, first.shape[0] // groups, *image)
+            first = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        y = _through(x, convolve, first, middle, kernel_size)
+        y = pointwise(y.reshape(batch * groups, last.shape[1], *y.shape[2:]), _pixel(last, kernel_size))
+    return _with_bias(y.reshape(batch, groups * y.shape[1], *y.shape[2:]), bias)
+
+
+def _contract_others(
+    weight: Factorization,
+    x: Tensor,
+    convolve: Convolve,
+    kernel_size: Sequence[int],
+    counts: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Each group through all outputs, ``(N, groups · O, …)``."""
+    x = x.reshape(x.shape[0] * groups, x.shape[1] // groups, *x.shape[2:])
+    if isinstance(weight, BlockTT):
+        y = _contract_block_tt(weight, x, convolve, kernel_size, counts)
+    else:
+        y = contract_image(weight, x, convolve, kernel_size, counts)
+    return y.reshape(y.shape[0] // groups, groups * y.shape[1], *y.shape[2:])
+
+
+def _matrices(
+    weight: CP | Tucker | Chain, kernel_size: Sequence[int], counts: Sequence[int]
+) -> tuple[Tensor, tuple[Tensor, int, int] | None, Tensor]:
+    """Into the ranks; a kernel between ranks, its groups, and the ring rank that runs along; out of the ranks."""
     present = [count for count in counts if count]
-    ring = spatial_groups = 1
     match weight:
         case CP():
             outer, *kernel, inner = weight.merged(*present)
-            first, last = inner.t(), outer
-            middle = kernel[0].t().reshape(-1, 1, *kernel_size) if kernel else None
-            spatial_groups = len(first)
+            middle = (kernel[0].t().reshape(-1, 1, *kernel_size), inner.shape[1], 1) if kernel else None
+            return inner.t(), middle, outer
         case Tucker():
             core, outer, *kernel, inner = weight.merged(*present)
-            first, last = inner.t(), outer
-            if kernel:
-                middle = (kernel[0] @ core).transpose(1, 2).reshape(len(core), -1, *kernel_size)
-            else:
-                first, middle = core @ first, None
+            if not kernel:
+                return core @ inner.t(), None, outer
+            mixed = (kernel[0] @ core).transpose(1, 2).reshape(len(core), -1, *kernel_size)
+            return inner.t(), (mixed, 1, 1), outer
         case Chain():
             outer, *kernel, inner = weight.merged(*present)
-            ring = outer.shape[0]
             first, last = _input_matrix(inner), _output_matrix(outer)
-            middle = kernel[0].transpose(1, 2).reshape(*kernel[0].shape[::2], *kernel_size) if kernel else None
-        case _:
-            raise AssertionError(type(weight))
-    # Contiguous, since a kernel of one pixel with other strides would change the layout of the output.
-    first, last = (matrix.contiguous()[:, :, None, None] for matrix in (first, last))
+            if not kernel:
+                return first, None, last
+            left, _, right = kernel[0].shape
+            return first, (kernel[0].transpose(1, 2).reshape(left, right, *kernel_size), 1, outer.shape[0]), last
+
+
+def _through(
+    x: Tensor,
+    convolve: Convolve,
+    first: Tensor,
+    middle: tuple[Tensor, int, int] | None,
+    kernel_size: Sequence[int],
+) -> Tensor:
+    """Into the ranks and over the image."""
     if middle is None:
-        x = convolve(x, first, 1)
-    else:
-        x = F.conv2d(x, first)
-        x = x.reshape(batch * groups * ring, x.shape[1] // ring, *x.shape[2:])
-        x = convolve(x, middle.contiguous(), spatial_groups)
-    return F.conv2d(x.reshape(batch, groups * last.shape[1], *x.shape[2:]), last, bias, groups=groups)
+        return convolve(x, _pixel(first, kernel_size), 1)
+    kernel, groups, ring = middle
+    x = _POINTWISE[len(kernel_size)](x, _pixel(first, kernel_size))
+    x = x.reshape(x.shape[0] * ring, x.shape[1] // ring, *x.shape[2:])
+    return convolve(x, kernel.contiguous(), groups)
+
+
+def _pixel(matrix: Tensor, kernel_size: Sequence[int]) -> Tensor:
+    """A kernel of one pixel, contiguous, since other strides would change the layout of the output."""
+    return matrix.contiguous().view(*matrix.shape, *(1 for _ in kernel_size))
+
+
+def _with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
+    return y if bias is None else y + bias.to(y.dtype).view(-1, *(1 for _ in y.shape[2:]))
 
 
 def contract_rows(weight: Factorization, columns: Sequence[Tensor]) -> Tensor:
@@ -155,28 +235,20 @@ def contract_rows(weight: Factorization, columns: Sequence[Tensor]) -> Tensor:
                 done *= core.shape[2]
                 rows = multiply_batch(rows.reshape(matrices.shape[0], done, core.shape[3]), matrices)
             return rows.flatten(1)
-    raise AssertionError(type(weight))
+    return contract_table(weight, columns)
 
 
 def _contract_block_tt(
-    weight: BlockTT,
-    x: Tensor,
-    convolve: Convolve,
-    kernel_size: tuple[int, int],
-    counts: Sequence[int],
-    groups: int,
+    weight: BlockTT, x: Tensor, convolve: Convolve, kernel_size: Sequence[int], counts: Sequence[int]
 ) -> Tensor:
     cores = list(weight.cores)
     kernel = cores.pop() if counts[1] else None
-    batch, channels, *image = x.shape
-    y = _through_pairs(cores, x.reshape(batch * groups, channels // groups, math.prod(image)))
+    batch, _, *image = x.shape
+    y = _through_pairs(cores, x.flatten(2))
     out, rank = y.shape[1:3]
-    if groups > 1:  # every group went through all outputs: keep its own
-        own = torch.arange(groups, device=x.device)
-        y = y.reshape(batch, groups, groups, out // groups, *y.shape[2:])[:, own, own]
     y = y.reshape(batch * out, rank, *image)
-    spatial = y.new_ones(1, 1, 1, 1) if kernel is None else kernel.reshape(1, rank, *kernel_size)
-    y = convolve(y, spatial, 1)
+    pixel = y.new_ones(1, 1, *(1 for _ in kernel_size)) if kernel is None else kernel.reshape(1, rank, *kernel_size)
+    y = convolve(y, pixel, 1)
     return y.reshape(batch, out, *y.shape[2:])
 
 

@@ -7,23 +7,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from typing_extensions import override
 
-from tenzoo.factorizations import CP, BlockTT, Factorization, Rank, Tucker, factorization_class
+from tenzoo.factorizations import Factorization, Rank, factorization_class
 from tenzoo.layers.base import Implementation, TensorizedLayer
 from tenzoo.layers.contraction import contract_rows
 from tenzoo.layers.cost import Positions
-from tenzoo.layers.tensorization import (
-    Tensorization,
-    check_sizes,
-    check_tensorization,
-    cover_size,
-    paired,
-    split_size,
-    whole_size,
-)
+from tenzoo.layers.tensorization import Tensorization, check_sizes, layer_modes
 
 
-class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
+class TensorizedEmbedding(TensorizedLayer[nn.Embedding], nn.Embedding):
     """A table of vectors, as :class:`torch.nn.Embedding`, with ``W (num_embeddings, embedding_dim)`` made of cores.
 
     W is reshaped to ``(*rows, *columns)``, the factors of both sizes. The product of the row factors may be larger than
@@ -39,10 +32,10 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
         padding_idx: As in torch.
         device: As in torch.
         dtype: As in torch.
-        factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``.
+        factorization: Name of a format, such as ``"tt"``, or an einsum.
         rank: As the factorization takes it: one number, a list, or a fraction of the dense parameters.
-        tensorization: Factors of ``num_embeddings``, or of more, and of ``embedding_dim``. By default CP and Tucker
-            take both sizes whole, the others split each into up to three factors.
+        tensorization: Factors of ``num_embeddings``, or of more, and of ``embedding_dim``. By default as
+            in a linear layer, with a product near ``num_embeddings``.
         implementation: Rebuild W and look up its rows, compute the wanted rows alone, or take the cheaper.
 
     Attributes:
@@ -54,11 +47,11 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
 
     Example:
         >>> layer = TensorizedEmbedding(50_000, 768, factorization="tt", rank=16)
-        >>> layer(torch.tensor([[0, 49_999]])).shape, layer.weight.shape
+        >>> layer(torch.tensor([[0, 49_999]])).shape, layer.factorization.shape
         (torch.Size([1, 2, 768]), (50, 40, 25, 12, 8, 8))
     """
 
-    _torchs: ClassVar[type[nn.Module]] = nn.Embedding
+    dense_class: ClassVar[type[nn.Module]] = nn.Embedding
 
     padding_row: Tensor | None
 
@@ -86,29 +79,19 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.padding_idx = torchs.padding_idx
-        whole = kind in (CP, Tucker)
-        rows, columns = check_tensorization(
-            tensorization,
-            {"num_embeddings": num_embeddings, "embedding_dim": embedding_dim},
-            (
-                whole_size(num_embeddings) if whole else cover_size(num_embeddings),
-                whole_size(embedding_dim) if whole else split_size(embedding_dim),
-            ),
-            covers=True,
-        )
-        if kind is BlockTT:
-            rows, columns = paired(rows, columns)
-        self.tensorization = rows, columns
-        shape = (*rows, *columns)
-        ranks = kind._resolve(shape, rank, num_embeddings * embedding_dim)  # a fraction of the table, not of its cover
-        self.weight = kind(shape, ranks, device=device, dtype=dtype)
-        padding = self.weight.cores[0].new_zeros(embedding_dim)
+        self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse = None, 2.0, False, False
+        self.tensorization, shape = layer_modes(kind, tensorization, self.sides(self), covers=True)
+        ranks = kind.resolve_rank(
+            shape, rank, num_embeddings * embedding_dim
+        )  # a fraction of the table, not of its cover
+        self.factorization = kind(shape, ranks, device=device, dtype=dtype)
+        padding = self.factorization.cores[0].new_zeros(embedding_dim)
         self.register_buffer("padding_row", None if self.padding_idx is None else padding)
         self._count_costs()
 
     def reset_parameters(self) -> None:
         """Draw the cores anew; the padding becomes 0."""
-        self.weight.reset_parameters()
+        self.factorization.reset_parameters()
         if self.padding_row is not None:
             self.padding_row.zero_()
 
@@ -128,9 +111,9 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
         if index.is_cpu and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
             self._check(index)
         if self.choose(self.positions(index)) == "contract":
-            rows = self._contract(self.weight, index)
+            rows = self._contract(self.factorization, index)
         else:
-            rows = F.embedding(index, super()._rebuild())
+            rows = F.embedding(index, super()._reconstruct())
         return self._padded(rows, index)
 
     def _padded(self, rows: Tensor, index: Tensor) -> Tensor:
@@ -139,8 +122,8 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
         assert self.padding_idx is not None
         return torch.where(index.eq(self.padding_idx).unsqueeze(-1), self.padding_row.to(rows.dtype), rows)
 
-    def _rebuild(self) -> Tensor:
-        table = super()._rebuild()
+    def _reconstruct(self) -> Tensor:
+        table = super()._reconstruct()
         return self._padded(table, torch.arange(self.num_embeddings, device=table.device))
 
     def _check(self, index: Tensor) -> None:
@@ -164,23 +147,30 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
             rows = contract_rows(weight, columns)
         return rows.reshape(*index.shape, self.embedding_dim)
 
-    def _laid_out(self, tensor: Tensor) -> Tensor:
+    @override
+    def as_weight(self, tensor: Tensor) -> Tensor:
         return tensor.reshape(-1, self.embedding_dim)[: self.num_embeddings]
 
-    def _tensorized(self, dense: Tensor) -> Tensor:
+    @override
+    def as_tensor(self, dense: Tensor) -> Tensor:
         if self.padding_idx is not None:
             dense = dense.index_fill(0, torch.tensor([self.padding_idx], device=dense.device), 0)
         missing = math.prod(self.tensorization[0]) - self.num_embeddings
-        return F.pad(dense, (0, 0, 0, missing)).reshape(self.weight.shape)
+        return F.pad(dense, (0, 0, 0, missing)).reshape(self.factorization.shape)
 
-    def _keeps(self) -> bool:
+    def _may_cache(self) -> bool:
         return False  # a table is large, and a call reads little of it
 
-    def _samples(self) -> Sequence[Tensor]:
+    def _example_inputs(self) -> Sequence[Tensor]:
         return [torch.empty(count, dtype=torch.int64, device="meta") for count in (64, 512)]
 
     def _apply_dense(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.embedding(x, weight)
+
+    @override
+    @staticmethod
+    def sides(layer: Any) -> dict[str, int]:
+        return {"num_embeddings": layer.num_embeddings, "embedding_dim": layer.embedding_dim}
 
     @staticmethod
     def _arguments(layer: Any) -> dict[str, Any]:
@@ -193,9 +183,9 @@ class TensorizedEmbedding(TensorizedLayer[nn.Embedding]):
 
     def to_dense(self) -> nn.Embedding:
         """The torch layer that computes the same; a copy."""
-        return self._hand_over(nn.Embedding(**self._arguments(self), device="meta"))
+        return self._filled(nn.Embedding(**self._arguments(self), device="meta"))
 
-    def _take_rest(self, layer: nn.Embedding) -> None:
+    def _copy_rest(self, layer: nn.Embedding) -> None:
         if layer.padding_idx is not None:
             self.padding_row = layer.weight.detach()[layer.padding_idx].clone()
 

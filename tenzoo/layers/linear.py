@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
-from tenzoo.factorizations import CP, BlockTT, Factorization, Rank, Tucker, factorization_class
+from tenzoo.factorizations import Factorization, Rank, factorization_class
 from tenzoo.layers.base import Implementation, TensorizedLayer
 from tenzoo.layers.contraction import contract_linear
 from tenzoo.layers.cost import Positions
-from tenzoo.layers.tensorization import Tensorization, check_sizes, check_tensorization, paired, split_size, whole_size
+from tenzoo.layers.tensorization import Tensorization, check_sizes, layer_modes
 
 
-class TensorizedLinear(TensorizedLayer[nn.Linear]):
+class TensorizedLinear(TensorizedLayer[nn.Linear], nn.Linear):
     """``y = x W^T + b``, as :class:`torch.nn.Linear`, with ``W (out_features, in_features)`` made of cores.
 
     W is reshaped to ``(*out, *in)``, the factors of both sizes. At initialization W has mean 0 and variance
@@ -28,11 +28,12 @@ class TensorizedLinear(TensorizedLayer[nn.Linear]):
         bias: As in torch.
         device: As in torch.
         dtype: As in torch.
-        factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``.
+        factorization: Name of a format, such as ``"tt"``, or an einsum.
         rank: As the factorization takes it: one number, a list, or a fraction of the dense parameters.
-        tensorization: Factors of ``out_features`` and of ``in_features``. By default CP and Tucker take both sizes
-            whole, the others split each into up to three factors. In a block TT the shorter list is filled up with 1.
-        implementation: Rebuild W and call torch's operator, contract the input with the cores, or take the cheaper.
+        tensorization: Factors of ``out_features`` and of ``in_features``. By default a format with a factor per mode,
+            such as CP and Tucker, takes both sizes whole; the others split each into up to three factors. In a block TT
+            the shorter list is filled up with 1.
+        implementation: Reconstruct W and call torch's operator, contract the input with the cores, or take the cheaper.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -40,11 +41,11 @@ class TensorizedLinear(TensorizedLayer[nn.Linear]):
 
     Example:
         >>> layer = TensorizedLinear(64, 10, factorization="tt", rank=4)
-        >>> layer(torch.randn(7, 64)).shape, layer.weight.shape
-        (torch.Size([7, 10]), (5, 2, 4, 4, 4))
+        >>> layer(torch.randn(7, 64)).shape, layer.weight.shape, layer.factorization.shape
+        (torch.Size([7, 10]), torch.Size([10, 64]), (5, 2, 4, 4, 4))
     """
 
-    _torchs: ClassVar[type[nn.Module]] = nn.Linear
+    dense_class: ClassVar[type[nn.Module]] = nn.Linear
 
     def __init__(
         self,
@@ -64,23 +65,15 @@ class TensorizedLinear(TensorizedLayer[nn.Linear]):
         check_sizes(in_features=in_features, out_features=out_features)
         self.in_features = in_features
         self.out_features = out_features
-        split = whole_size if kind in (CP, Tucker) else split_size
-        out, in_ = check_tensorization(
-            tensorization,
-            {"out_features": out_features, "in_features": in_features},
-            (split(out_features), split(in_features)),
-        )
-        if kind is BlockTT:
-            out, in_ = paired(out, in_)
-        self.tensorization = out, in_
-        self.weight = kind((*out, *in_), rank, init_std=math.sqrt(2 / in_features), device=device, dtype=dtype)
+        self.tensorization, shape = layer_modes(kind, tensorization, self.sides(self))
+        self.factorization = kind(shape, rank, init_std=math.sqrt(2 / in_features), device=device, dtype=dtype)
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         self._count_costs()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw cores and bias anew."""
-        self.weight.reset_parameters()
+        self.factorization.reset_parameters()
         if self.bias is not None:
             bound = 1 / math.sqrt(self.in_features)
             nn.init.uniform_(self.bias, -bound, bound)
@@ -95,7 +88,7 @@ class TensorizedLinear(TensorizedLayer[nn.Linear]):
             ``(…, out_features)``.
         """
         if self.choose(self.positions(x)) == "contract":
-            return self._contract(self.weight, x, self.bias)
+            return self._contract(self.factorization, x, self.bias)
         return F.linear(x, self.dense_weight(), self.bias)
 
     def positions(self, x: Tensor) -> Positions:
@@ -110,17 +103,24 @@ class TensorizedLinear(TensorizedLayer[nn.Linear]):
     def _contract(self, weight: Factorization, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return contract_linear(weight, x, len(self.tensorization[0]), bias)
 
-    def _laid_out(self, tensor: Tensor) -> Tensor:
+    @override
+    def as_weight(self, tensor: Tensor) -> Tensor:
         return tensor.reshape(self.out_features, self.in_features)
 
-    def _tensorized(self, dense: Tensor) -> Tensor:
-        return dense.reshape(self.weight.shape)
+    @override
+    def as_tensor(self, dense: Tensor) -> Tensor:
+        return dense.reshape(self.factorization.shape)
 
-    def _samples(self) -> Sequence[Tensor]:
+    def _example_inputs(self) -> Sequence[Tensor]:
         return [torch.empty(rows, self.in_features, device="meta") for rows in (64, 512)]
 
     def _apply_dense(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)
+
+    @override
+    @staticmethod
+    def sides(layer: Any) -> dict[str, int]:
+        return {"out_features": layer.out_features, "in_features": layer.in_features}
 
     @staticmethod
     def _arguments(layer: Any) -> dict[str, Any]:
@@ -129,8 +129,8 @@ class TensorizedLinear(TensorizedLayer[nn.Linear]):
 
     def to_dense(self) -> nn.Linear:
         """The torch layer that computes the same; a copy."""
-        return self._hand_over(nn.Linear(**self._arguments(self), device="meta"))
+        return self._filled(nn.Linear(**self._arguments(self), device="meta"))
 
     def extra_repr(self) -> str:
         """Arguments, for ``print``."""
-        return f"{nn.Linear.extra_repr(self)}, implementation={self.implementation}"  # type: ignore[arg-type]
+        return f"{nn.Linear.extra_repr(self)}, implementation={self.implementation}"

@@ -4,13 +4,14 @@ import math
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from tenzoo.factorizations import CP, BlockTT, Rank, Tucker, factorization_class
-from tenzoo.layers.kept import MadeOfCores
-from tenzoo.layers.tensorization import Tensorization, check_sizes, check_tensorization, paired, split_size, whole_size
+from tenzoo.factorizations import Rank, factorization_class
+from tenzoo.layers.factorized import FactorizedModule
+from tenzoo.layers.tensorization import Tensorization, check_sizes, layer_modes
 
 
-class TensorizedWeight(MadeOfCores):
+class TensorizedWeight(FactorizedModule):
     """A parametrization that rebuilds a matrix ``W (out, in)`` from cores, which it holds itself.
 
     Attention and recurrent layers read their weights by name, so that no layer can be put in the place of a weight.
@@ -20,11 +21,10 @@ class TensorizedWeight(MadeOfCores):
 
     Args:
         shape: ``(out, in)``.
-        factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``.
+        factorization: Name of a format, such as ``"tt"``, or an einsum.
         rank: As the factorization takes it: one number, a list, or a fraction of the dense parameters; clipped to what
             a decomposition can use.
-        tensorization: Factors of both sizes. By default CP and Tucker take them whole, the others split each into up to
-            three factors.
+        tensorization: Factors of both sizes, by default as in a linear layer.
         device: Of the cores.
         dtype: Of the cores.
 
@@ -37,7 +37,7 @@ class TensorizedWeight(MadeOfCores):
         >>> attention = torch.nn.MultiheadAttention(32, 4)
         >>> cores = TensorizedWeight((96, 32), factorization="tt", rank=8)
         >>> _ = parametrize.register_parametrization(attention, "in_proj_weight", cores)
-        >>> attention.in_proj_weight.shape, cores.weight.shape
+        >>> attention.in_proj_weight.shape, cores.factorization.shape
         (torch.Size([96, 32]), (6, 4, 4, 4, 4, 2))
     """
 
@@ -57,17 +57,12 @@ class TensorizedWeight(MadeOfCores):
             raise ValueError(f"expected two sizes in `shape`, got {tuple(shape)}")
         rows, columns = shape
         check_sizes(out=rows, **{"in": columns})
-        split = whole_size if kind in (CP, Tucker) else split_size
-        out, in_ = check_tensorization(tensorization, {"out": rows, "in": columns}, (split(rows), split(columns)))
-        if kind is BlockTT:
-            out, in_ = paired(out, in_)
+        self.tensorization, modes = layer_modes(kind, tensorization, {"out": rows, "in": columns})
         self.shape = (rows, columns)
         self.place: int | None = None
         """Among the parameters of the module that had it, when it became cores; None if that is not known."""
-        self.tensorization = out, in_
-        modes = (*out, *in_)
-        usable = kind._usable_rank(modes, kind._resolve(modes, rank))
-        self.weight = kind(modes, usable, init_std=math.sqrt(2 / columns), device=device, dtype=dtype)
+        usable = kind.usable_rank(modes, kind.resolve_rank(modes, rank))
+        self.factorization = kind(modes, usable, init_std=math.sqrt(2 / columns), device=device, dtype=dtype)
 
     def forward(self) -> Tensor:
         """W."""
@@ -82,13 +77,15 @@ class TensorizedWeight(MadeOfCores):
         """
         if tuple(dense.shape) != self.shape:
             raise ValueError(f"expected a weight of shape {self.shape}, got {tuple(dense.shape)}")
-        made = type(self.weight).decompose(self._tensorized(dense), self.weight.rank)
-        for core, value in zip(self.weight.cores, made.cores, strict=True):
+        made = type(self.factorization).decompose(self.as_tensor(dense), self.factorization.rank)
+        for core, value in zip(self.factorization.cores, made.cores, strict=True):
             core.copy_(value)
         return ()
 
-    def _laid_out(self, tensor: Tensor) -> Tensor:
+    @override
+    def as_weight(self, tensor: Tensor) -> Tensor:
         return tensor.reshape(self.shape)
 
-    def _tensorized(self, dense: Tensor) -> Tensor:
-        return dense.reshape(self.weight.shape)
+    @override
+    def as_tensor(self, dense: Tensor) -> Tensor:
+        return dense.reshape(self.factorization.shape)

@@ -1,9 +1,14 @@
 """How the sizes of a layer are split into the modes of a tensor."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from numbers import Integral
 from typing import TypeAlias
+
+from tenzoo.factorizations import Factorization
+from tenzoo.factorizations.network import Network
 
 Tensorization: TypeAlias = Sequence[Sequence[int]]
 """The factors of a layer's output size and those of its input size; for an embedding those of rows and of columns."""
@@ -12,22 +17,21 @@ MAX_MODES = 3
 """Into how many factors a size is split by default."""
 
 
-def split_size(size: int) -> tuple[int, ...]:
-    """A size as a product of at most three factors, as equal as its prime factors allow, the largest first.
+def split_size(size: int, number: int = MAX_MODES) -> tuple[int, ...]:
+    """A size as a product of factors, as equal as its prime factors allow, the largest first and none of them 1.
+
+    Args:
+        size: The product.
+        number: How many factors at most.
 
     Example:
-        >>> split_size(16), split_size(32), split_size(64), split_size(768), split_size(13)
-        ((4, 2, 2), (4, 4, 2), (4, 4, 4), (12, 8, 8), (13,))
+        >>> split_size(16), split_size(32), split_size(64), split_size(768), split_size(13), split_size(16, 2)
+        ((4, 2, 2), (4, 4, 2), (4, 4, 4), (12, 8, 8), (13,), (4, 4))
     """
-    factors = [1] * MAX_MODES
+    factors = [1] * number
     for prime in reversed(_primes(size)):
         factors[factors.index(min(factors))] *= prime
     return tuple(sorted((factor for factor in factors if factor > 1), reverse=True)) or (1,)
-
-
-def whole_size(size: int) -> tuple[int, ...]:
-    """A size as one mode."""
-    return (size,)
 
 
 def cover_size(size: int) -> tuple[int, ...]:
@@ -112,11 +116,117 @@ def check_tensorization(
     return first, second
 
 
-def paired(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def layer_modes(
+    kind: type[Factorization],
+    tensorization: Tensorization | None,
+    sizes: Mapping[str, int],
+    *,
+    kernel: int | None = None,
+    covers: bool = False,
+) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, ...]]:
+    """The factors of both sizes of a layer, and the modes of its tensor.
+
+    The modes are ``(*first, *second)``, with the pixels of a kernel between them. A format whose cores have two modes
+    each, as those of a tensorized matrix, gets equally many factors on both sides, the shorter side filled up with
+    ones, and a 1 after the second side for the kernel.
+
+    By default a size stays whole where each mode has a factor of its own, as in CP and Tucker, and in convolutions
+    also in other networks without a loop, such as trains; all others get up to three factors of each size. A format of
+    another order gets as many factors as it has modes.
+
+    Args:
+        kind: The format.
+        tensorization: The factors as given; None takes the default.
+        sizes: What the two products have to be, by the names of the sizes.
+        kernel: Number of pixels of a kernel; None, as for one pixel, where there is no such mode.
+        covers: Whether the first product may be larger than its size.
+
+    Raises:
+        TypeError: If ``tensorization`` is not two sequences of ints.
+        ValueError: If a factor is below 1, a product is another one, or the format has no tensors of this order.
+
+    Example:
+        >>> from tenzoo.factorizations import BlockTT, TensorTrain
+        >>> layer_modes(TensorTrain, None, {"out_features": 16, "in_features": 6})
+        (((4, 2, 2), (3, 2)), (4, 2, 2, 3, 2))
+        >>> layer_modes(BlockTT, [[4, 2], [3]], {"out_channels": 8, "in_channels": 3}, kernel=9)
+        (((4, 2), (3, 1)), (4, 2, 9, 3, 1, 1))
+    """
+    first, second = check_tensorization(
+        tensorization, sizes, _default(kind, [*sizes.values()], kernel, covers), covers=covers
+    )
+    pixels = (kernel,) if kernel and kernel > 1 else ()
+    if _pairs_modes(kind):
+        first, second = _paired(first, second)
+        shape = (*first, *pixels, *second, *(1 for _ in pixels))
+    else:
+        shape = (*first, *pixels, *second)
+    kind.network(len(shape))
+    return (first, second), shape
+
+
+def whole_modes(kind: type[Factorization], sizes: Mapping[str, int], kernel: int | None = None) -> Tensorization | None:
+    """Both sizes of a layer as one mode each; None for a format that has no such tensor.
+
+    Args:
+        kind: The format.
+        sizes: The sizes by name.
+        kernel: Number of pixels of a kernel.
+
+    Example:
+        >>> from tenzoo.factorizations import BlockTT, TensorRing
+        >>> whole_modes(TensorRing, {"out_features": 16, "in_features": 6}), whole_modes(BlockTT, {"out": 16, "in": 6})
+        (((16,), (6,)), None)
+    """
+    first, second = sizes.values()
+    has_network = _network(kind, 2 + int(kernel is not None and kernel > 1)) is not None
+    return ((first,), (second,)) if has_network and not _pairs_modes(kind) else None
+
+
+def _default(
+    kind: type[Factorization], sizes: Sequence[int], kernel: int | None, covers: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The factors of both sizes that fit the format best."""
+    pixels = int(kernel is not None and kernel > 1)
+    first, second = sizes
+    network = _network(kind, 2 + pixels)
+    if network and not network.pairs_modes and (network.has_factors or (kernel is not None and not network.has_loops)):
+        return (first,), (second,)
+    split = cover_size(first) if covers else split_size(first), split_size(second)
+    if _pairs_modes(kind) or _network(kind, len(split[0]) + len(split[1]) + pixels):
+        return split
+    counts = sorted(itertools.product(range(1, MAX_MODES + 1), repeat=2), key=lambda n: (abs(n[0] - n[1]), n))
+    for left, right in counts:
+        if _network(kind, left + right + pixels):
+            return _factors(first, left), _factors(second, right)
+    return split
+
+
+def _factors(size: int, number: int) -> tuple[int, ...]:
+    factors = split_size(size, number)
+    return factors + (1,) * (number - len(factors))
+
+
+def _network(kind: type[Factorization], order: int) -> Network | None:
+    """The network of a format; None if it has no tensors of this order."""
+    try:
+        return kind.network(order)
+    except ValueError:
+        return None
+
+
+@cache
+def _pairs_modes(kind: type[Factorization]) -> bool:
+    """Whether the cores of a format have two modes each."""
+    networks = (_network(kind, order) for order in range(2, 4 * MAX_MODES, 2))
+    return any(network is not None and network.pairs_modes for network in networks)
+
+
+def _paired(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Both with equally many factors, the shorter one filled up with ones, as a block tensor train needs them.
 
     Example:
-        >>> paired((4, 2), (3,))
+        >>> _paired((4, 2), (3,))
         ((4, 2), (3, 1))
     """
     order = max(len(first), len(second))

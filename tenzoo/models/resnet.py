@@ -82,7 +82,7 @@ class CIFARResNet(nn.Module):
         self.layer3 = _stage(convolutions, "layer3", num_blocks, _WIDTHS[1], _WIDTHS[2])
         self.linear = nn.Linear(_WIDTHS[2], num_classes)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
+            if type(module) in (nn.Conv2d, nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
         nn.init.zeros_(self.linear.bias)
 

@@ -266,9 +266,7 @@ def adapted():
 
 
 OBSTACLES = {
-    "conv1d": (lambda: nn.Conv1d(16, 16, 3), 784, "is a Conv1d, for which there is no tensorized layer"),
-    "transposed": (lambda: nn.ConvTranspose2d(4, 8, 3), 296, "is a ConvTranspose2d, for which there is no"),
-    "conv3d": (lambda: nn.Conv3d(4, 8, 3), 872, "is a Conv3d, for which there is no tensorized layer"),
+    "bilinear": (lambda: nn.Bilinear(4, 8, 3), 99, "is a Bilinear, for which there is no tensorized layer"),
     "Conv1D": (lambda: Conv1D(16, 16), 256, f"is a {__name__}.Conv1D, for which there is no tensorized layer"),
     "experts": (Experts, 1024, f"is a {__name__}.Experts, for which there is no tensorized layer"),
     "subclass": (lambda: Own(16, 16), 272, f"is a {__name__}.Own, a class of its own"),
@@ -305,8 +303,8 @@ def test_reasons_are_listed_with_their_parameters(kind):
 
 def test_excluded_layers_and_the_rest_of_a_long_list():
     layers = [
-        nn.Conv1d(2, 2, 1),
-        nn.Conv3d(2, 2, 1),
+        nn.Bilinear(1, 2, 2),
+        nn.InstanceNorm1d(4, affine=True),
         nn.LayerNorm(2),
         nn.BatchNorm1d(3),
         nn.PReLU(),

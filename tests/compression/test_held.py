@@ -155,7 +155,7 @@ def test_a_layer_that_is_held_elsewhere_stays_dense(kind):
 def test_cores_that_are_held_elsewhere_are_not_folded_away(kind):
     model = nn.Sequential(nn.Linear(32, 32), nn.ReLU())
     apply_(model, plan(model, factorization="tt", ranks=2))
-    cores, layer = model[0].weight.cores, model[0]
+    cores, layer = model[0].factorization.cores, model[0]
     takes_weight = kind in ("list", "dataclass", "data", "detached", "transposed", "row", "method of a tensor")
     model[1].held = HOLDERS[kind](types.SimpleNamespace(weight=cores[0]) if takes_weight else layer)
     with pytest.raises(ValueError, match=r"got '0', which is also held by the plain attribute '1\.held'"):
@@ -166,7 +166,7 @@ def test_cores_that_are_held_elsewhere_are_not_folded_away(kind):
 def test_cores_of_a_recurrent_weight_are_not_folded_away():
     model = nn.Sequential(nn.GRU(32, 32))
     apply_(model, plan(model, factorization="tt", ranks=2))
-    model.held = Helper(model[0].parametrizations["weight_ih_l0"][0].weight.cores[0])
+    model.held = Helper(model[0].parametrizations["weight_ih_l0"][0].factorization.cores[0])
     with pytest.raises(ValueError, match=r"got '0\.weight_ih_l0', which is also held by the plain attribute 'held'"):
         fold_(model)
 

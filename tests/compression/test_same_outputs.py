@@ -40,7 +40,7 @@ class Asks(nn.Module):
     def forward(self, x):
         for layer in self.layers:
             x = layer(x)
-            x = torch.relu(x) if isinstance(layer, nn.Linear) else self.otherwise * x
+            x = torch.relu(x) if type(layer) is nn.Linear else self.otherwise * x
         return x
 
 
@@ -223,7 +223,7 @@ def test_a_bias_that_layers_share_is_shared_afterwards():
 
 def test_cores_that_layers_share_become_one_weight():
     model = nn.Sequential(layer(), nn.ReLU(), layer())
-    model[2].weight = model[0].weight
+    model[2].factorization = model[0].factorization
     expected = model(torch.ones(2, 8))
     fold_(model)
     assert model[0].weight is model[2].weight

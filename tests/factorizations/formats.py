@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tenzoo.factorizations import FACTORIZATIONS, Factorization
+from tenzoo.factorizations import FACTORIZATIONS, Factorization, factorization_class
 from tests.conformance import CoreProviderConformance
 
 NAMES = sorted(FACTORIZATIONS)
@@ -34,8 +34,20 @@ def dense_oracle(name: str, cores: Sequence[Tensor]) -> Tensor:
             order = len(cores)
             terms = [f"{ranks[k]}{letters[k]}{letters[order + k]}{ranks[k + 1]}" for k in range(order)]
             out = letters[: 2 * order]
+        case "ht":  # the tree of four modes or fewer, read off the definition
+            terms, out = {
+                2: (["AB", "aA", "bB"], "ab"),
+                3: (["AB", "ACD", "aC", "bD", "cB"], "abc"),
+                4: (["AB", "ACD", "aC", "bD", "BEF", "cE", "dF"], "abcd"),
+                5: (["AB", "ACD", "CEF", "aE", "bF", "cD", "BGH", "dG", "eH"], "abcde"),
+                6: (["AB", "ACD", "CEF", "aE", "bF", "cD", "BGH", "GIJ", "dI", "eJ", "fH"], "abcdef"),
+            }[(len(cores) + 1) // 2]
+        case "btd":
+            order = len(cores) - 1
+            terms = [f"Z{ranks[:order]}", *(f"{letters[k]}Z{ranks[k]}" for k in range(order))]
+            out = letters[:order]
         case _:
-            raise ValueError(name)
+            return torch.einsum(name, *cores)
     return torch.einsum(f"{','.join(terms)}->{out}", *cores)
 
 
@@ -50,7 +62,10 @@ def small_cases(draw: st.DrawFn, names: Sequence[str] = NAMES) -> tuple[type[Fac
     name = draw(st.sampled_from(names))
     order = draw(st.sampled_from([2, 4, 6] if name == "btt" else [2, 3, 4, 5]))
     shape = tuple(draw(st.lists(st.integers(1, 4), min_size=order, max_size=order)))
-    length = {"cp": 1, "tucker": order, "tt": order - 1, "tr": order, "btt": order // 2 - 1}[name]
+    length = {
+        **{"cp": 1, "tucker": order, "tt": order - 1, "tr": order, "btt": order // 2 - 1},
+        **{"ht": 2 * order - 2, "btd": order + 1},
+    }[name]
     ranks = st.lists(st.integers(1, 4), min_size=length, max_size=length)
     return FACTORIZATIONS[name], shape, draw(st.one_of(st.integers(1, 4), ranks))
 
@@ -63,7 +78,7 @@ class FactorizationConformance(CoreProviderConformance):
     rank: ClassVar[Any]
 
     def make(self) -> Factorization:
-        return FACTORIZATIONS[self.name](self.shape, self.rank, dtype=torch.float64)
+        return factorization_class(self.name)(self.shape, self.rank, dtype=torch.float64)
 
     def output(self, provider: nn.Module) -> Tensor:
         assert isinstance(provider, Factorization)

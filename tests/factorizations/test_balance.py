@@ -5,11 +5,13 @@ import torch
 
 from tenzoo.dynamics import norm_deviation, squared_norms
 from tenzoo.factorizations import FACTORIZATIONS
-from tenzoo.factorizations.balance import Bond, balance_bonds, balance_columns
+from tenzoo.factorizations.balance import balanced, balanced_slices
+from tenzoo.factorizations.network import Network
 from tests.factorizations.formats import NAMES, dense_oracle
 
 SHAPES = {"btt": (4, 3, 2, 3, 4, 2)}
-RANKS = {"cp": 5, "tucker": [3, 2, 3], "tt": [3, 4], "tr": [2, 3, 2], "btt": [3, 2]}
+RANKS = {"cp": 5, "tucker": [3, 2, 3], "tt": [3, 4], "tr": [2, 3, 2], "btt": [3, 2], "ht": 3, "btd": [2, 3, 2, 3]}
+MATRIX = Network([(0, "r"), ("r", 1)], 2, lambda rank, order: {"r": rank[0]})
 
 
 def decomposed(name):
@@ -31,29 +33,34 @@ def test_all_cores_of_a_decomposition_have_the_same_norm(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_cores_of_the_same_tensor_are_smaller(name):
-    """The sum of squared norms is stationary under every change that leaves the tensor alone."""
+    """The sum of squared norms is stationary under every change of a bond that leaves the tensor alone."""
     made = decomposed(name)
+    network = made.network(len(made.shape))
     cores = [core.detach() for core in made.cores]
     torch.manual_seed(1)
-    rank = made.rank[1] if name == "tr" else made.rank[0]
 
-    def changed(step):
-        if name == "cp":
-            scale = torch.exp(step * direction)
-            return [cores[0] * scale, cores[1] / scale, *cores[2:]]
-        matrix = torch.linalg.matrix_exp(step * direction)
-        inverse = torch.linalg.inv(matrix)
-        if name == "tucker":
-            return [torch.einsum("abc,ax->xbc", cores[0], inverse.t()), cores[1] @ matrix, *cores[2:]]
-        return [cores[0] @ matrix, torch.tensordot(inverse, cores[1], dims=1), *cores[2:]]
+    def changed(bond, direction, step):
+        (first, dim), (second, other), *_ = network.holders[bond]
+        if bond in network.hyperedges:
+            matrix = torch.diag(torch.exp(step * direction.diagonal()))
+        else:
+            matrix = torch.linalg.matrix_exp(step * direction)
+        result = list(cores)
+        result[first] = torch.tensordot(cores[first], matrix, dims=([dim], [0])).movedim(-1, dim)
+        result[second] = torch.tensordot(torch.linalg.inv(matrix), cores[second], dims=([1], [other])).movedim(0, other)
+        return result
 
-    direction = torch.randn(rank) if name == "cp" else torch.randn(rank, rank)
-    direction = direction.double() / direction.norm()
-    torch.testing.assert_close(dense_oracle(name, changed(0.1)), dense_oracle(name, cores))
-    sizes = [sum(float(core.square().sum()) for core in changed(step)) for step in (-1e-2, 0.0, 1e-2)]
-    assert sizes[1] < sizes[0]
-    assert sizes[1] < sizes[2]
-    assert abs(sizes[2] - sizes[0]) < 0.2 * (sizes[0] + sizes[2] - 2 * sizes[1])
+    for bond in (*network.pairs, *network.hyperedges):
+        size = network.sizes(made.shape, made.rank)[bond]
+        direction = torch.randn(size, size, dtype=torch.float64)
+        direction /= direction.norm()
+        torch.testing.assert_close(dense_oracle(name, changed(bond, direction, 0.1)), dense_oracle(name, cores))
+        sizes = [
+            sum(float(core.square().sum()) for core in changed(bond, direction, step)) for step in (-1e-2, 0.0, 1e-2)
+        ]
+        assert sizes[1] < sizes[0]
+        assert sizes[1] < sizes[2]
+        assert abs(sizes[2] - sizes[0]) < 0.2 * (sizes[0] + sizes[2] - 2 * sizes[1])
 
 
 def test_a_core_without_some_directions_is_left_with_finite_numbers():
@@ -61,10 +68,10 @@ def test_a_core_without_some_directions_is_left_with_finite_numbers():
     first, second = torch.randn(5, 3, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
     first[:, 2] = 0
     product = first @ second
-    made = balance_bonds([first, second], [Bond(0, 1, 1, 0)])
+    made = balanced([first, second], MATRIX)
     torch.testing.assert_close(made[0] @ made[1], product)
     assert all(bool(torch.isfinite(core).all()) for core in made)
-    zero = balance_bonds([torch.zeros(2, 3), torch.ones(3, 2)], [Bond(0, 1, 1, 0)])
+    zero = balanced([torch.zeros(2, 3), torch.ones(3, 2)], MATRIX)
     assert not (zero[0] @ zero[1]).any()
-    columns = balance_columns([torch.tensor([[0.0, 2.0]]), torch.tensor([[3.0, 8.0]])])
-    torch.testing.assert_close(columns[0] * columns[1], torch.tensor([[0.0, 16.0]], dtype=torch.float64))
+    slices = balanced_slices([torch.tensor([[0.0], [2.0]]), torch.tensor([[3.0], [8.0]])])
+    torch.testing.assert_close(slices[0] * slices[1], torch.tensor([[0.0], [16.0]]))

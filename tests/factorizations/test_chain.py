@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tenzoo.factorizations.chain import best_split, chain_entries, multiply_batch, rebuild_chain, usable_chain_rank
+from tenzoo.factorizations.chain import best_split, chain_entries, multiply_batch, reconstruct_chain, usable_chain_rank
 from tests.factorizations.formats import dense_oracle
 
 
@@ -10,7 +10,7 @@ from tests.factorizations.formats import dense_oracle
 def test_every_split_rebuilds_the_same_tensor(ranks, split):
     modes = (2, 3, 4, 2)
     cores = [torch.randn(ranks[k], modes[k], ranks[k + 1], dtype=torch.float64) for k in range(4)]
-    torch.testing.assert_close(rebuild_chain(cores, split).reshape(modes), dense_oracle("tr", cores))
+    torch.testing.assert_close(reconstruct_chain(cores, split).reshape(modes), dense_oracle("tr", cores))
 
 
 def test_split_follows_the_ranks():

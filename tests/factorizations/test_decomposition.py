@@ -156,7 +156,7 @@ pathlib.Path("/proc/self/clear_refs").write_text("5")
 before = peak()
 made = cls.decompose(tensor, rank)
 taken = peak() - before
-print(taken / (4 * cls._decomposition_size(shape, made.rank)))
+print(taken / (4 * cls.fit_size(shape, made.rank)))
 """
 
 
@@ -192,13 +192,13 @@ def test_memory_taken_is_about_the_estimate(name, shape, rank):
 
 @pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5])
 @pytest.mark.parametrize("shape", [(16, 9, 16), (64, 9, 64), (256, 9, 128), (512, 9, 512), (1000, 512), (4096, 4096)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "btd"])  # of which no multiple is stated
 def test_a_stated_multiple_of_the_weights_memory_is_not_exceeded(name, shape, fraction):
     if name == "btt":
         shape = {2: (10, 10, 10, 8, 8, 8), 3: (4, 4, 4, 9, 4, 4, 4, 1)}[len(shape)]
     kind = FACTORIZATIONS[name]
-    ranks = kind._usable_rank(shape, kind._resolve(shape, fraction))
-    size, dense = kind._decomposition_size(shape, ranks), math.prod(shape)
+    ranks = kind.usable_rank(shape, kind.resolve_rank(shape, fraction))
+    size, dense = kind.fit_size(shape, ranks), math.prod(shape)
     assert size <= (25 if name in ("cp", "tr") else 9) * dense
 
 
@@ -220,7 +220,8 @@ def test_a_large_matrix_goes_through_a_randomized_decomposition(name):
 
 
 def test_half_precision_cores_that_would_overflow_are_refused(monkeypatch):
-    monkeypatch.setattr("tenzoo.factorizations.TensorTrain._balanced", list)  # balanced, they hardly ever would
+    # Balanced cores hardly ever overflow.
+    monkeypatch.setattr("tenzoo.factorizations.base.balanced", lambda cores, network: list(cores))
     tensor = torch.full((4000, 4), 60_000.0, dtype=torch.float16)
     with pytest.raises(ValueError, match=r"finite in torch\.float16"):
         FACTORIZATIONS["tt"].decompose(tensor, 1)

@@ -73,7 +73,7 @@ def test_ranks_of_a_matrix_whose_product_is_enough_are_exact(size, rank, usable)
     tensor = torch.randn(size, size + 3, dtype=torch.float64)
     factorization = TensorRing.decompose(tensor, rank)
     assert factorization.rank == usable
-    assert TensorRing._usable_rank(tuple(tensor.shape), usable) == usable
+    assert TensorRing.usable_rank(tuple(tensor.shape), usable) == usable
     tail = torch.linalg.svdvals(tensor)[usable[0] * usable[1] :].norm()
     rebuilt = torch.einsum("aib,bja->ij", *factorization.cores)
     torch.testing.assert_close(torch.dist(rebuilt, tensor), tail, rtol=1e-10, atol=1e-10 * float(tensor.norm()))

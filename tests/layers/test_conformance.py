@@ -14,12 +14,12 @@ from tests.factorizations.formats import NAMES, dense_oracle
 
 
 def cores_in(parameters: Mapping[str, Tensor]) -> list[Tensor]:
-    return [value for name, value in parameters.items() if name.startswith("weight.cores.")]
+    return [value for name, value in parameters.items() if name.startswith("factorization.cores.")]
 
 
 def conv_kernel(layer: TensorizedConv2d, cores: list[Tensor]) -> Tensor:
     """``(O, I/groups, k_h, k_w)``, read off the definition: output, kernel, input, each of them split."""
-    dense = dense_oracle(layer.weight.name, cores)
+    dense = dense_oracle(layer.factorization.name, cores)
     return dense.reshape(layer.out_channels, *layer.kernel_size, -1).movedim(3, 1)
 
 
@@ -131,7 +131,7 @@ def test_oracles_are_those_of_torch(padding):
     layer = TensorizedConv2d(3, 2, (2, 3), padding=padding[0], factorization="tt", rank=9, dtype=torch.float64)
     x = torch.randn(1, 3, 4, 5, dtype=torch.float64)
     expected = torch.zeros(1, 2, 4 + 2 * padding[0] - 1, 5 + 2 * padding[0] - 2, dtype=torch.float64)
-    kernel = dense_oracle("tt", list(layer.weight.cores)).detach()
+    kernel = dense_oracle("tt", list(layer.factorization.cores)).detach()
     padded = F.pad(x, [padding[0]] * 4)
     for o in range(2):
         for high in range(2):

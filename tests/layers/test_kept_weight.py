@@ -23,10 +23,10 @@ def test_a_kept_weight_is_the_same_object_until_something_changes():
     with torch.no_grad():
         kept = layer.dense_weight()
         assert layer.dense_weight() is kept
-        layer.weight.cores[0].mul_(2)
+        layer.factorization.cores[0].mul_(2)
         assert layer.dense_weight().allclose(2 * kept)
         kept = layer.dense_weight()
-        layer.weight.cores[0] = nn.Parameter(3 * layer.weight.cores[0])
+        layer.factorization.cores[0] = nn.Parameter(3 * layer.factorization.cores[0])
         assert layer.dense_weight().allclose(3 * kept)
 
 
@@ -141,7 +141,7 @@ def test_cores_in_shared_memory_leave_no_stale_weight():
     layer = conv().eval().share_memory()
     with torch.no_grad():
         layer.dense_weight()
-    layer.weight.cores[0].data.add_(1)  # as another process would
+    layer.factorization.cores[0].data.add_(1)  # as another process would
     assert_fresh(layer)
 
 
@@ -156,7 +156,7 @@ def test_data_of_other_strides_leaves_no_stale_weight():
     layer = linear("cp", rank=8).eval()
     with torch.no_grad():
         layer.dense_weight()
-    layer.weight.cores[0].data = layer.weight.cores[0].data.t()
+    layer.factorization.cores[0].data = layer.factorization.cores[0].data.t()
     assert_fresh(layer)
 
 
@@ -172,7 +172,7 @@ def test_what_drops_a_kept_weight(change):
         elif change == "to":
             assert layer.double().dense_weight().dtype == torch.float64
         else:
-            layer.weight.cores[0].data.mul_(2)
+            layer.factorization.cores[0].data.mul_(2)
             layer.eval() if change == "eval" else layer.train().eval()
             assert layer.dense_weight().allclose(2 * kept)
 
@@ -184,7 +184,7 @@ def test_a_weight_kept_in_inference_mode_serves_a_later_backward_pass():
     with torch.no_grad():
         assert not layer.dense_weight().is_inference()
     layer(x).sum().backward()
-    assert all(core.grad is not None for core in layer.weight.cores)
+    assert all(core.grad is not None for core in layer.factorization.cores)
 
 
 def test_copies_and_pickles_hold_no_kept_weight(layer_and_input):
@@ -197,6 +197,6 @@ def test_copies_and_pickles_hold_no_kept_weight(layer_and_input):
         assert abs(len(pickle.dumps(layer)) - size) < 500
         for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
             assert other(x).equal(expected)
-            other.weight.cores[0].mul_(2)
+            other.factorization.cores[0].mul_(2)
             torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
     assert not any("kept" in name for name in layer.state_dict())

@@ -60,7 +60,7 @@ def test_state_dicts_load_strictly_and_hold_cores_alone(layer_and_input):
         nn.init.constant_(parameter, 0.5)
     other.load_state_dict(torch.load(stored, weights_only=True))
     assert other(x).equal(layer(x))
-    assert all(name == "bias" or name.startswith("weight.cores.") for name in layer.state_dict())
+    assert all(name == "bias" or name.startswith("factorization.cores.") for name in layer.state_dict())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,7 +86,7 @@ def test_autocast_rebuilds_in_the_precision_of_the_cores(name, dtype, implementa
     assert y.dtype == dtype
     assert (y.float() - expected).norm() < 0.02 * expected.norm()
     y.float().square().sum().backward()
-    assert all(core.grad.dtype == torch.float32 for core in layer.weight.cores)
+    assert all(core.grad.dtype == torch.float32 for core in layer.factorization.cores)
 
 
 @pytest.mark.parametrize("implementation", ["reconstruct", "contract"])
@@ -149,9 +149,11 @@ def test_a_layer_with_a_forward_pass_of_its_own_is_refused():
 @pytest.mark.parametrize(("rows", "fraction"), [(23, 0.5), (131, 0.25), (1009, 0.1)])
 def test_a_fraction_is_one_of_the_table_and_not_of_what_covers_it(name, rows, fraction):
     layer = TensorizedEmbedding(rows, 64, factorization=name, rank=fraction)
-    assert sum(core.numel() for core in layer.weight.cores) <= fraction * rows * 64
+    assert sum(core.numel() for core in layer.factorization.cores) <= fraction * rows * 64
     made = TensorizedEmbedding.from_dense(layer.to_dense(), factorization=name, rank=fraction)
-    assert made.weight.rank == type(made.weight)._usable_rank(layer.weight.shape, layer.weight.rank)
+    assert made.factorization.rank == type(made.factorization).usable_rank(
+        layer.factorization.shape, layer.factorization.rank
+    )
     with pytest.raises(ValueError, match="expected a fraction in `rank` that leaves room"):
         TensorizedEmbedding(rows, 64, factorization=name, rank=1e-4)
 
@@ -163,8 +165,8 @@ def test_a_parametrized_core_is_still_a_core():
 
     layer = conv(dtype=torch.float64)
     dense = layer.dense_weight().detach()
-    nn.utils.parametrize.register_parametrization(layer.weight.cores, "0", Doubled())
-    assert len(list(layer.weight.cores)) == len(layer.weight.cores)
+    nn.utils.parametrize.register_parametrization(layer.factorization.cores, "0", Doubled())
+    assert len(list(layer.factorization.cores)) == len(layer.factorization.cores)
     assert layer.dense_weight().allclose(2 * dense)
 
 
@@ -210,7 +212,7 @@ def test_functional_transforms(layer_and_input, implementation):
             layer.zero_grad()
             layer(sample[None]).square().sum().backward()
             torch.testing.assert_close(grad, layer.get_parameter(name).grad)
-    assert layer._kept is None
+    assert layer._cached is None
 
 
 @pytest.mark.parametrize("mode", ["strict", "free"])
@@ -285,7 +287,7 @@ def test_any_convolution_is_that_of_its_dense_layer(
     y = layer(x)
     torch.testing.assert_close(y, layer.to_dense()(x))
     torch.testing.assert_close(layer(x[0]), layer.to_dense()(x[0]))
-    kernel = dense_oracle(name, list(layer.weight.cores)).reshape(layer.out_channels, *kernel, -1).movedim(3, 1)
+    kernel = dense_oracle(name, list(layer.factorization.cores)).reshape(layer.out_channels, *kernel, -1).movedim(3, 1)
     dense = nn.Conv2d(groups * sizes[0], groups * sizes[1], layer.kernel_size, **{**settings_, "device": "meta"})
     expected = torch.func.functional_call(dense, {"weight": kernel, "bias": layer.bias}, x)
     cotangent = torch.randn_like(y)
@@ -309,8 +311,8 @@ def test_any_linear_layer_and_embedding_is_its_dense_layer(name, implementation,
     table = TensorizedEmbedding(*sizes, **kind)
     index = torch.randint(0, sizes[0], batch)
     torch.testing.assert_close(table(index), table.to_dense()(index))
-    weight = dense_oracle(name, list(layer.weight.cores)).reshape(sizes[1], sizes[0])
-    rows = dense_oracle(name, list(table.weight.cores)).reshape(-1, sizes[1])
+    weight = dense_oracle(name, list(layer.factorization.cores)).reshape(sizes[1], sizes[0])
+    rows = dense_oracle(name, list(table.factorization.cores)).reshape(-1, sizes[1])
     pairs = ((layer, layer(x), x @ weight.t() + layer.bias), (table, table(index), rows[index]))
     for module, y, expected in pairs:
         cotangent = torch.randn_like(y)
@@ -321,7 +323,7 @@ def test_any_linear_layer_and_embedding_is_its_dense_layer(name, implementation,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"factorization": "cpd"}, r"one of \['btt', 'cp', 'tr', 'tt', 'tucker'\] in `factorization`, got 'cpd'"),
+        ({"factorization": "cpd"}, r"one of .*'tucker'.* in `factorization`, got 'cpd'"),
         ({"implementation": "fast"}, r"in `implementation`, got 'fast'"),
         ({"rank": 0}, "`rank`, got 0"),
         ({"rank": [2, 2]}, "7 ints in `rank`"),
@@ -405,7 +407,7 @@ def test_what_is_frozen_stays_frozen(frozen):
     dense = nn.Linear(6, 4)
     getattr(dense, frozen).requires_grad_(False)
     layer = TensorizedLinear.from_dense(dense, factorization="tt", rank=2)
-    assert {core.requires_grad for core in layer.weight.cores} == {frozen == "bias"}
+    assert {core.requires_grad for core in layer.factorization.cores} == {frozen == "bias"}
     assert layer.bias.requires_grad == (frozen == "weight")
     back = layer.to_dense()
     assert (back.weight.requires_grad, back.bias.requires_grad) == (frozen == "bias", frozen == "weight")

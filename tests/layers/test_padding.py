@@ -31,12 +31,12 @@ def test_a_row_that_is_not_zero_is_read_and_gives_no_gradient(pretrained, name, 
     torch.testing.assert_close(layer.dense_weight(), pretrained.weight, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(layer.to_dense().weight, pretrained.weight, rtol=1e-9, atol=1e-9)
     layer(INDEX).square().sum().backward()
-    grads = [core.grad.clone() for core in layer.weight.cores]
+    grads = [core.grad.clone() for core in layer.factorization.cores]
     layer.zero_grad()
     layer(INDEX[INDEX != 1]).square().sum().backward()
-    torch.testing.assert_close(grads, [core.grad for core in layer.weight.cores])
+    torch.testing.assert_close(grads, [core.grad for core in layer.factorization.cores])
     with torch.no_grad():
-        for core in layer.weight.cores:
+        for core in layer.factorization.cores:
             core.mul_(2)
     assert layer(INDEX)[INDEX == 1].equal(pretrained(INDEX)[INDEX == 1])
 
@@ -98,6 +98,6 @@ def test_a_plan_keeps_its_promises(name, zero):
 
 def test_cores_of_another_precision_keep_theirs(pretrained):
     layer = TensorizedEmbedding.from_dense(pretrained, factorization="tt", rank=2)
-    layer.weight.bfloat16()  # as where buffers keep their precision, and parameters do not
+    layer.factorization.bfloat16()  # as where buffers keep their precision, and parameters do not
     assert layer(INDEX).dtype == layer.dense_weight().dtype == torch.bfloat16
     torch.testing.assert_close(layer(INDEX)[0, 1], pretrained.weight[1].bfloat16())

@@ -46,7 +46,7 @@ def randomize_(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def give_cores(layer: TensorizedLayer, cores: Sequence[Tensor], bias: Tensor) -> None:
-    for own, core in zip(layer.weight.cores, cores, strict=True):
+    for own, core in zip(layer.factorization.cores, cores, strict=True):
         assert own.shape == core.shape
         own.copy_(core)
     layer.bias.copy_(bias)

@@ -26,11 +26,11 @@ def test_convolution(name, arguments):
     patches = layer.patches(x)
     groups = layer.groups
     rows = patches.reshape(3, -1, groups, patches[0].numel())
-    weight = layer.weight.reconstruct().reshape(groups, 6 // groups, -1)
+    weight = layer.factorization.reconstruct().reshape(groups, 6 // groups, -1)
     product = torch.einsum("nlgp,gop->ngol", rows, weight).reshape(y.shape)
     torch.testing.assert_close(product, y)
-    first = layer.weight.reconstruct().ndim - (patches.ndim - 1)
-    assert tuple(patches.shape[1:]) == layer.weight.shape[first:]
+    first = layer.factorization.reconstruct().ndim - (patches.ndim - 1)
+    assert tuple(patches.shape[1:]) == layer.factorization.shape[first:]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -39,7 +39,7 @@ def test_linear(name):
     layer = TensorizedLinear(12, 8, bias=False, factorization=name, rank=2, dtype=torch.float64)
     x = torch.randn(3, 2, 12, dtype=torch.float64)
     patches = layer.patches(x)
-    product = patches.flatten(1) @ layer.weight.reconstruct().reshape(8, 12).t()
+    product = patches.flatten(1) @ layer.factorization.reconstruct().reshape(8, 12).t()
     torch.testing.assert_close(product.reshape(3, 2, 8), layer(x))
 
 

@@ -71,7 +71,7 @@ def test_parameters_fall_into_three_groups():
     biases = [f"network.{k}.bias" for k in (0, 2, 3, 6)]
     groups = named(task())
     assert list(groups) == ["cores", "norms", "rest"]
-    assert groups["cores"] == [f"network.2.weight.cores.{k}" for k in range(6)]
+    assert groups["cores"] == [f"network.2.factorization.cores.{k}" for k in range(6)]
     assert sorted(groups["norms"]) == sorted([*biases, "network.0.weight", "network.3.weight"])
     assert groups["rest"] == ["network.6.weight"]
 
@@ -137,7 +137,7 @@ def test_methods_find_the_cores():
     assert_same_weights(plain, sam)
     strong = task(small(seed=2), optimizer=sgd(0.1, momentum=0.9), lr_scheduler="cosine")
     fit(strong, callbacks=[DeviationAwareScaling(1.0)])
-    assert not strong.network[2].weight.cores[0].equal(plain.network[2].weight.cores[0])
+    assert not strong.network[2].factorization.cores[0].equal(plain.network[2].factorization.cores[0])
 
 
 # --- loss and metrics ------------------------------------------------------------------------------------------

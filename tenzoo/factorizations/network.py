@@ -1,0 +1,322 @@
+"""The drawing of a network of cores, and what follows from it.
+
+A core has legs: an int is a mode of the tensor, a string a bond with other cores. A bond of three or more cores is a
+hyperedge, such as the rank of a CP.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import NamedTuple, TypeAlias
+
+import opt_einsum
+import torch
+from torch import Tensor
+
+Leg: TypeAlias = int | str
+"""A mode of the tensor, counted from 0, or the name of a bond."""
+
+Legs: TypeAlias = tuple[tuple[Leg, ...], ...]
+"""The legs of each operand of a contraction."""
+
+BondSizes: TypeAlias = Callable[[tuple[int, ...], int], Mapping[str, int]]
+"""From ranks and the order of a tensor to the size of each bond."""
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class Holder(NamedTuple):
+    """Where a leg is attached: the number of a core, and the dimension of that core."""
+
+    core: int
+    dim: int
+
+
+class Edge(NamedTuple):
+    """A bond of two cores that is the only connection of two parts of a network.
+
+    Args:
+        bond: Its name.
+        modes: The modes of the tensor on one side.
+        others: Those on the other side.
+    """
+
+    bond: str
+    modes: frozenset[int]
+    others: frozenset[int]
+
+
+class Step(NamedTuple):
+    """One contraction of a schedule.
+
+    Args:
+        places: The operands in the list of what is left, the last place first. They are taken out, and the result is
+            appended.
+        equation: For ``torch.einsum``.
+    """
+
+    places: tuple[int, ...]
+    equation: str
+
+
+class Schedule(NamedTuple):
+    """An order in which a network is contracted, two operands at a time.
+
+    Args:
+        steps: The contractions.
+        multiplications: Their multiplications.
+        largest: Number of elements of the largest result.
+    """
+
+    steps: tuple[Step, ...]
+    multiplications: int
+    largest: int
+
+    def __call__(self, operands: Sequence[Tensor]) -> Tensor:
+        """Contract the operands."""
+        left = list(operands)
+        for places, equation in self.steps:
+            left.append(torch.einsum(equation, *[left.pop(place) for place in places]))
+        return left[0]
+
+
+@lru_cache(maxsize=4096)
+def schedule(operands: Legs, output: tuple[Leg, ...], sizes: frozenset[tuple[Leg, int]]) -> Schedule:
+    """Find the order of a contraction, by the path of opt_einsum.
+
+    Args:
+        operands: The legs of each operand.
+        output: The legs of the result.
+        sizes: Pairs of a leg and its size.
+
+    Example:
+        >>> found = schedule((("n", 0), (0, "r"), ("r", 1)), ("n", 1), frozenset({("n", 9), (0, 8), ("r", 2), (1, 7)}))
+        >>> found.multiplications, found([torch.ones(9, 8), torch.ones(8, 2), torch.ones(2, 7)]).shape
+        (270, torch.Size([9, 7]))
+    """
+    size = dict(sizes)
+    legs = list(dict.fromkeys(leg for operand in operands for leg in operand))
+    symbol = {leg: opt_einsum.get_symbol(k) for k, leg in enumerate(legs)}
+    written = [" ".join(symbol[leg] for leg in operand).replace(" ", "") for operand in (*operands, output)]
+    shapes = [tuple(size[leg] for leg in operand) for operand in operands]
+    path, _ = opt_einsum.contract_path(f"{','.join(written[:-1])}->{written[-1]}", *shapes, shapes=True)
+    left, steps, multiplications, largest = list(operands), [], 0, 0
+    for places in path:
+        ordered = tuple(sorted(places, reverse=True))
+        parts = [left.pop(place) for place in ordered]
+        result = _result(parts, left, output)
+        left.append(result)
+        steps.append(Step(ordered, _equation(parts, result)))
+        largest = max(largest, math.prod(size[leg] for leg in result))
+        if len(parts) > 1:
+            multiplications += math.prod(size[leg] for leg in {leg for part in parts for leg in part})
+    return Schedule(tuple(steps), multiplications, largest)
+
+
+def _result(
+    parts: Sequence[tuple[Leg, ...]], left: Sequence[tuple[Leg, ...]], output: tuple[Leg, ...]
+) -> tuple[Leg, ...]:
+    """The legs of a result: of the last one as wanted, else shared ones first, as a batched product gives them."""
+    if not left:
+        return output
+    wanted = {leg for operand in (*left, output) for leg in operand}
+    met = [leg for part in parts for leg in part]
+    shared = [leg for leg in parts[0] if met.count(leg) > 1]
+    return tuple(leg for leg in dict.fromkeys([*shared, *met]) if leg in wanted)
+
+
+def _equation(parts: Sequence[tuple[Leg, ...]], result: tuple[Leg, ...]) -> str:
+    letter = dict(zip(dict.fromkeys(leg for part in parts for leg in part), _LETTERS, strict=False))
+    return ",".join("".join(letter[leg] for leg in part) for part in parts) + "->" + "".join(letter[x] for x in result)
+
+
+class Network:
+    """The legs of the cores of a format, for one order of the tensor.
+
+    Args:
+        legs: Those of each core.
+        order: Number of modes of the tensor.
+        bond_sizes: From ranks to sizes of bonds, each of them 1 or one of the ranks.
+
+    Attributes:
+        legs: As given.
+        order: As given.
+        holders: Where each leg is attached.
+        bonds: Names of the bonds, in order of first appearance.
+        rank_of: The place of each bond's size among the ranks; None where it is 1.
+        num_ranks: Number of ranks.
+
+    Raises:
+        TypeError: If a leg is not an int or a string.
+        ValueError: If a mode is missing, is unknown or has two cores, a core has a leg twice, or the sizes of bonds do
+            not follow from ranks.
+
+    Example:
+        >>> matrix = Network([(0, "r"), ("r", 1)], 2, lambda rank, order: {"r": rank[0]})
+        >>> matrix.num_ranks, matrix.core_shapes((4, 5), (2,)), matrix.is_tree
+        (1, [(4, 2), (2, 5)], True)
+    """
+
+    def __init__(self, legs: Sequence[Sequence[Leg]], order: int, bond_sizes: BondSizes) -> None:
+        self.legs: Legs = tuple(tuple(core) for core in legs)
+        self.order = order
+        self.holders = _holders(self.legs, order)
+        self.bonds = tuple(leg for leg in self.holders if isinstance(leg, str))
+        self.num_ranks = self._count_ranks(bond_sizes)
+        self.rank_of = self._find_ranks(bond_sizes)
+
+    def _count_ranks(self, bond_sizes: BondSizes) -> int:
+        """The least number of ranks that gives each bond a size."""
+        failed: Exception | None = None
+        for number in range(len(self.bonds) + 1):
+            try:
+                sizes = bond_sizes((1,) * number, self.order)
+            except (IndexError, KeyError, ValueError) as error:
+                failed = error
+                continue
+            if set(self.bonds) <= set(sizes):
+                return number
+        raise ValueError(f"expected a size for each of the bonds {list(self.bonds)} from `bond_sizes`") from failed
+
+    def _find_ranks(self, bond_sizes: BondSizes) -> dict[str, int | None]:
+        probe = tuple(range(2, self.num_ranks + 2))  # numbers that tell the ranks apart
+        sizes = bond_sizes(probe, self.order)
+        for bond in self.bonds:
+            if sizes[bond] not in (1, *probe):
+                raise ValueError(
+                    f"expected 1 or a rank as the size of bond {bond!r} in `bond_sizes`, got {sizes[bond]}"
+                )
+            if len(self.holders[bond]) == 1 and sizes[bond] != 1:
+                raise ValueError(f"expected two cores or more with the bond {bond!r} in `legs`, got one")
+        return {bond: None if sizes[bond] == 1 else sizes[bond] - 2 for bond in self.bonds}
+
+    def sizes(self, shape: Sequence[int], rank: Sequence[int]) -> dict[Leg, int]:
+        """The size of each leg."""
+        bonds: dict[Leg, int] = {bond: 1 if k is None else rank[k] for bond, k in self.rank_of.items()}
+        return {**dict(enumerate(shape)), **bonds}
+
+    def core_shapes(self, shape: Sequence[int], rank: Sequence[int]) -> list[tuple[int, ...]]:
+        """The shape of each core."""
+        sizes = self.sizes(shape, rank)
+        return [tuple(sizes[leg] for leg in core) for core in self.legs]
+
+    def num_parameters(self, shape: Sequence[int], rank: Sequence[int]) -> int:
+        """Number of elements of all cores."""
+        return sum(map(math.prod, self.core_shapes(shape, rank)))
+
+    def rank_of_edges(self, shape: Sequence[int], rank: Sequence[int]) -> tuple[int, ...]:
+        """Ranks clipped to the largest that the unfoldings at the edges can have."""
+        bounds = {
+            edge.bond: min(math.prod(shape[mode] for mode in side) for side in (edge.modes, edge.others))
+            for edge in self.edges
+        }
+        return self._clipped(rank, bounds)
+
+    def rank_of_cores(self, shape: Sequence[int], rank: Sequence[int]) -> tuple[int, ...]:
+        """Ranks clipped until no core has a bond that is larger than all its other legs together.
+
+        A larger bond makes nothing more: the core, a matrix with the bond as its columns, has no more independent
+        columns than rows. At each index of a hyperedge the rest is a network by itself.
+        """
+        while True:
+            sizes = self.sizes(shape, rank)
+            bounds: dict[str, int] = {}
+            for bond in self.pairs:
+                for core, _ in self.holders[bond]:
+                    others = (sizes[leg] for leg in self.legs[core] if leg != bond and leg not in self.hyperedges)
+                    bounds[bond] = min(bounds.get(bond, sizes[bond]), math.prod(others))
+            clipped = self._clipped(rank, bounds)
+            if clipped == tuple(rank):
+                return clipped
+            rank = clipped
+
+    def _clipped(self, rank: Sequence[int], bounds: Mapping[str, int]) -> tuple[int, ...]:
+        """Ranks clipped to bounds of bonds; one of several bonds to the largest of theirs, and only if all have one."""
+        largest: dict[int, float] = {}
+        for bond, place in self.rank_of.items():
+            if place is not None:
+                largest[place] = max(largest.get(place, 0), bounds.get(bond, math.inf))
+        return tuple(int(min(r, largest.get(place, math.inf))) for place, r in enumerate(rank))
+
+    @cached_property
+    def hyperedges(self) -> tuple[str, ...]:
+        """Bonds of three or more cores."""
+        return tuple(bond for bond in self.bonds if len(self.holders[bond]) > 2)
+
+    @cached_property
+    def pairs(self) -> tuple[str, ...]:
+        """Bonds of two cores."""
+        return tuple(bond for bond in self.bonds if len(self.holders[bond]) == 2)
+
+    @cached_property
+    def edges(self) -> tuple[Edge, ...]:
+        """Bonds that are the only connection of what lies on their sides, hyperedges left out."""
+        found = []
+        for bond in self.pairs:
+            first, second = (self._reached(holder.core, without=bond) for holder in self.holders[bond])
+            if first.isdisjoint(second):
+                found.append(Edge(bond, *(frozenset(self._modes(side)) for side in (first, second))))
+        return tuple(found)
+
+    @cached_property
+    def is_tree(self) -> bool:
+        """Whether there is one way only from each core to each other, and no hyperedge."""
+        connected = len(self._reached(0)) == len(self.legs)
+        return connected and not self.hyperedges and len(self.edges) == len(self.pairs)
+
+    @cached_property
+    def has_loops(self) -> bool:
+        """Whether bonds of two cores close a loop, as those of a ring."""
+        return len(self.edges) < len(self.pairs)
+
+    @cached_property
+    def pairs_modes(self) -> bool:
+        """Whether each core has two modes, k and k + order / 2, as the cores of a tensorized matrix have."""
+        half = self.order // 2
+        modes = [tuple(leg for leg in core if isinstance(leg, int)) for core in self.legs]
+        return self.order % 2 == 0 and modes == [(k, k + half) for k in range(half)]
+
+    @cached_property
+    def has_factors(self) -> bool:
+        """Whether each mode belongs to a core of its own that has one bond, as the factors of CP and Tucker."""
+        return all(
+            sum(isinstance(leg, int) for leg in self.legs[core]) == 1
+            and sum(leg not in self.hyperedges for leg in self.legs[core] if isinstance(leg, str)) <= 1
+            for core, _ in (self.holders[mode][0] for mode in range(self.order))
+        )
+
+    def _reached(self, start: int, without: str | None = None) -> set[int]:
+        """Cores that bonds of two cores connect with one of them."""
+        seen, pending = {start}, [start]
+        while pending:
+            for leg in self.legs[pending.pop()]:
+                if isinstance(leg, str) and leg != without and len(self.holders[leg]) == 2:
+                    new = {holder.core for holder in self.holders[leg]} - seen
+                    seen |= new
+                    pending += new
+        return seen
+
+    def _modes(self, cores: set[int]) -> list[int]:
+        return [leg for core in cores for leg in self.legs[core] if isinstance(leg, int)]
+
+
+def _holders(legs: Legs, order: int) -> dict[Leg, list[Holder]]:
+    """Where each leg is attached, in order of first appearance; the legs are checked."""
+    if not legs or not all(legs):
+        raise ValueError(f"expected one leg or more for each core in `legs`, got {list(legs)}")
+    holders: dict[Leg, list[Holder]] = {}
+    for number, core in enumerate(legs):
+        for dim, leg in enumerate(core):
+            if not isinstance(leg, int | str) or isinstance(leg, bool):
+                raise TypeError(f"expected ints for modes and strings for bonds in `legs`, got {leg!r}")
+            holders.setdefault(leg, []).append(Holder(number, dim))
+        if twice := [leg for leg, times in Counter(core).items() if times > 1]:
+            raise ValueError(f"expected a leg once in a core in `legs`, got {twice[0]!r} twice in core {number}")
+    for mode in dict.fromkeys([*range(order), *(leg for leg in holders if isinstance(leg, int))]):
+        number = len(holders.get(mode, ()))
+        if mode not in range(order):
+            raise ValueError(f"expected modes from 0 to {order - 1} in `legs`, got {mode}")
+        if number != 1:
+            raise ValueError(f"expected one core with mode {mode} in `legs`, got {number}")
+    return holders
