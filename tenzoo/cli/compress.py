@@ -25,7 +25,7 @@ from tenzoo.compression.calls import Call, said
 from tenzoo.compression.outputs import divider
 from tenzoo.compression.progress import LOGGER
 from tenzoo.compression.reading import SAMPLES, read_batches
-from tenzoo.weights import load_weights_
+from tenzoo.weight_files import load_weights_
 
 PLAN, WEIGHTS = "plan.json", "weights.pt"
 """What is written."""

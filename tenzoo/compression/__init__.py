@@ -10,8 +10,8 @@ Example:
 """
 
 from tenzoo.compression.apply import apply_, fold_, restore_
+from tenzoo.compression.decide import plan
 from tenzoo.compression.export import export
-from tenzoo.compression.plan import LayerPlan, Plan
-from tenzoo.compression.planning import plan
+from tenzoo.compression.plans import LayerPlan, Plan
 
 __all__ = ["LayerPlan", "Plan", "apply_", "export", "fold_", "plan", "restore_"]

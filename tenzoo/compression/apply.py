@@ -13,11 +13,11 @@ from tenzoo.compression.calls import Call, fingerprint, hold_back, said
 from tenzoo.compression.inputs import check_seen, input_metrics, observe
 from tenzoo.compression.matching import check_plan, matched, read_by_another, settings_of
 from tenzoo.compression.outputs import dense_outputs, difference, divider, evaluating, repeatably
-from tenzoo.compression.plan import LayerPlan, Plan
+from tenzoo.compression.plans import LayerPlan, Plan
 from tenzoo.compression.progress import LOGGER, each
 from tenzoo.compression.readers import described
 from tenzoo.compression.reading import Example, read_call, read_calls
-from tenzoo.compression.weights import (
+from tenzoo.compression.replaceable import (
     Weight,
     check_module,
     named_modules,
@@ -27,7 +27,7 @@ from tenzoo.compression.weights import (
 )
 from tenzoo.factorizations.decomposition import full_precision
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
-from tenzoo.weights import kind_differences, lost_values, shape_differences, tensors_of
+from tenzoo.state_dicts import kind_differences, lost_values, shape_differences, tensors_of
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -19,7 +19,7 @@ from tenzoo.atomic import atomic_write
 from tenzoo.compression.apply import fold_
 from tenzoo.compression.calls import Call, tensors_in
 from tenzoo.compression.reading import Example, read_call
-from tenzoo.compression.weights import check_module
+from tenzoo.compression.replaceable import check_module
 from tenzoo.layers import TensorizedEmbedding, TensorizedLayer
 
 Runner: TypeAlias = Callable[[Call], list[Tensor]]

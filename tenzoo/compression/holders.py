@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tenzoo.weights import Places
+from tenzoo.state_dicts import Places
 
 _OWN = ("_modules", "_parameters", "_buffers", "_flat_weights", "_flat_weight_refs", "_kept", "sharpness_state")
 """Where modules of torch, tensorized layers and tasks keep what is theirs."""

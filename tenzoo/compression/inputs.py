@@ -10,7 +10,7 @@ from tenzoo.compression.calls import Call
 from tenzoo.compression.outputs import divided, evaluating, repeatably
 from tenzoo.compression.progress import LOGGER
 from tenzoo.compression.readers import Uses
-from tenzoo.compression.weights import Weight
+from tenzoo.compression.replaceable import Weight
 from tenzoo.factorizations.decomposition import scaled_to_safety
 from tenzoo.layers import TensorizedLayer
 from tenzoo.layers.cost import Positions

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from tenzoo.compression.plan import LayerPlan, Plan
+from tenzoo.compression.plans import LayerPlan, Plan
 from tenzoo.compression.readers import readers_in_code
-from tenzoo.compression.weights import Weight, find_weights, named_modules, own_parameters
+from tenzoo.compression.replaceable import Weight, find_weights, named_modules, own_parameters
 from tenzoo.layers import TensorizedLayer
 
 

@@ -6,7 +6,7 @@ from typing import TypeAlias
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tenzoo.compression.weights import Weight, find_weights, named_modules
+from tenzoo.compression.replaceable import Weight, find_weights, named_modules
 from tenzoo.layers.kept import MadeOfCores
 
 Stays: TypeAlias = Sequence[tuple[Weight, str | None, int]]

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from tenzoo.compression import Plan, restore_
-from tenzoo.weights import read_weights
+from tenzoo.weight_files import read_weights
 
 
 class CompressedNetwork(nn.Module):

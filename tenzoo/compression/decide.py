@@ -16,10 +16,10 @@ from tenzoo.compression.candidates import Candidate, allocate, rank_errors
 from tenzoo.compression.inputs import check_seen, count_positions, input_metrics, observe
 from tenzoo.compression.obstacles import multiplied, obstacles
 from tenzoo.compression.outputs import divider, output_error, sensitivities
-from tenzoo.compression.plan import LayerPlan, Plan
+from tenzoo.compression.plans import LayerPlan, Plan
 from tenzoo.compression.progress import LOGGER, each
 from tenzoo.compression.reading import Example, read_call, read_calls
-from tenzoo.compression.weights import Weight, find_weights, has_counterpart, own_parameters
+from tenzoo.compression.replaceable import Weight, find_weights, has_counterpart, own_parameters
 from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.factorizations.decomposition import full_precision, multiply_modes, relative_norm, scaled_to_safety
 from tenzoo.layers import TensorizedLayer, TensorizedWeight

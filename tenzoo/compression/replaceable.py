@@ -22,7 +22,7 @@ from tenzoo.layers import (
     TensorizedLinear,
     TensorizedWeight,
 )
-from tenzoo.weights import Places
+from tenzoo.state_dicts import Places
 
 TENSORIZED: Mapping[type[nn.Module], type[TensorizedLayer[Any]]] = {
     nn.Conv2d: TensorizedConv2d,
