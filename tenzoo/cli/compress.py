@@ -22,9 +22,9 @@ from tenzoo.cli.configs import PARSER_MODE, check_configs
 from tenzoo.cli.messages import explain
 from tenzoo.compression import Plan, apply_, plan
 from tenzoo.compression.calls import Call, said
-from tenzoo.compression.outputs import divider
 from tenzoo.compression.progress import LOGGER
 from tenzoo.compression.reading import SAMPLES, read_batches
+from tenzoo.compression.samples import divider
 from tenzoo.weight_files import load_weights_
 
 PLAN, WEIGHTS = "plan.json", "weights.pt"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tenzoo.compression.calls import Call, fingerprint, hold_back, said
 from tenzoo.compression.inputs import check_seen, input_metrics, observe
 from tenzoo.compression.matching import check_plan, matched, read_by_another, settings_of
-from tenzoo.compression.outputs import dense_outputs, difference, divider, evaluating, repeatably
+from tenzoo.compression.outputs import difference, repeated_outputs
 from tenzoo.compression.plans import LayerPlan, Plan
 from tenzoo.compression.progress import LOGGER, each
 from tenzoo.compression.readers import described
@@ -25,6 +25,8 @@ from tenzoo.compression.replaceable import (
     put_parametrization,
     take_parametrization,
 )
+from tenzoo.compression.runs import evaluating, repeatably
+from tenzoo.compression.samples import divider
 from tenzoo.factorizations.decomposition import full_precision
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
 from tenzoo.state_dicts import kind_differences, lost_values, shape_differences, tensors_of
@@ -112,7 +114,7 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
             return model
     with torch.no_grad():
         rebuilt = {weight.full_name: new.dense_weight() for weight, new in made}
-    expected, varies = dense_outputs(model, rebuilt, trial, argument)
+    expected, varies = repeated_outputs(model, rebuilt.items(), trial, argument)
     with _put(model, made):
         _try(model, [weight for weight, _ in pairs], trial, argument, expected, varies)
     return model

@@ -2,9 +2,9 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, cast, get_args
 
@@ -15,11 +15,12 @@ from tenzoo.compression.calls import Call, fingerprint, hold_back, take
 from tenzoo.compression.candidates import Candidate, allocate, rank_errors
 from tenzoo.compression.inputs import check_seen, count_positions, input_metrics, observe
 from tenzoo.compression.obstacles import multiplied, obstacles
-from tenzoo.compression.outputs import divider, output_error, sensitivities
+from tenzoo.compression.outputs import dense_outputs, output_error, sensitivities
 from tenzoo.compression.plans import LayerPlan, Plan
 from tenzoo.compression.progress import LOGGER, each
 from tenzoo.compression.reading import Example, read_call, read_calls
 from tenzoo.compression.replaceable import Weight, find_weights, has_counterpart, own_parameters
+from tenzoo.compression.samples import divider
 from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.factorizations.decomposition import full_precision, multiply_modes, relative_norm, scaled_to_safety
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
@@ -175,10 +176,11 @@ def plan(
     if budget is not None:
         _weigh(model, options, list(take(fitted, _WEIGHED, divide)))
     found: list[Plan] = []
+    expected = dense_outputs(model, held)
     ways: dict[Literal["weights", "outputs"], list[_Option]] = {"outputs": options, "weights": plain}
     for keeps, way in ways.items():
         made, changed = settled(way)
-        error = output_error(model, changed, held)
+        error = output_error(model, changed.items(), held, expected)
         made = replace(made, data_aware=True, calibration=told, keeps=keeps, output_error=error)
         found.append(replace(made, held_back=held is not fitted))
     best = min(found, key=lambda made: cast(float, made.output_error))
@@ -333,14 +335,14 @@ def _weigh(model: nn.Module, options: Sequence[_Option], calls: Sequence[Call]) 
     That is measured at one rank per layer, and depends on the rank; so the square root of it is taken, halfway, on a
     logarithmic scale, between what was measured and all layers alike.
     """
-    changed: dict[str, tuple[Tensor, float]] = {}
+    changed: dict[str, tuple[Callable[[], Tensor], float]] = {}
     for option in each(options, "trying ranks of layers"):
         inexact = {} if option.reason else {rank: error for rank, error in option.errors.items() if error > 0}
         if inexact:
             rank = min(inexact, key=lambda rank: abs(math.sqrt(inexact[rank]) - _TRIED_ERROR))
             made = option.weight.decomposed(rank=rank, metric=option.metric, **option.settings)
             with torch.no_grad():
-                changed[option.weight.full_name] = made.dense_weight(), inexact[rank]
+                changed[option.weight.full_name] = partial(torch.Tensor.detach, made.dense_weight()), inexact[rank]
     found = sensitivities(model, changed, calls)
     least = 1e-6 * max(found.values(), default=0.0)
     for option in options:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call
-from tenzoo.compression.outputs import divided, evaluating, repeatably
 from tenzoo.compression.progress import LOGGER
 from tenzoo.compression.readers import Uses
 from tenzoo.compression.replaceable import Weight
+from tenzoo.compression.runs import evaluating, repeatably
+from tenzoo.compression.samples import selected
 from tenzoo.factorizations.decomposition import scaled_to_safety
 from tenzoo.layers import TensorizedLayer
 from tenzoo.layers.cost import Positions
@@ -83,13 +84,14 @@ def count_positions(
     Raises:
         ValueError: If the model does not take the input.
     """
-    parts = divided(model, call, 1, "example_input") if call.size > 1 else None
-    pair = (call, None) if call.size == 2 else parts and divided(model, call, 2, "example_input")
-    if parts is None or pair is None:
-        every = _positions(model, weights, layers, call)
-        return {name: positions.times(1 / max(call.size, 1)) for name, positions in every.items()}
-    first, two = (_positions(model, weights, layers, part) for part in (parts[0], pair[0]))
-    return {name: positions.beyond(first.get(name, Positions(0, 0))) for name, positions in two.items()}
+    samples = range(call.size)
+    chosen = [samples[:1], samples[1:]] + ([samples[:2], samples[2:]] if call.size > 2 else [])
+    parts = selected(model, call, chosen, "example_input") if call.size > 1 else None
+    if parts is None:
+        total = _positions(model, weights, layers, call)
+        return {name: positions.times(1 / max(call.size, 1)) for name, positions in total.items()}
+    one, two = (_positions(model, weights, layers, part) for part in (parts[0], parts[2] if call.size > 2 else call))
+    return {name: positions.beyond(one.get(name, Positions(0, 0))) for name, positions in two.items()}
 
 
 def _positions(

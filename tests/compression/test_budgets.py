@@ -120,6 +120,14 @@ def test_no_sample_counts_for_less_than_nothing():
     assert [layer.dense_multiplications for layer in made.layers] == [0, 32 * 32]
 
 
+def test_the_whole_example_runs_no_more_than_three_times():
+    model, sizes = nn.Sequential(nn.Linear(32, 32)), []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    plan(model, factorization="tt", ranks=2, example_input=torch.randn(8, 32))
+    assert sizes.count(8) == 3  # observed, and its samples told apart by itself and by its last ones
+    assert sum(sizes) == 3 * 8 + (1 + 7 + 2 + 6) + (1 + 2)
+
+
 class Flat(nn.Module):
     """Does not run with a single sample."""
 

@@ -91,7 +91,7 @@ def test_sensitivity_is_the_change_of_the_outputs():
         first, second = model[0].weight.clone(), model[2].weight.clone()
         moved = inputs @ change.t() @ second.t()
         outputs = inputs @ first.t() @ second.t()
-    found = sensitivities(model, {"0.weight": (first + change, 0.25)}, [Call((inputs,), {})])
+    found = sensitivities(model, {"0.weight": (lambda: first + change, 0.25)}, [Call((inputs,), {})])
     assert found == {"0.weight": pytest.approx(float(moved.square().sum() / outputs.square().sum()) / 0.25)}
     assert model.training
     assert model[0].weight.equal(first)

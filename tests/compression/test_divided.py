@@ -13,7 +13,7 @@ from torchvision.ops import roi_align
 
 from tenzoo.compression import apply_, plan
 from tenzoo.compression.calls import Call, fingerprint
-from tenzoo.compression.outputs import divided
+from tenzoo.compression.samples import divided
 
 SAMPLES = 16
 X = torch.randn(SAMPLES, 8, generator=torch.Generator().manual_seed(1))
