@@ -1,9 +1,8 @@
 """Which weights of a model can be made of cores."""
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from tenzoo.compression.holders import held_elsewhere
 from tenzoo.compression.readers import readers_in_code
-from tenzoo.factorizations import Rank
+from tenzoo.factorizations import Factorization, Rank
 from tenzoo.layers import (
     Tensorization,
     TensorizedConv2d,
@@ -29,10 +28,13 @@ TENSORIZED: Mapping[type[nn.Module], type[TensorizedLayer[Any]]] = {
     nn.Linear: TensorizedLinear,
     nn.Embedding: TensorizedEmbedding,
 }
-"""What takes the place of torch's layers."""
+"""The tensorized layers that replace torch's."""
+
+Replacement: TypeAlias = TensorizedLayer[Any] | TensorizedWeight
+"""A layer with cores for a dense layer, or a parametrization with cores for a parameter."""
 
 _LISTED: tuple[type[nn.Module], ...] = (*TENSORIZED, _ConvNd)
-"""What a plan lists, be it to say why it stays dense."""
+"""The layers that a plan lists, also those that stay dense."""
 
 _READ_BY_NAME: Mapping[type[nn.Module], Callable[[str], bool]] = {
     nn.MultiheadAttention: lambda name: name.endswith("proj_weight") or name == "out_proj.weight",
@@ -40,8 +42,7 @@ _READ_BY_NAME: Mapping[type[nn.Module], Callable[[str], bool]] = {
     nn.RNNBase: lambda name: name.startswith("weight_"),
     nn.RNNCellBase: lambda name: name.startswith("weight_"),
 }
-"""Which parameters torch's modules read by name, so that they have to stay where they are."""
-
+"""The parameters that torch's modules read by name; they have to stay where they are."""
 
 _HOOKS = (
     "_forward_hooks",
@@ -53,20 +54,19 @@ _HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-"""Where a module keeps them."""
+"""Where a module keeps its hooks."""
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter of a model that can be made of cores, or could if nothing spoke against it.
+    """A parameter of a model that is listed in a plan.
 
     Args:
-        name: Qualified name of the layer, or of the parameter where no layer can take the place of its module.
+        name: Qualified name of the layer, or of the parameter where no layer can replace its module.
         owner: The module that has the parameter.
-        parameter: Name of the parameter in it.
-        is_layer: Whether a tensorized layer takes the place of the owner, and not a parametrization that of the
-            parameter.
-        reason: Why it has to stay as it is; None if it does not.
+        parameter: Name of the parameter in the module.
+        is_layer: Whether a tensorized layer replaces the owner; otherwise a parametrization replaces the parameter.
+        reason: Why the parameter has to stay dense; None if it can become cores.
     """
 
     name: str
@@ -93,14 +93,12 @@ class Weight:
 
     @property
     def trained(self) -> bool:
-        """Whether the parameter has a gradient."""
+        """Whether the parameter needs a gradient."""
         trained: bool = getattr(self.owner, self.parameter).requires_grad
         return trained
 
-    def empty(
-        self, *, factorization: str, rank: Rank, tensorization: Tensorization | None
-    ) -> TensorizedLayer[Any] | TensorizedWeight:
-        """What would take its place, on the meta device; arguments as those of the layers."""
+    def empty(self, *, factorization: str, rank: Rank, tensorization: Tensorization | None) -> Replacement:
+        """The replacement on the meta device; arguments as those of the layers."""
         settings: dict[str, Any] = {"factorization": factorization, "rank": rank, "tensorization": tensorization}
         if self.is_layer:
             return TENSORIZED[type(self.owner)].empty_like(self.owner, **settings)
@@ -114,28 +112,37 @@ class Weight:
         rank: Rank,
         tensorization: Tensorization | None,
         metric: Mapping[int, Tensor] | None = None,
-    ) -> TensorizedLayer[Any] | TensorizedWeight:
-        """What takes its place, with cores that approximate it; arguments as those of the layers."""
+    ) -> Replacement:
+        """The replacement with cores that approximate the weight; arguments as those of the layers.
+
+        It is in training mode, in which it keeps no dense weight.
+        """
         settings: dict[str, Any] = {"factorization": factorization, "rank": rank, "tensorization": tensorization}
         if self.is_layer:
-            return TENSORIZED[type(self.owner)].from_dense(self.owner, **settings, metric=metric)
-        made = TensorizedWeight((*self.dense.shape,), **settings, device=self.dense.device, dtype=self.dense.dtype)
-        made.right_inverse(self.dense)
-        made.weight.requires_grad_(self.trained)
-        return made.train(self.owner.training)
+            return TENSORIZED[type(self.owner)].from_dense(self.owner, **settings, metric=metric).train()
+        replacement = TensorizedWeight((*self.dense.shape,), **settings, device="meta", dtype=self.dense.dtype)
+        replacement = replacement.to_empty(device=self.dense.device)
+        replacement.right_inverse(self.dense)
+        replacement.weight.requires_grad_(self.trained)
+        return replacement
+
+
+def usable_rank(cores: Factorization, rank: tuple[int, ...]) -> tuple[int, ...]:
+    """The ranks, clipped to what a decomposition of this shape can use."""
+    return type(cores)._usable_rank(cores.shape, rank)
 
 
 def find_weights(model: nn.Module, *, read: Mapping[str, str] | None = None) -> list[Weight]:
     """The weights of a model's convolutions, linear, attention and recurrent layers and embeddings, each once.
 
-    They come in the order of the modules. A weight stays dense if something else would notice it to be gone: another
-    module that has the same parameter, a hook, a parametrization, a subclass with a forward pass of its own. The matrix
-    of a linear layer or an embedding that another module reads by name stays a parameter, as those of attention.
+    They come in the order of the modules. A weight stays dense if something else depends on it: another module with the
+    same parameter, a hook, a parametrization, a subclass with a forward pass of its own. The matrix of a linear layer
+    or an embedding that another module reads by name stays a parameter, as the matrices of attention do.
 
     Args:
-        model: Any module; what ``torch.compile`` puts before names is left out.
-        read: By full name, parameters that another module than their own reads, and which; beside those of which the
-            code says so (see :func:`~tenzoo.compression.readers.readers_in_code`).
+        model: Any module; names are without the prefix of ``torch.compile``.
+        read: By full name, the module that reads a parameter of another module, in addition to those that the code
+            names (see :func:`~tenzoo.compression.readers.readers_in_code`).
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.RNN(8, 8))
@@ -181,7 +188,7 @@ def find_weights(model: nn.Module, *, read: Mapping[str, str] | None = None) -> 
 
 
 def own_parameters(weights: Sequence[Weight]) -> list[int]:
-    """Number of each layer's parameters, or of a parameter's elements; what several share is the first one's."""
+    """Number of parameters of each weight's layer, or of the weight alone; shared ones count for the first."""
     met: set[Tensor] = set()
     numbers = []
     for weight in weights:
@@ -193,7 +200,7 @@ def own_parameters(weights: Sequence[Weight]) -> list[int]:
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Each module once, by its name without what ``torch.compile`` puts before it.
+    """Each module once, with its name without the prefix of ``torch.compile``.
 
     Example:
         >>> [name for name, _ in named_modules(torch.compile(nn.Sequential(nn.Linear(3, 2))))]
@@ -235,7 +242,7 @@ def _read_by_name(model: nn.Module) -> set[int]:
 
 
 def has_counterpart(layer: nn.Module) -> bool:
-    """Whether there is a tensorized layer with all that this one does.
+    """Whether a tensorized layer does everything that this layer does.
 
     Example:
         >>> has_counterpart(nn.Embedding(5, 4)), has_counterpart(nn.Embedding(5, 4, sparse=True))
@@ -244,54 +251,6 @@ def has_counterpart(layer: nn.Module) -> bool:
     if type(layer) is nn.Embedding:
         return layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
     return type(layer) in TENSORIZED
-
-
-def put_parametrization(owner: nn.Module, parameter: str, cores: TensorizedWeight) -> None:
-    """Let a module read a parameter from cores that hold it already."""
-    cores.place = list(owner._parameters).index(parameter)
-    cores.right_inverse = lambda dense: ()  # type: ignore[method-assign]  # torch would decompose the parameter again
-    try:
-        # Unchecked, since cores may be made before their numbers are read.
-        parametrize.register_parametrization(owner, parameter, cores, unsafe=True)
-    finally:
-        del cores.right_inverse
-    if isinstance(owner, nn.RNNBase):
-        type(owner).__deepcopy__ = _copied_recurrent  # type: ignore[attr-defined]
-
-
-def _copied_recurrent(layer: nn.RNNBase, memo: dict[int, Any]) -> nn.RNNBase:
-    """A copy without the list of rebuilt weights, which belong to the graph of the last forward pass."""
-    if id(layer) not in memo:
-        made: Any = layer.__new__(type(layer))
-        memo[id(layer)] = made
-        left_out = ("_flat_weights", "_flat_weight_refs")
-        vars(made).update(copy.deepcopy({k: value for k, value in vars(layer).items() if k not in left_out}, memo))
-        with torch.no_grad():
-            made._init_flat_weights()
-    copied: nn.RNNBase = memo[id(layer)]
-    return copied
-
-
-def take_parametrization(owner: nn.Module, parameter: str) -> None:
-    """Give a module the dense parameter back that its cores stand for, at its place among the others.
-
-    Of several parameters the one that was put last comes first.
-    """
-    cores: Any = owner.parametrizations[parameter][0]  # type: ignore[index]
-    trained = any(core.requires_grad for core in cores.weight.cores)
-    with torch.no_grad():
-        dense = cores.dense_weight().clone()
-    # Copies of a parametrized module share its class, which changes when the parametrization is removed.
-    kind = type(owner)
-    attributes = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-    owner.__class__ = type(kind.__name__, kind.__bases__, attributes)
-    parametrize.remove_parametrizations(owner, parameter)
-    if parameter in owner._buffers:  # what needs no gradient is taken for a buffer
-        del owner._buffers[parameter]
-    setattr(owner, parameter, nn.Parameter(dense, requires_grad=trained))
-    others = [name for name in owner._parameters if name != parameter]
-    for name in [] if cores.place is None else others[cores.place :]:
-        owner._parameters[name] = owner._parameters.pop(name)  # to the end
 
 
 def _reason_of_layer(name: str, layer: nn.Module, owners: Places[str]) -> str | None:
@@ -304,7 +263,7 @@ def _reason_of_layer(name: str, layer: nn.Module, owners: Places[str]) -> str | 
         return reason
     if name == "":
         return "is the model itself, and cannot be replaced within it"
-    if reason := _does_more(layer):
+    if reason := does_more(layer):
         return reason
     if set(layer._parameters) - {"weight", "bias"} or layer._buffers or layer._modules:
         return "has more than a weight and a bias"
@@ -315,33 +274,11 @@ def _reason_of_layer(name: str, layer: nn.Module, owners: Places[str]) -> str | 
     return None
 
 
-def _does_more(layer: nn.Module) -> str | None:
-    """What a module does beside that which its class does."""
+def does_more(layer: nn.Module) -> str | None:
+    """What a module does that its class does not; None if nothing."""
     if any(getattr(layer, hooks, None) for hooks in _HOOKS):
         return "has hooks"
     return "has a forward pass of its own" if "forward" in vars(layer) else None
-
-
-def not_foldable(model: nn.Module) -> Iterator[tuple[str, str, str]]:
-    """What is made of cores, by name, where its dense counterpart would not do all that it does: that, and why."""
-    modules = list(named_modules(model))
-    held = held_elsewhere(modules)
-    for name, module in modules:
-        if not isinstance(module, TensorizedLayer | TensorizedWeight):
-            continue
-        parts: list[nn.Module | Tensor] = [*module.modules(), *module.weight.cores]
-        reason = _does_more(module) or next((held[id(part)] for part in parts if id(part) in held), None)
-        if isinstance(module, TensorizedWeight):
-            path = [part for part in name.split(".")[:-1] if part != "parametrizations"]
-            name, dense = ".".join(path), "Parameter"
-        else:
-            dense = type(module.to_dense()).__name__
-            if type(module) not in TENSORIZED.values():
-                reason = f"is a {type(module).__module__}.{type(module).__qualname__}, a class of its own"
-            elif {*module._parameters, *module._buffers, *module._modules} - {"weight", "bias", "padding_row"}:
-                reason = "has more than a weight and a bias"
-        if reason is not None:
-            yield name, dense, reason
 
 
 def _reason_of_parameter(owner: nn.Module, key: str, name: str, owners: Places[str]) -> str | None:

@@ -16,9 +16,10 @@ from tenzoo.snapshot import Row, Snapshot, put
 
 
 def repeatably(model: nn.Module, call: Call, argument: str) -> Any:
-    """What a model makes of an input; the next run begins with the same state and random numbers.
+    """The outputs of a model for an input; the next run begins with the same state and random numbers.
 
-    Where a run has changed what the model holds, which is put back, returned are its numbers as of :func:`numbers_in`.
+    If a run changes the state of the model, the state is put back, and the result is a copy, the :func:`numbers_in` the
+    outputs.
     """
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     drawn = random.getstate(), np.random.get_state()  # noqa: NPY002  (what most code draws from)
@@ -39,7 +40,7 @@ def repeatably(model: nn.Module, call: Call, argument: str) -> Any:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, without gradients and without compiled graphs, in which no hook would run.
 
-    The model holds afterwards what it held before, its weights and modes included.
+    Afterwards the model has the state that it had before, its weights and modes included.
     """
     modes = {module: module.training for module in model.modules()}
     held = Snapshot(modes, whole=True)
@@ -61,7 +62,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _put_back(tensor: Tensor, memory: Tensor, number: Tensor) -> None:
-    """Let a tensor have the memory and the number that it had; a dense one that has them is not written."""
+    """Give a tensor its memory and its numbers back; a dense tensor that has them is not written."""
     if tensor.layout is not torch.strided or tensor.is_nested:
         tensor.data = memory
         tensor.data.copy_(number)
@@ -73,17 +74,17 @@ def _put_back(tensor: Tensor, memory: Tensor, number: Tensor) -> None:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """A tensor in which zeros of both signs differ, and NaN is equal to itself."""
+    """The bits of a tensor: zeros of both signs differ, and NaN is equal to itself."""
     if not tensor.is_floating_point() or tensor.is_neg():
         return tensor
     return tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
 def numbers_in(result: object) -> list[Tensor]:
-    """The floating-point and complex numbers in what a model returns, in memory of their own.
+    """Copies of the floating-point and complex numbers in what a model returns.
 
-    They are in tensors, arrays and Python's numbers, in containers, and in attributes of objects of any class; there
-    Python's numbers are left out, which are settings.
+    They are in tensors, arrays and Python's numbers, in containers, and in attributes of objects of any class. Python's
+    numbers in attributes are settings, and are left out.
 
     Example:
         >>> [y.tolist() for y in numbers_in([torch.ones(1), {"loss": 2.0, "counts": 3}])]
@@ -119,7 +120,7 @@ def _gather(value: Any, found: list[Tensor], seen: set[int], *, inside: bool) ->
 
 
 def _plain(value: Tensor) -> list[Tensor]:
-    """A tensor as one, or several, that can be compared: dense, and with real numbers."""
+    """A tensor as dense tensors of real numbers, which can be compared."""
     if value.is_nested:
         return [part.clone() for part in value.unbind()]
     value = (value if value.layout is torch.strided else value.to_dense()).resolve_conj()

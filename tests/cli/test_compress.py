@@ -165,8 +165,6 @@ def test_phases_are_printed_at_once_and_fit_a_narrow_terminal(config, root, caps
         "decomposing layers",
         "choosing ranks of layers",  # without the inputs, to be compared
         "decomposing layers",
-        "running the model on `calibration`, samples",
-        "measuring the inputs of N layers",
         "replacing layers",
         "running the compressed model once",
         "writing the files",

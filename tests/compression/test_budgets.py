@@ -206,7 +206,7 @@ def test_budgets_of_multiplications_with_recurrent_layers():
     assert {layer.name for layer in made.layers if layer.rank} == {"head"}
     message = (
         r"least that this model can be brought to, got [\d,]+ of [\d,]+; what stays as it is: [\d,]+ in "
-        r"'lstm\.weight_ih_l0', 'lstm\.weight_hh_l0' and 10 more, which is rebuilt where a module reads it"
+        r"'lstm\.weight_ih_l0', 'lstm\.weight_hh_l0' and 10 more, which is reconstructed where a module reads it"
     )
     with pytest.raises(ValueError, match=message):
         plan(model, budget=0.3, **arguments)

@@ -188,7 +188,9 @@ def test_inputs_are_measured_of_layers_that_may_become_cores(monkeypatch, settin
     x = torch.randn(40, 32) * torch.logspace(0, -3, 32)
     made = plan(model, factorization="tt", calibration=x, **settings)
     assert made.keeps == "outputs"
-    apply_(model, made, calibration=x)
+    apply_(copy.deepcopy(model), made, calibration=x)
+    assert measured == [["0"]]
+    apply_(model, copy.copy(made), calibration=x)  # without what was decomposed
     assert measured == [["0"], ["0"]]
 
 

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tenzoo.compression import Plan, apply_, export, plan
-from tenzoo.compression.calls import Call, fingerprint, tensors_in
+from tenzoo.compression.calls import Call, tensors_in
+from tenzoo.compression.fingerprint import fingerprint
 from tenzoo.compression.reading import read_calls
 from tenzoo.compression.samples import divided
 
