@@ -1,34 +1,26 @@
 """From a trained network to a plan: which layers become cores, of which ranks, and their decompositions."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, TypeAlias, cast, get_args
+from typing import cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from tenzoo.compression.calibrate import ChooseRanks, better, in_metrics, weighed
 from tenzoo.compression.calls import Call, hold_back, take
-from tenzoo.compression.decompositions import Decompositions, dense_weights
+from tenzoo.compression.decompositions import Decompositions, decompose
 from tenzoo.compression.fingerprint import fingerprint
-from tenzoo.compression.inputs import check_seen, count_positions, input_metrics, observe
+from tenzoo.compression.inputs import check_seen, count_positions, observe
 from tenzoo.compression.options import Decomposer, LayerOptions
-from tenzoo.compression.outputs import dense_outputs, output_error, sensitivities
 from tenzoo.compression.plans import Counted, Plan
-from tenzoo.compression.progress import LOGGER, each
-from tenzoo.compression.ranks import Budget, LayerRank, given_ranks
+from tenzoo.compression.ranks import Budget, given_ranks
 from tenzoo.compression.reading import Example, read_call, read_calls
-from tenzoo.compression.replaceable import Replacement, Weight, find_weights, own_parameters
+from tenzoo.compression.replaceable import Weight, find_weights
 from tenzoo.compression.samples import divider
 from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.factorizations.decomposition import full_precision
-
-ChooseRanks: TypeAlias = Callable[[Sequence[LayerOptions]], list[LayerRank]]
-"""Chooses the ranks of all layers."""
-
-_TRIED_ERROR = 0.2
-"""Relative error of the weights with which the sensitivity of the outputs is measured."""
 
 _WEIGHED = 64
 """Number of samples for the sensitivities, of which only the square roots count."""
@@ -121,13 +113,13 @@ def plan(
         smallest, counts = given_ranks(options, 1), count
     if calls:
         fitted, held = hold_back(calls, divide)
-        by_outputs = _in_metrics(model, options, smallest, fitted)
+        by_outputs = in_metrics(model, options, smallest, fitted)
         if ranks is None:
-            by_outputs = _weighed(model, by_outputs, list(take(fitted, _WEIGHED, divide)))
-        found, replacements = _better(model, by_outputs, options, choose, held)
+            by_outputs = weighed(model, by_outputs, list(take(fitted, _WEIGHED, divide)))
+        found, replacements = better(model, by_outputs, options, choose, held)
         found = replace(found, held_back=held is not fitted)
     else:
-        found, replacements = _decomposed(model, options, choose(options))
+        found, replacements = decompose(model, options, choose(options))
     found = replace(found, data_aware=bool(calls), calibration=calibration_hash, counts=counts)
     found.keep_decompositions(Decompositions(model, replacements))
     return found
@@ -182,82 +174,6 @@ def _reason(weight: Weight, ranks: Rank | Mapping[str, Rank] | None, exclude: Se
     if weight.reason is None and isinstance(ranks, Mapping) and weight.name not in ranks:
         return "is not among the given ranks"
     return weight.reason
-
-
-def _decomposed(
-    model: nn.Module, options: Sequence[LayerOptions], ranks: Sequence[LayerRank]
-) -> tuple[Plan, list[tuple[Weight, Replacement]]]:
-    """The plan with these ranks, and the replacements of the weights that become cores."""
-    layers, replacements = [], []
-    rows = list(zip(options, ranks, own_parameters([option.weight for option in options]), strict=True))
-    for option, rank, dense_parameters in each(rows, "decomposing layers"):
-        layer, replacement = option.planned(rank, dense_parameters)
-        layers.append(layer)
-        if replacement is not None:
-            replacements.append((option.weight, replacement))
-    everything = sum(parameter.numel() for parameter in model.parameters())
-    return Plan(tuple(layers), everything - sum(layer.dense_parameters for layer in layers)), replacements
-
-
-# --- calibration ---------------------------------------------------------------------------------------------------
-
-
-def _in_metrics(
-    model: nn.Module, options: Sequence[LayerOptions], smallest: Sequence[LayerRank], calls: Sequence[Call]
-) -> list[LayerOptions]:
-    """The options with the errors of the layers' outputs, for the layers that can become smaller."""
-    layers = {
-        option.weight.name: layer
-        for option, rank in zip(options, smallest, strict=True)
-        if rank is not None and (layer := option.layer_of_cores) is not None
-    }
-    metrics = input_metrics(model, layers, calls)
-    return [
-        replace(option, decomposer=option.decomposer.in_metric(metrics.get(option.weight.name))) for option in options
-    ]
-
-
-def _weighed(model: nn.Module, options: Sequence[LayerOptions], calls: Sequence[Call]) -> list[LayerOptions]:
-    """The options with the importance of each layer, by how far its error moves the outputs of the model.
-
-    The sensitivity is measured at one rank per layer, and depends on the rank. The importance is its square root, which
-    lies halfway, on a logarithmic scale, between the measured sensitivity and equal importance of all layers.
-    """
-    changed: dict[str, tuple[Callable[[], Tensor], float]] = {}
-    for option in each(options, "trying ranks of layers"):
-        errors = {} if option.reason else option.decomposer.errors
-        inexact = {rank: error for rank, error in errors.items() if error > 0}
-        if inexact:
-            rank = min(inexact, key=lambda rank: abs(math.sqrt(inexact[rank]) - _TRIED_ERROR))
-            replacement = option.decomposer.decomposed(rank)
-            changed[option.weight.full_name] = replacement.dense_weight, inexact[rank]
-    found = sensitivities(model, changed, calls)
-    least = 1e-6 * max(found.values(), default=0.0)
-    names = [option.weight.full_name for option in options]
-    importances = [math.sqrt(max(found[name], least)) or 1.0 if name in found else None for name in names]
-    return [replace(option, importance=importance) for option, importance in zip(options, importances, strict=True)]
-
-
-def _better(
-    model: nn.Module,
-    by_outputs: Sequence[LayerOptions],
-    by_weights: Sequence[LayerOptions],
-    choose: ChooseRanks,
-    held: Sequence[Call],
-) -> tuple[Plan, list[tuple[Weight, Replacement]]]:
-    """Of the plans by the errors of outputs and of weights, the better one on inputs held back."""
-    expected = dense_outputs(model, held)
-    found: list[tuple[float, Plan, list[tuple[Weight, Replacement]]]] = []
-    ways: dict[Literal["weights", "outputs"], Sequence[LayerOptions]] = {"outputs": by_outputs, "weights": by_weights}
-    for keeps, options in ways.items():
-        plan, replacements = _decomposed(model, options, choose(options))
-        error = output_error(model, dense_weights(replacements), held, expected)
-        found.append((error, replace(plan, data_aware=True, keeps=keeps, output_error=error), replacements))
-    error, plan, replacements = min(found, key=lambda way: way[0])
-    if math.isfinite(error):
-        return plan, replacements
-    LOGGER.warning("the outputs of the network on `calibration` are not finite with these ranks; give it more")
-    return replace(plan, output_error=None), replacements
 
 
 # --- arguments -----------------------------------------------------------------------------------------------------

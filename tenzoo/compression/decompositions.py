@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.fingerprint import model_fingerprint
+from tenzoo.compression.options import LayerOptions
+from tenzoo.compression.plans import Plan
 from tenzoo.compression.progress import each
-from tenzoo.compression.replaceable import Replacement, Weight
+from tenzoo.compression.ranks import LayerRank
+from tenzoo.compression.replaceable import Replacement, Weight, own_parameters
 
 
 class Decompositions:
@@ -38,6 +41,21 @@ class Decompositions:
             replacement.weight.requires_grad_(weight.trained)
             copies.append((weight, replacement))
         return copies
+
+
+def decompose(
+    model: nn.Module, options: Sequence[LayerOptions], ranks: Sequence[LayerRank]
+) -> tuple[Plan, list[tuple[Weight, Replacement]]]:
+    """The plan with these ranks, and the replacements of the weights that become cores."""
+    layers, replacements = [], []
+    rows = list(zip(options, ranks, own_parameters([option.weight for option in options]), strict=True))
+    for option, rank, dense_parameters in each(rows, "decomposing layers"):
+        layer, replacement = option.planned(rank, dense_parameters)
+        layers.append(layer)
+        if replacement is not None:
+            replacements.append((option.weight, replacement))
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    return Plan(tuple(layers), everything - sum(layer.dense_parameters for layer in layers)), replacements
 
 
 def dense_weights(replacements: Sequence[tuple[Weight, Replacement]]) -> Iterator[tuple[str, Tensor]]:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.holders import held_elsewhere
+from tenzoo.compression.reasons import TENSORIZED, does_more
 from tenzoo.compression.replace import hand_on_bias, replace_modules, take_parametrization
-from tenzoo.compression.replaceable import TENSORIZED, check_module, does_more, named_modules
+from tenzoo.compression.replaceable import check_module, named_modules
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
 
 M = TypeVar("M", bound=nn.Module)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tenzoo.compression.candidates import Candidate, rank_errors
 from tenzoo.compression.plans import Counted, LayerPlan
-from tenzoo.compression.replaceable import Replacement, Weight, has_counterpart
+from tenzoo.compression.reasons import has_counterpart
+from tenzoo.compression.replaceable import Replacement, Weight
 from tenzoo.factorizations import Rank
 from tenzoo.factorizations.decomposition import multiply_modes, relative_norm, scaled_to_safety
 from tenzoo.layers import TensorizedLayer

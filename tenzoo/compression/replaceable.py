@@ -8,27 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
-from torch.nn.utils import parametrize
 
 from tenzoo.compression.holders import held_elsewhere
 from tenzoo.compression.readers import readers_in_code
+from tenzoo.compression.reasons import TENSORIZED, has_counterpart, reason_of_layer, reason_of_parameter
 from tenzoo.factorizations import Factorization, Rank
 from tenzoo.layers import (
     Tensorization,
-    TensorizedConv2d,
-    TensorizedEmbedding,
     TensorizedLayer,
-    TensorizedLinear,
     TensorizedWeight,
 )
 from tenzoo.state_dicts import Places
-
-TENSORIZED: Mapping[type[nn.Module], type[TensorizedLayer[Any]]] = {
-    nn.Conv2d: TensorizedConv2d,
-    nn.Linear: TensorizedLinear,
-    nn.Embedding: TensorizedEmbedding,
-}
-"""The tensorized layers that replace torch's."""
 
 Replacement: TypeAlias = TensorizedLayer[Any] | TensorizedWeight
 """A layer with cores for a dense layer, or a parametrization with cores for a parameter."""
@@ -43,18 +33,6 @@ _READ_BY_NAME: Mapping[type[nn.Module], Callable[[str], bool]] = {
     nn.RNNCellBase: lambda name: name.startswith("weight_"),
 }
 """The parameters that torch's modules read by name; they have to stay where they are."""
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
-"""Where a module keeps its hooks."""
 
 
 @dataclass(frozen=True)
@@ -176,10 +154,10 @@ def find_weights(model: nn.Module, *, read: Mapping[str, str] | None = None) -> 
             keys = ["weight"]
         for key in keys:
             full = _joined(name, key)
-            reason = _reason_of_parameter(module, key, full, owners) or held.get(id(own[key]))
+            reason = reason_of_parameter(module, key, full, owners) or held.get(id(own[key]))
             found.append(Weight(full, module, key, False, reason))
         if not keys and isinstance(module, _LISTED):
-            reason = _reason_of_layer(name, module, owners)
+            reason = reason_of_layer(name, module, owners)
             reason = reason or held.get(id(module)) or held.get(id(own.get("weight")))
             if reason is None and reader:
                 reason = f"has a weight that {reader} reads"
@@ -239,55 +217,3 @@ def _read_by_name(model: nn.Module) -> set[int]:
         for name, parameter in module.named_parameters()
         if reads(name) and parameter.ndim == 2
     }
-
-
-def has_counterpart(layer: nn.Module) -> bool:
-    """Whether a tensorized layer does everything that this layer does.
-
-    Example:
-        >>> has_counterpart(nn.Embedding(5, 4)), has_counterpart(nn.Embedding(5, 4, sparse=True))
-        (True, False)
-    """
-    if type(layer) is nn.Embedding:
-        return layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
-    return type(layer) in TENSORIZED
-
-
-def _reason_of_layer(name: str, layer: nn.Module, owners: Places[str]) -> str | None:
-    if type(layer) not in TENSORIZED:
-        own = f"is a {type(layer).__module__}.{type(layer).__qualname__}, a class of its own"
-        if type(layer).__module__.startswith("torch.nn."):
-            own = f"is a {type(layer).__name__}, for which there is no tensorized layer"
-        return "is parametrized" if parametrize.is_parametrized(layer) else own
-    if reason := _reason_of_parameter(layer, "weight", f"{name}.weight" if name else "weight", owners):
-        return reason
-    if name == "":
-        return "is the model itself, and cannot be replaced within it"
-    if reason := does_more(layer):
-        return reason
-    if set(layer._parameters) - {"weight", "bias"} or layer._buffers or layer._modules:
-        return "has more than a weight and a bias"
-    if not has_counterpart(layer):
-        return "has max_norm, scale_grad_by_freq or sparse gradients, which need a row of its own"
-    if isinstance(layer, nn.Conv2d) and layer.in_channels == layer.groups:
-        return "has one input channel per group"
-    return None
-
-
-def does_more(layer: nn.Module) -> str | None:
-    """What a module does that its class does not; None if nothing."""
-    if any(getattr(layer, hooks, None) for hooks in _HOOKS):
-        return "has hooks"
-    return "has a forward pass of its own" if "forward" in vars(layer) else None
-
-
-def _reason_of_parameter(owner: nn.Module, key: str, name: str, owners: Places[str]) -> str | None:
-    parameter = owner._parameters.get(key)
-    if parameter is None and isinstance(getattr(owner, key, None), Tensor):
-        return "has a weight that is computed from others in a hook, as weight_norm does"
-    if not isinstance(parameter, Tensor) or not parameter.is_floating_point():
-        return "has a weight that is no floating-point parameter"
-    if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
-        return "has a weight with a hook on its gradient"
-    others = [other for other in owners.of(parameter) if other != name]
-    return f"shares its weight with {others[0]}" if others else None

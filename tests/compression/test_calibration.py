@@ -181,7 +181,7 @@ def test_inputs_are_measured_of_layers_that_may_become_cores(monkeypatch, settin
         measured.append(sorted(layers))
         return input_metrics(model, layers, calls)
 
-    monkeypatch.setattr("tenzoo.compression.decide.input_metrics", recorded)
+    monkeypatch.setattr("tenzoo.compression.calibrate.input_metrics", recorded)
     monkeypatch.setattr("tenzoo.compression.apply.input_metrics", recorded)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 32))

@@ -56,7 +56,7 @@ def measured(monkeypatch):
         calls.append(list(layers))
         return input_metrics(model, layers, inputs)
 
-    for module in ("decide", "apply"):
+    for module in ("calibrate", "apply"):
         monkeypatch.setattr(f"tenzoo.compression.{module}.input_metrics", recorded)
     return calls
 
