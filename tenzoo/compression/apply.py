@@ -71,10 +71,10 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
     example, calls = _inputs(model, plan, example_input, calibration)
     pairs = matched(model, plan)
     weights = [weight for weight, _ in pairs]
-    kept = plan.decompositions
-    if kept is not None and kept.fit(model):  # the plan has run it on these calls
+    decompositions = plan.decompositions
+    if decompositions is not None and decompositions.fit(model):  # the plan has run it on these calls
         _check_uses(model, weights, example, [])
-        replacements = kept.copies(weights)
+        replacements = decompositions.copies(weights)
     else:
         _check_uses(model, weights, example, calls)
         replacements = _decomposed(model, plan, pairs, calls)

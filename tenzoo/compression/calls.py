@@ -186,12 +186,12 @@ def hold_back(calls: Sequence[Call], divide: Divide) -> tuple[list[Call], list[C
         ([6], [2])
     """
     samples = sum(call.size for call in calls)
-    kept = samples - max(samples // 4, 1)
+    num_first = samples - max(samples // 4, 1)
     first: list[Call] = []
     last: list[Call] = []
     before = 0
     for call in calls:
-        border = min(max(kept - before, 0), call.size)
+        border = min(max(num_first - before, 0), call.size)
         before += call.size
         parts = divide(call, border) if 0 < border < call.size else None
         if parts is not None:

@@ -24,17 +24,17 @@ def fingerprint(calls: Sequence[Call]) -> str:
         >>> fingerprint([one]) == fingerprint([one]), fingerprint([one]) == fingerprint([other])
         (True, False)
     """
-    made = hashlib.sha256()
+    digest = hashlib.sha256()
     for call in calls:
         try:
             for value in (*call.args, *(part for named in sorted(call.kwargs.items()) for part in named)):
                 for content in _content(value, ()):
-                    made.update(content)
+                    digest.update(content)
         except Exception as error:
             raise ValueError(
                 f"expected inputs that can be told apart in `calibration`, got {call}: {said(error)}"
             ) from error
-    return made.hexdigest()
+    return digest.hexdigest()
 
 
 def model_fingerprint(model: nn.Module) -> str:
@@ -49,21 +49,21 @@ def model_fingerprint(model: nn.Module) -> str:
         >>> model_fingerprint(model) == before
         False
     """
-    made = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, module in named_modules(model):
         if "_orig_mod" in module._modules:  # of torch.compile, which changes no numbers
             continue
-        made.update(f"{name} {type(module).__module__}.{type(module).__qualname__} ".encode())
+        digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__} ".encode())
         for key, value in [*module._parameters.items(), *module._buffers.items()]:
-            made.update(f"{key} {type(value).__qualname__} ".encode())
+            digest.update(f"{key} {type(value).__qualname__} ".encode())
             if value is None:
                 continue
             if type(value) in (Tensor, nn.Parameter) and _is_dense(value):
                 for content in _content(value, ()):
-                    made.update(content)
+                    digest.update(content)
             else:
-                made.update(f"{id(value)} {None if value.is_inference() else value._version} ".encode())
-    return made.hexdigest()
+                digest.update(f"{id(value)} {None if value.is_inference() else value._version} ".encode())
+    return digest.hexdigest()
 
 
 def _is_dense(value: Tensor) -> bool:

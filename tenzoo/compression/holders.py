@@ -15,7 +15,7 @@ from tenzoo.state_dicts import Places
 _OWN = ("_modules", "_parameters", "_buffers", "_flat_weights", "_flat_weight_refs", "_kept", "sharpness_state")
 """Attributes in which modules of torch, tensorized layers and tasks keep their own objects."""
 
-_BESIDE: tuple[type, ...] = (type, ModuleType, FrameType, Optimizer)
+_OUTSIDE: tuple[type, ...] = (type, ModuleType, FrameType, Optimizer)
 """Classes of objects outside of the model that lead to it: code, running frames, and training."""
 
 _WHOLE = ("lightning.", "pytorch_lightning.", "lightning_fabric.", "torch._dynamo.", "torch.fx.")
@@ -56,7 +56,7 @@ def held_elsewhere(modules: Collection[tuple[str, nn.Module]]) -> dict[int, str]
 def _reached(value: Any, own: Collection[int], left_out: Collection[int]) -> Iterator[nn.Module | Tensor]:
     """Tensors and modules of the model that an object leads to; what these modules lead to is left out."""
     seen: set[int] = set()
-    beside: dict[type, bool] = {}
+    outside: dict[type, bool] = {}
     pending = [value]
     while pending:
         each = pending.pop()
@@ -64,9 +64,9 @@ def _reached(value: Any, own: Collection[int], left_out: Collection[int]) -> Ite
             continue
         seen.add(id(each))
         kind = type(each)  # and not the class that a proxy says it has
-        if kind not in beside:
-            beside[kind] = _is_beside(kind)
-        if beside[kind]:
+        if kind not in outside:
+            outside[kind] = _is_outside(kind)
+        if outside[kind]:
             continue
         if issubclass(kind, Tensor) or id(each) in own:
             yield each
@@ -87,9 +87,9 @@ def _referents(value: Any) -> list[Any]:
     return gc.get_referents(value)
 
 
-def _is_beside(kind: type) -> bool:
+def _is_outside(kind: type) -> bool:
     """Whether objects of a class are outside of the model, though they lead to it."""
-    if issubclass(kind, _BESIDE):
+    if issubclass(kind, _OUTSIDE):
         return True
     bases = [base for base in kind.__mro__ if base.__module__.startswith(_WHOLE)]
     trains = any(base.__module__.startswith("torch.") or base.__name__ in ("Trainer", "Fabric") for base in bases)

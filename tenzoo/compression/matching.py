@@ -73,8 +73,8 @@ def _numbers(weight: Weight, layer: LayerPlan, own: int) -> Iterator[tuple[str, 
         cores = weight.empty(**settings_of(layer)).weight
         usable = usable_rank(cores, layer.rank)
         yield "as the rank", list(layer.rank), list(usable), "the most that are of use are"
-        made = own - weight.dense.numel() + sum(core.numel() for core in cores.cores)
-        yield "parameters", layer.parameters, made, f"rank {list(layer.rank)} makes"
+        number = own - weight.dense.numel() + sum(core.numel() for core in cores.cores)
+        yield "parameters", layer.parameters, number, f"rank {list(layer.rank)} makes"
     dense = layer.dense_multiplications
     if layer.rank is None or not weight.is_layer or None in (layer.multiplications, dense):
         yield "multiplications", layer.multiplications, dense, "the dense layer has"

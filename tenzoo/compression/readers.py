@@ -103,12 +103,12 @@ class _Reads(ast.NodeVisitor):
             tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
         except (OSError, TypeError, SyntaxError, ValueError):
             return set()
-        made = cls()
+        reads = cls()
         defined = tree.body[0]
         if isinstance(defined, ast.FunctionDef) and defined.args.args:
-            made.locals[defined.args.args[0].arg] = ()
-            made.visit(tree)
-        return made.paths
+            reads.locals[defined.args.args[0].arg] = ()
+            reads.visit(tree)
+        return reads.paths
 
     def path(self, node: ast.AST) -> Path | None:
         """The path of an expression from ``self``; None if it does not start there."""

@@ -98,12 +98,12 @@ def _put_parametrization(owner: nn.Module, parameter: str, cores: TensorizedWeig
 def _copied_recurrent(layer: nn.RNNBase, memo: dict[int, Any]) -> nn.RNNBase:
     """A copy without the list of reconstructed weights, which belong to the graph of the last forward pass."""
     if id(layer) not in memo:
-        made: Any = layer.__new__(type(layer))
-        memo[id(layer)] = made
+        new: Any = layer.__new__(type(layer))
+        memo[id(layer)] = new
         left_out = ("_flat_weights", "_flat_weight_refs")
-        vars(made).update(copy.deepcopy({k: value for k, value in vars(layer).items() if k not in left_out}, memo))
+        vars(new).update(copy.deepcopy({k: value for k, value in vars(layer).items() if k not in left_out}, memo))
         with torch.no_grad():
-            made._init_flat_weights()
+            new._init_flat_weights()
     copied: nn.RNNBase = memo[id(layer)]
     return copied
 

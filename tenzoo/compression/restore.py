@@ -90,13 +90,13 @@ def _check_weights(model: nn.Module, own: Mapping[str, Tensor], weights: Mapping
 
 def _give_memory(model: nn.Module, device: torch.device) -> None:
     """Give memory on a device to tensors on the meta device; those that share it still do."""
-    made: dict[int, Tensor] = {}
+    allocated: dict[int, Tensor] = {}
     for module in model.modules():
         for key, value in [*module._parameters.items(), *module._buffers.items()]:
             if value is None or not value.is_meta:
                 continue
-            if id(value) not in made:
+            if id(value) not in allocated:
                 empty = torch.empty_like(value, device=device)
                 is_parameter = isinstance(value, nn.Parameter)
-                made[id(value)] = nn.Parameter(empty, value.requires_grad) if is_parameter else empty
-            setattr(module, key, made[id(value)])
+                allocated[id(value)] = nn.Parameter(empty, value.requires_grad) if is_parameter else empty
+            setattr(module, key, allocated[id(value)])

@@ -82,4 +82,7 @@ def _where(model: nn.Module, error: BaseException) -> str:
         return ""
     layers = [name for name, child in named_modules(reader) if isinstance(child, TensorizedLayer)]
     full = [f"{names[reader]}.{name}" if names[reader] else name for name in layers]
-    return f" in {described(names[reader], reader)} ({place}), whose layers {full[:3]} are; exclude what it reads"
+    return (
+        f" in {described(names[reader], reader)} ({place}), which has the layers {full[:3]} of cores; exclude those it "
+        f"reads"
+    )
