@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tenzoo.weights import load_torch
+from tenzoo.weight_files import load_torch
 
 MISSING = object()
 """In place of a value that is not there."""

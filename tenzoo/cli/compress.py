@@ -22,19 +22,19 @@ from tenzoo.cli.configs import PARSER_MODE, check_configs
 from tenzoo.cli.messages import explain
 from tenzoo.compression import Plan, apply_, plan
 from tenzoo.compression.calls import Call, said
-from tenzoo.compression.outputs import divider
 from tenzoo.compression.progress import LOGGER
 from tenzoo.compression.reading import SAMPLES, read_batches
-from tenzoo.weights import load_weights_
+from tenzoo.compression.samples import divider
+from tenzoo.weight_files import load_weights_
 
 PLAN, WEIGHTS = "plan.json", "weights.pt"
-"""What is written."""
+"""Names of the files that are written."""
 
 _WIDEST = 140
-"""Columns of the plan, where the terminal is not narrower."""
+"""Largest number of columns of the printed plan."""
 
 _SECONDS = 5
-"""Between two lines of one phase."""
+"""Seconds between two lines of one phase."""
 
 
 def compress(
@@ -53,39 +53,39 @@ def compress(
     Args:
         network: The dense network, a class_path with init_args.
         weights: File of its weights: a state dict, a checkpoint of Lightning, or a .safetensors file.
-        output: Folder for the plan and the weights, which are not there yet.
+        output: Folder for the plan and the weights, which it must not have yet.
         factorization: cp, tucker, tt, tr or btt.
-        budget: Of parameters: a fraction of the whole network's, such as 0.4, or a number of them.
-        ranks: In place of a budget: one rank for all layers, or a rank for each by name.
+        budget: A fraction of the whole network's parameters, such as 0.4, or a number of parameters.
+        ranks: Instead of a budget: one rank for all layers, or a rank for each by name.
         exclude: Names of layers that stay dense.
-        calibration: Data whose training inputs, without labels, tell which part of each weight matters.
-        calibration_size: How many of them are used, 128 by default.
+        calibration: Data whose training inputs, without labels, show which part of each weight matters.
+        calibration_size: Number of inputs that are used, 128 by default.
     """
     folder = Path(output)
     if not output or (folder.exists() and not folder.is_dir()):
-        raise ValueError(f"expected a folder, there already or not, in `output`, got {output!r}")
+        raise ValueError(f"expected a folder, existing or new, in `output`, got {output!r}")
     for name in (PLAN, WEIGHTS):
         if (folder / name).exists():
             raise ValueError(f"expected a folder without {name} in `output`, got {output!r}, where there is one")
     if calibration is None and calibration_size is not None:
-        raise ValueError(f"expected `calibration` beside `calibration_size` {calibration_size}, got none")
+        raise ValueError(f"expected `calibration` with `calibration_size` {calibration_size}, got none")
     if calibration_size is not None and (isinstance(calibration_size, bool) or calibration_size < 1):
         raise ValueError(f"expected an int >= 1 in `calibration_size`, got {calibration_size}")
     _check_writable(folder)
     LOGGER.info("reading the weights")
     load_weights_(network, weights)
     inputs = None if calibration is None else _inputs(network, calibration, calibration_size or SAMPLES)
-    made = plan(
+    small = plan(
         network, factorization=factorization, budget=budget, ranks=ranks, calibration=inputs, exclude=exclude or []
     )
-    apply_(network, made, calibration=inputs)
+    apply_(network, small, calibration=inputs)
     LOGGER.info("writing the files")
-    _write(folder, made, network)
-    return made
+    _write(folder, small, network)
+    return small
 
 
 def compress_command(argv: Sequence[str]) -> int:
-    """Compress the network of a config, print the plan, and say how it is trained further."""
+    """Compress the network of a config, and print the plan and how to train the network further."""
     check_configs(argv)
     parser = ArgumentParser(prog="tenzoo compress", exit_on_error=False, allow_abbrev=False, parser_mode=PARSER_MODE)
     parser.add_argument("--config", action="config", help="YAML file of the arguments below; several are composed")
@@ -98,9 +98,9 @@ def compress_command(argv: Sequence[str]) -> int:
     except ArgumentError as error:
         raise ValueError(explain(str(error), parser)) from error
     arguments.pop("config")
-    with _told():
-        made = compress(**arguments)
-    print(made.table(min(_WIDEST, get_terminal_size((_WIDEST, 24)).columns)))
+    with printed_progress():
+        small = compress(**arguments)
+    print(small.table(min(_WIDEST, get_terminal_size((_WIDEST, 24)).columns)))
     folder = arguments["output"]
     print(
         f"Written: {folder}/{PLAN} and {folder}/{WEIGHTS}. Train it further as the network "
@@ -122,24 +122,24 @@ def _inputs(network: nn.Module, data: LightningDataModule, size: int) -> list[Ca
 
 
 def _check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written to, before minutes of work; it is left as it was found."""
-    with _made(folder) as created, tempfile.TemporaryFile(dir=folder):
+    """Refuse a folder that cannot be written to, before minutes of work; the folder stays as it is."""
+    with _existing(folder) as created, tempfile.TemporaryFile(dir=folder):
         pass
     _remove(created)
 
 
-def _write(folder: Path, made: Plan, network: nn.Module) -> None:
-    with _made(folder), atomic_write(folder / WEIGHTS) as file:
+def _write(folder: Path, small: Plan, network: nn.Module) -> None:
+    with _existing(folder), atomic_write(folder / WEIGHTS) as file:
         try:
             torch.save(network.state_dict(), file)
         except RuntimeError as error:  # torch's for a full disk
             raise OSError(f"writing fails: {said(error)}") from error
-        made.save(folder / PLAN)
+        small.save(folder / PLAN)
 
 
 @contextmanager
-def _made(folder: Path) -> Iterator[list[Path]]:
-    """Make a folder, and take it away if what is written into it fails."""
+def _existing(folder: Path) -> Iterator[list[Path]]:
+    """Make a folder, and remove it if writing into it fails."""
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -160,8 +160,8 @@ def _remove(created: Sequence[Path]) -> None:
 # --- progress ------------------------------------------------------------------------------------------------------
 
 
-class _Lines(logging.Handler):
-    """Prints phases, and of the layers within a phase one every few seconds; no line is wider than the terminal."""
+class _PrintedLines(logging.Handler):
+    """Prints phases, and a layer of a phase every few seconds; no line is wider than the terminal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,9 +176,9 @@ class _Lines(logging.Handler):
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Print what is being done."""
-    lines, level = _Lines(), LOGGER.level
+def printed_progress() -> Iterator[None]:
+    """Print the progress in this context."""
+    lines, level = _PrintedLines(), LOGGER.level
     LOGGER.addHandler(lines)
     LOGGER.setLevel(logging.DEBUG)
     try:

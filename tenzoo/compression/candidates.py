@@ -1,4 +1,4 @@
-"""Ways to store the weights of a network, and the choice of one for each."""
+"""Ways to store the weights of a network, and the best one for each."""
 
 import heapq
 import math
@@ -12,8 +12,8 @@ class Candidate:
 
     Args:
         rank: Ranks of the factorization; None is the dense weight.
-        cost: What the budget counts, such as parameters.
-        loss: What it adds to the loss of the whole model.
+        cost: Its number under the budget, such as its parameters.
+        loss: Its part of the loss of the whole model.
 
     Example:
         >>> Candidate((2, 3), cost=52, loss=0.25).rank
@@ -28,12 +28,12 @@ class Candidate:
 def allocate(candidates: Sequence[Sequence[Candidate]], budget: float) -> list[Candidate]:
     """Choose one candidate for each weight, with a small total loss and a total cost within a budget.
 
-    Every weight starts with its cheapest candidate. Then the step that takes away most loss per cost is made, over
-    and over, along the lower convex hull of each weight's candidates; what is left of the budget goes to the best
+    Every weight starts with its cheapest candidate. Then the step that reduces the loss most per cost is taken, again
+    and again, along the lower convex hull of each weight's candidates. The rest of the budget goes to the best
     candidates that still fit. The chosen costs never exceed the budget.
 
     Args:
-        candidates: Of each weight, at least one.
+        candidates: The candidates of each weight, at least one.
         budget: Largest sum of costs.
 
     Raises:

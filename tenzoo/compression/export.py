@@ -1,44 +1,29 @@
-"""A model as a file for other programs: torch.export and ONNX."""
+"""A model as a file that runs without tenzoo: a program of PyTorch, or ONNX."""
 
 import copy
-import importlib
 import inspect
-import logging
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tenzoo.atomic import atomic_write
-from tenzoo.compression.apply import fold_
 from tenzoo.compression.calls import Call, tensors_in
+from tenzoo.compression.exported_files import file_format, quiet, refusing
+from tenzoo.compression.fold import fold_
 from tenzoo.compression.reading import Example, read_call
-from tenzoo.compression.weights import check_module
+from tenzoo.compression.replaceable import check_module
 from tenzoo.layers import TensorizedEmbedding, TensorizedLayer
 
-Runner: TypeAlias = Callable[[Call], list[Tensor]]
-"""A loaded file."""
-
 _TOLERANCE = 1e-4
-"""How far outputs may be off, relative to the largest of them."""
+"""Largest difference of outputs, relative to the largest output."""
 
 _ROUNDINGS = 8
-"""The same in roundings, for numbers that are too narrow for the tolerance."""
-
-_LARGEST = 2_000_000_000
-"""Bytes of weights that an ONNX file can hold in itself."""
-
-_SMALL = 64
-"""Elements of a constant that ONNX's optimizer may compute from others: it folds shapes, and rebuilds no weights."""
-
-_OF_RECURRENT_LAYERS = r"The tensor attributes? (self\.[\w.]*_flat_weights\[\d+\],? )+w\w+ assigned during export"
-"""A warning about a list that torch's own layers keep."""
+"""Largest difference in roundings, for types that are too narrow for the tolerance."""
 
 
 def export(
@@ -51,23 +36,24 @@ def export(
 ) -> None:
     """Write a model in evaluation mode to a file that runs without tenzoo, on the CPU.
 
-    The file is loaded again and run before it is given out, on the example and on batches of 1, 2 and 3: each of its
-    outputs y' must agree with the model's y, ``max|y' − y| ≤ 1e-4 max|y|`` (8 roundings in half precision). Nothing is
-    left behind if anything fails.
+    Before this function returns, the file is loaded again and run on the example and on batches of 1, 2 and 3: each of
+    its outputs y' must agree with the model's y, ``max|y' − y| ≤ 1e-4 max|y|`` (8 roundings in half precision). If
+    anything fails, no file is left.
 
     Args:
-        model: Stays as it is.
-        path: What to write: a program of :mod:`torch.export` if it ends in ``.pt2``, an ONNX graph if in ``.onnx``,
-            which holds at most 2 GB of weights.
-        example_input: What the model is called with, in any of the forms of :mod:`~tenzoo.compression.reading`, and the
-            program of a ``.pt2`` after it; the inputs of an ONNX graph are the tensors in it, in the order of the
-            model's arguments. Its numbers are not in the file.
-        factors: Keep the cores in the file, which is as small as they are. Layers with the implementation ``"auto"``
-            do what is cheaper for large batches, embeddings compute the wanted rows alone; what is rebuilt in an ONNX
-            file is so once, when onnxruntime loads it. By default the file has the dense weights that the cores stand
-            for, as after :func:`~tenzoo.compression.fold_`.
-        dynamic_batch: Whether the file takes batches of any size. That is the first size of the first input that has
-            any, and of all inputs where it is the same. Otherwise the file takes inputs of the example's sizes only.
+        model: A model that stays as it is.
+        path: The file to write: a program of :mod:`torch.export` if it ends in ``.pt2``, an ONNX graph with at most
+            2 GB of weights if it ends in ``.onnx``.
+        example_input: What the model is called with, in any of the forms of :mod:`~tenzoo.compression.reading`. The
+            program in a ``.pt2`` is called in the same way. The inputs of an ONNX graph are the tensors of the example,
+            in the order of the model's arguments. The numbers of the example are not in the file.
+        factors: Whether the file has the cores, and is as small as they are. Layers with the implementation ``"auto"``
+            then do what is cheaper for large batches, and embeddings compute the wanted rows alone; onnxruntime
+            reconstructs weights once, when it loads the file. By default the file has the dense weights that the cores
+            reconstruct, as after :func:`~tenzoo.compression.fold_`.
+        dynamic_batch: Whether the file takes batches of any size. The batch size is the first size of the first input
+            that has any, and of all inputs with the same first size. Otherwise the file takes inputs of the example's
+            sizes only.
 
     Raises:
         TypeError: If the example holds something other than tensors and None.
@@ -89,7 +75,10 @@ def export(
         torch.Size([5, 10])
     """
     path = Path(path)
-    write, load = _target(path)
+    target = file_format(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"expected a file in an existing folder in `path`, got {str(path)!r}")
+    _check_free(path)
     check_module(model)
     example = _checked(read_call(example_input, "example_input", model), model)
     size = example.first_size if dynamic_batch else 0
@@ -99,40 +88,21 @@ def export(
         trials = [(example, first)]
         if size:
             sized = [_of_size(example, size, number) for number in (1, 2, 3)]
-            with _refusing("expected a model that takes any batch size in `model`, unless dynamic_batch=False"):
+            with refusing("expected a model that takes any batch size in `model`, unless dynamic_batch=False"):
                 trials += [(inputs, inputs.on(copied)) for inputs in sized]
-        made = _settled(copied) if factors else _folded(copied)
-        program = _program(made, example, size)
+        program = _program(_contracting(copied) if factors else _folded(copied), example, size)
         _check_free(path)
         with atomic_write(path) as file:
-            write(program, file, [_varies(x, size) for x in example.tensors], _names(first))
-            with _refusing("expected a file that runs as the model does", {str(file): path.name}), _quiet():
-                loaded = load(file)
-                found = [loaded(inputs) for inputs, _ in trials]
+            target.write(program, file, [_varies(x, size) for x in example.tensors], _names(first))
+            with refusing("expected a file that runs as the model does", {str(file): path.name}), quiet():
+                run = target.load(file)
+                found = [run(inputs) for inputs, _ in trials]
             for actual, (_, expected) in zip(found, trials, strict=True):
                 _compare(actual, tensors_in(expected))
             _check_free(path)
 
 
 # --- arguments -----------------------------------------------------------------------------------------------------
-
-
-def _target(path: Path) -> tuple[Callable[..., None], Callable[[Path], Runner]]:
-    targets = {".onnx": (_write_onnx, _load_onnx), ".pt2": (_write_program, _load_program)}
-    if path.suffix not in targets:
-        raise ValueError(f"expected a file that ends in one of {sorted(targets)} in `path`, got {str(path)!r}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"expected a file in an existing folder in `path`, got {str(path)!r}")
-    _check_free(path)
-    if path.suffix == ".onnx":
-        for name in ("onnx", "onnxruntime", "onnxscript"):
-            try:
-                importlib.import_module(name)
-            except ImportError as error:
-                raise ImportError(
-                    f"expected the package {name} for {path.name!r}, got none; run pip install 'tenzoo[export]'"
-                ) from error
-    return targets[path.suffix]
 
 
 def _check_free(path: Path) -> None:
@@ -161,12 +131,12 @@ def _of_size(example: Call, size: int, wanted: int) -> Call:
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """In evaluation mode, on the CPU, and without what was compiled for another place."""
+    """A copy of the model in evaluation mode, on the CPU, without compiled code."""
     model = getattr(model, "_orig_mod", model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise ValueError(f"expected numbers in `model`, got {name!r} on the meta device")
-    with _refusing("expected a model that can be copied in `model`"):
+    with refusing("expected a model that can be copied in `model`"):
         return copy.deepcopy(model).cpu().eval()
 
 
@@ -177,9 +147,10 @@ def _folded(model: nn.Module) -> nn.Module:
     return model.to_dense() if isinstance(model, TensorizedLayer) else fold_(model)
 
 
-def _settled(model: nn.Module) -> nn.Module:
+def _contracting(model: nn.Module) -> nn.Module:
+    """The model with embeddings that compute the wanted rows alone."""
     for module in model.modules():
-        # By a very large batch, a table would be rebuilt in every call, or be whole in memory all the time.
+        # For a very large batch, a table would be reconstructed in every call, or be whole in memory all the time.
         if isinstance(module, TensorizedEmbedding) and module.implementation == "auto":
             module.implementation = "contract"
     return model
@@ -188,7 +159,7 @@ def _settled(model: nn.Module) -> nn.Module:
 def _program(model: nn.Module, example: Call, size: int) -> torch.export.ExportedProgram:
     traced = _of_size(example, size, max(2, size))  # a size of 1 would be taken for a constant
     any_size = ", for any batch size unless dynamic_batch=False," if size else ""
-    with _refusing(f"expected a model that torch.export can follow{any_size} in `model`"), _quiet():
+    with refusing(f"expected a model that torch.export can follow{any_size} in `model`"), quiet():
         program = torch.export.export(
             model, traced.args, dict(traced.kwargs), dynamic_shapes=_shapes(model, example, size)
         )
@@ -200,67 +171,13 @@ def _program(model: nn.Module, example: Call, size: int) -> torch.export.Exporte
 
 
 def _shapes(model: nn.Module, example: Call, size: int) -> dict[str, Any]:
-    """Which sizes are the batch's, by argument; what is taken as ``*args`` is one argument."""
+    """By argument, the sizes that are the batch size; ``*args`` is one argument."""
     batch = torch.export.Dim("batch")
     given = inspect.signature(model.forward).bind(*example.args, **example.kwargs).arguments
     shapes: dict[str, Any] = pytree.tree_map(
         lambda x: {0: batch} if isinstance(x, Tensor) and _varies(x, size) else None, dict(given)
     )
     return shapes
-
-
-def _write_program(program: torch.export.ExportedProgram, file: Path, batched: Sequence[bool], names: Any) -> None:
-    with _quiet():
-        torch.export.save(program, file)
-
-
-def _load_program(file: Path) -> Runner:
-    module = torch.export.load(file).module()
-    return lambda call: tensors_in(call.on(module))
-
-
-def _write_onnx(
-    program: torch.export.ExportedProgram, file: Path, batched: Sequence[bool], names: Sequence[str]
-) -> None:
-    from onnxscript import optimizer
-
-    weights = [x for x in (*program.state_dict.values(), *program.constants.values()) if isinstance(x, Tensor)]
-    size = sum({x.data_ptr(): x.nbytes for x in weights}.values())
-    if size > _LARGEST:
-        raise ValueError(
-            f"expected at most {_LARGEST:,} bytes of weights for an .onnx file in `model`, got {size:,}; write a .pt2"
-        )
-    # One name is enough for the axis that the inputs share.
-    named = tuple({0: "batch"} if varies and not any(batched[:k]) else None for k, varies in enumerate(batched))
-    with _refusing("expected a model that torch.onnx can write in `model`"), _quiet():
-        made = torch.onnx.export(
-            program,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            output_names=names,
-            dynamic_shapes=named,
-        )
-        assert made is not None
-        optimizer.optimize(made.model, output_size_limit=_SMALL)
-        for node in made.model.graph:
-            node.metadata_props.clear()
-        made.save(file, external_data=False)
-
-
-def _load_onnx(file: Path) -> Runner:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    names = [x.name for x in session.get_inputs()]
-
-    def infer(call: Call) -> list[Tensor]:
-        found = session.run(None, {name: x.numpy() for name, x in zip(names, call.tensors, strict=True)})
-        return [torch.as_tensor(y) for y in found]
-
-    return infer
 
 
 # --- outputs -------------------------------------------------------------------------------------------------------
@@ -296,38 +213,3 @@ def _error(actual: Tensor, expected: Tensor) -> float:
     if not differing.any():
         return 0.0
     return float((a - b)[differing].abs().max() / b.nan_to_num(0, 0, 0).abs().max())
-
-
-# --- torch ---------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _refusing(expected: str, names: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Whatever goes wrong in another library becomes one line, with other names of files."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reasons = [line.removeprefix("- ").split(". ")[0] for line in lines if line.startswith("- ")]  # torch.export's
-        text = ": ".join([type(error).__name__, *(reasons or lines)[:1]])
-        for old, new in (names or {}).items():
-            text = text.replace(old, new)
-        raise ValueError(f"{expected}, got {text}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out what exporters say of their own code; what the model's code warns of has been heard by then."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for category in (DeprecationWarning, FutureWarning):
-                warnings.simplefilter("ignore", category)
-            warnings.filterwarnings("ignore", _OF_RECURRENT_LAYERS)
-            yield
-    finally:
-        logger.setLevel(level)

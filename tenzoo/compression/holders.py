@@ -1,4 +1,4 @@
-"""What else leads to a layer or its weight: it would keep the old one where another is put in its place."""
+"""Plain attributes and hooks that lead to a layer or its weight: they would keep the old one after a replacement."""
 
 import gc
 import weakref
@@ -10,27 +10,27 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tenzoo.weights import Places
+from tenzoo.state_dicts import Places
 
 _OWN = ("_modules", "_parameters", "_buffers", "_flat_weights", "_flat_weight_refs", "_cached", "sharpness_state")
-"""Where modules of torch, tensorized layers and tasks keep what is theirs."""
+"""Attributes in which modules of torch, tensorized layers and tasks keep their own objects."""
 
-_BESIDE: tuple[type, ...] = (type, ModuleType, FrameType, Optimizer)
-"""Not of the model, though it leads there: code, what runs at the moment, and training."""
+_OUTSIDE: tuple[type, ...] = (type, ModuleType, FrameType, Optimizer)
+"""Classes of objects outside of the model that lead to it: code, running frames, and training."""
 
 _WHOLE = ("lightning.", "pytorch_lightning.", "lightning_fabric.", "torch._dynamo.", "torch.fx.")
-"""Where classes come from that know the model as a whole; of Lightning, those that train."""
+"""Packages with classes that hold the model as a whole; of Lightning, those that train."""
 
 
 def held_elsewhere(modules: Collection[tuple[str, nn.Module]]) -> dict[int, str]:
-    """By id, modules and parameters that a plain attribute or a hook leads to, and which.
+    """By id, the modules and parameters that a plain attribute or a hook leads to, and the attribute.
 
-    It leads to whatever Python can tell that an object refers to: what is in a container or an object of any class,
-    what a function is bound to, has as a default or closes over, what a cache keeps. A tensor leads to all parameters
-    in whose memory it is.
+    An attribute leads to everything that its object refers to: the items of a container, the attributes of an object of
+    any class, the defaults, the closure and the bound object of a function, the contents of a cache. A tensor leads to
+    all parameters whose memory it shares.
 
     Args:
-        modules: Of a model, with their names.
+        modules: The modules of a model, with their names.
     """
     found: dict[int, str] = {}
     own = {id(module) for _, module in modules}
@@ -54,9 +54,9 @@ def held_elsewhere(modules: Collection[tuple[str, nn.Module]]) -> dict[int, str]
 
 
 def _reached(value: Any, own: Collection[int], left_out: Collection[int]) -> Iterator[nn.Module | Tensor]:
-    """Tensors and modules of the model that an object leads to, but not what the latter lead to."""
+    """Tensors and modules of the model that an object leads to; what these modules lead to is left out."""
     seen: set[int] = set()
-    beside: dict[type, bool] = {}
+    outside: dict[type, bool] = {}
     pending = [value]
     while pending:
         each = pending.pop()
@@ -64,9 +64,9 @@ def _reached(value: Any, own: Collection[int], left_out: Collection[int]) -> Ite
             continue
         seen.add(id(each))
         kind = type(each)  # and not the class that a proxy says it has
-        if kind not in beside:
-            beside[kind] = _is_beside(kind)
-        if beside[kind]:
+        if kind not in outside:
+            outside[kind] = _is_outside(kind)
+        if outside[kind]:
             continue
         if issubclass(kind, Tensor) or id(each) in own:
             yield each
@@ -87,9 +87,9 @@ def _referents(value: Any) -> list[Any]:
     return gc.get_referents(value)
 
 
-def _is_beside(kind: type) -> bool:
-    """Whether objects of a class are not of the model, though they lead there."""
-    if issubclass(kind, _BESIDE):
+def _is_outside(kind: type) -> bool:
+    """Whether objects of a class are outside of the model, though they lead to it."""
+    if issubclass(kind, _OUTSIDE):
         return True
     bases = [base for base in kind.__mro__ if base.__module__.startswith(_WHOLE)]
     trains = any(base.__module__.startswith("torch.") or base.__name__ in ("Trainer", "Fabric") for base in bases)

@@ -1,35 +1,36 @@
-"""What the layers of a model see: how much of it, and how it varies."""
+"""The inputs of a model's layers: which layers they reach, how many they are, and how they vary."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call
-from tenzoo.compression.outputs import divided, evaluating, repeatably
 from tenzoo.compression.progress import LOGGER
 from tenzoo.compression.readers import Uses
-from tenzoo.compression.weights import Weight
+from tenzoo.compression.replaceable import Weight
+from tenzoo.compression.runs import evaluating, repeatably
+from tenzoo.compression.samples import selected
 from tenzoo.factorizations.decomposition import scaled_to_safety
 from tenzoo.layers import TensorizedLayer
 from tenzoo.layers.cost import Positions
 
 _RIDGE = 1e-2
-"""What is added to the second moments of each mode, whose mean is 1: an input that never varied may still come to."""
+"""Added to the second moments of each mode, whose mean is 1: an input that never varied may vary later."""
 
 _IMAGES = 8
-"""Images whose patches are held at a time."""
+"""Number of images whose patches are in memory at a time."""
 
 
 def observe(model: nn.Module, weights: Sequence[Weight], calls: Sequence[Call], argument: str) -> Uses:
-    """Which weights of a model take part in its forward passes, and which of them other modules read.
+    """The weights that take part in a model's forward passes, and those that other modules read.
 
     Args:
-        model: Stays as it is; it is run in evaluation mode.
-        weights: Those of interest.
-        calls: With the argument of this name.
-        argument: Where the inputs came from.
+        model: A model that stays as it is; it runs in evaluation mode.
+        weights: The weights to observe.
+        calls: The inputs.
+        argument: The argument that the inputs came from.
 
     Raises:
         ValueError: If the model does not take the input.
@@ -50,13 +51,17 @@ def _owners(weights: Sequence[Weight]) -> dict[int, tuple[str, nn.Module]]:
     }
 
 
-def check_seen(weights: Sequence[Weight], uses: Uses) -> None:
-    """Refuse weights that no calibration input reached: nothing would be known of their errors.
+def check_seen(weights: Sequence[Weight], used: Collection[str]) -> None:
+    """Refuse weights that no calibration input reached: their errors would be unknown.
+
+    Args:
+        weights: The weights that may become cores.
+        used: Full names of the weights that took part in forward passes.
 
     Raises:
         ValueError: If there are any.
     """
-    unseen = [weight.name for weight in weights if weight.full_name not in uses.used]
+    unseen = [weight.name for weight in weights if weight.full_name not in used]
     if unseen:
         others = f" and {len(unseen) - 3} more" if len(unseen) > 3 else ""
         raise ValueError(
@@ -68,28 +73,29 @@ def check_seen(weights: Sequence[Weight], uses: Uses) -> None:
 def count_positions(
     model: nn.Module, weights: Sequence[Weight], layers: Mapping[str, TensorizedLayer[Any]], call: Call
 ) -> dict[str, Positions]:
-    """Rows, pixels or indices that each weight sees for one sample in evaluation mode, all of its calls together.
+    """Rows, pixels or indices that each weight sees for one sample in evaluation mode, over all calls of its layer.
 
-    They are what a second sample adds to the first: what a model does once in a call, such as for a table of its own,
-    is done for no sample. Where the samples cannot be told apart, the model is run with all, and the numbers are
-    divided by how many there are.
+    They are what a second sample adds to the first: work that a model does once in a call, such as on a table of its
+    own, belongs to no sample. If the samples cannot be told apart, the model runs on all of them, and the numbers are
+    divided by the number of samples.
 
     Args:
-        model: Stays as it is.
-        weights: Of interest; those that stay parameters are followed into torch's functions.
-        layers: By the names of the model's layers, their counterparts.
-        call: With the argument ``example_input`` of the caller.
+        model: A model that stays as it is.
+        weights: The weights to count for; those that stay parameters are followed into torch's functions.
+        layers: By the names of the model's layers, their tensorized counterparts.
+        call: The input from the argument ``example_input`` of the caller.
 
     Raises:
         ValueError: If the model does not take the input.
     """
-    parts = divided(model, call, 1, "example_input") if call.size > 1 else None
-    pair = (call, None) if call.size == 2 else parts and divided(model, call, 2, "example_input")
-    if parts is None or pair is None:
-        every = _positions(model, weights, layers, call)
-        return {name: positions.times(1 / max(call.size, 1)) for name, positions in every.items()}
-    first, two = (_positions(model, weights, layers, part) for part in (parts[0], pair[0]))
-    return {name: positions.beyond(first.get(name, Positions(0, 0))) for name, positions in two.items()}
+    samples = range(call.size)
+    chosen = [samples[:1], samples[1:]] + ([samples[:2], samples[2:]] if call.size > 2 else [])
+    parts = selected(model, call, chosen, "example_input") if call.size > 1 else None
+    if parts is None:
+        total = _positions(model, weights, layers, call)
+        return {name: positions.times(1 / max(call.size, 1)) for name, positions in total.items()}
+    one, two = (_positions(model, weights, layers, part) for part in (parts[0], parts[2] if call.size > 2 else call))
+    return {name: positions.beyond(one.get(name, Positions(0, 0))) for name, positions in two.items()}
 
 
 def _positions(
@@ -110,19 +116,19 @@ def _positions(
 def input_metrics(
     model: nn.Module, layers: Mapping[str, TensorizedLayer[Any]], calls: Sequence[Call]
 ) -> dict[str, dict[int, Tensor]]:
-    """In which metric a change of a layer's weight is the change of its outputs, as far as single modes tell.
+    """The metrics in which the change of a layer's weight is, approximately, the change of its outputs.
 
     If the patches x that the weight of a layer is multiplied by have the second moments ``C = E[x xᵀ]``, a change D of
-    the weight changes the outputs by ``E‖D x‖² = ‖D C^{1/2}‖²``. C is taken for the Kronecker product of its parts for
-    the single modes, ``C_k``, and ``S_k = C_k^{1/2}`` is the metric of the mode k, but for its scale.
+    the weight changes the outputs by ``E‖D x‖² = ‖D C^{1/2}‖²``. C is approximated by the Kronecker product of its
+    parts for the single modes, ``C_k``, and ``S_k = C_k^{1/2}`` is the metric of the mode k, up to its scale.
 
     Args:
-        model: Stays as it is; it is run in evaluation mode.
-        layers: By the names of the model's layers, their counterparts.
-        calls: With the argument ``calibration`` of the caller, the more samples the better.
+        model: A model that stays as it is; it runs in evaluation mode.
+        layers: By the names of the model's layers, their tensorized counterparts.
+        calls: Inputs from the argument ``calibration`` of the caller; more samples make better metrics.
 
     Returns:
-        For each layer that was called and multiplies its input, the matrices by the modes of its weight's tensor.
+        For each layer that was called and multiplies its input, one matrix for each input mode of its weight's tensor.
 
     Raises:
         ValueError: If the model does not take the input.
@@ -162,7 +168,7 @@ def _watch(
     argument: str,
     note: Callable[[str, Tensor], None],
 ) -> None:
-    """Run a model in evaluation mode, and tell the names and the inputs of its layers as they are called."""
+    """Run a model in evaluation mode, and note the names and the inputs of its layers as they are called."""
     handles = []
     for name in layers:
 

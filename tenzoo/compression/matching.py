@@ -1,29 +1,29 @@
-"""Whether a plan is one of a model: the layers, their sizes and their numbers."""
+"""Whether a plan fits a model: its layers, their sizes and their numbers."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
-from tenzoo.compression.plan import LayerPlan, Plan
+from tenzoo.compression.plans import LayerPlan, Plan
 from tenzoo.compression.readers import readers_in_code
-from tenzoo.compression.weights import Weight, find_weights, named_modules, own_parameters
+from tenzoo.compression.replaceable import Weight, find_weights, named_modules, own_parameters, usable_rank
 from tenzoo.layers import TensorizedLayer
 
 
 def check_plan(plan: object) -> None:
-    """Refuse what is no plan."""
+    """Refuse an object that is no plan."""
     if not isinstance(plan, Plan):
         raise TypeError(f"expected a Plan in `plan`, got a {type(plan).__name__}; Plan.load reads one from a file")
 
 
 def matched(model: nn.Module, plan: Plan, *, numbers: bool = True) -> list[tuple[Weight, LayerPlan]]:
-    """The weights of a model that become cores, and what the plan says of each.
+    """The weights of a model that become cores, with their plans.
 
     Args:
-        model: Stays as it is.
-        plan: Refused where it is none of this model.
-        numbers: Whether its numbers are to be those of the model too.
+        model: A model that stays as it is.
+        plan: A plan, which is refused if it does not fit the model.
+        numbers: Whether the numbers of the plan are checked too.
     """
     planned = [layer for layer in plan.layers if layer.rank is not None]
     weights = find_weights(model, read=dict.fromkeys([layer.name for layer in plan.layers], "another module"))
@@ -46,7 +46,7 @@ def matched(model: nn.Module, plan: Plan, *, numbers: bool = True) -> list[tuple
 
 
 def _check_numbers(model: nn.Module, plan: Plan, weights: Sequence[Weight]) -> None:
-    """Refuse a plan whose numbers are not those of the model, of which these are the weights."""
+    """Refuse a plan whose numbers are not those of the model with these weights."""
     expected = "expected a plan as it was made for `model` in `plan`, got"
     planned = {layer.name: layer for layer in plan.layers}
     owned = own_parameters(weights)
@@ -65,23 +65,23 @@ def _check_numbers(model: nn.Module, plan: Plan, weights: Sequence[Weight]) -> N
 
 
 def _numbers(weight: Weight, layer: LayerPlan, own: int) -> Iterator[tuple[str, object, object, str]]:
-    """Fields of a layer in a plan: what it says, what is valid, and what that comes from."""
+    """Numbers in the plan of a layer: the field, its value, the valid value, and the source of that value."""
     yield "dense_parameters", layer.dense_parameters, own, "the model has"
     if layer.rank is None:
         yield "parameters", layer.parameters, own, "the dense layer has"
     else:
         cores = weight.empty(**settings_of(layer)).factorization
-        usable = type(cores).usable_rank(cores.shape, layer.rank)
+        usable = usable_rank(cores, layer.rank)
         yield "as the rank", list(layer.rank), list(usable), "the most that are of use are"
-        made = own - weight.dense.numel() + sum(core.numel() for core in cores.cores)
-        yield "parameters", layer.parameters, made, f"rank {list(layer.rank)} makes"
+        number = own - weight.dense.numel() + sum(core.numel() for core in cores.cores)
+        yield "parameters", layer.parameters, number, f"rank {list(layer.rank)} makes"
     dense = layer.dense_multiplications
     if layer.rank is None or not weight.is_layer or None in (layer.multiplications, dense):
         yield "multiplications", layer.multiplications, dense, "the dense layer has"
 
 
 def _missing(model: nn.Module, name: str) -> ValueError:
-    """Why a planned layer is not among those that can be replaced."""
+    """The error for a planned layer that is not among those that can be replaced."""
     module = dict(named_modules(model)).get(name)
     reader = readers_in_code(model).get(id(getattr(module, "weight", None)))
     if reader:
@@ -91,7 +91,7 @@ def _missing(model: nn.Module, name: str) -> ValueError:
 
 
 def read_by_another(name: str, reader: str) -> ValueError:
-    """The refusal of a plan that replaces a layer whose weight another module reads."""
+    """The error for a plan that replaces a layer whose weight another module reads."""
     return ValueError(
         f"expected a plan that keeps the weight of {name!r} where {reader} reads it, got one that replaces the layer; "
         f"plan the model with this input as `example_input`, or exclude the layer"
@@ -99,7 +99,7 @@ def read_by_another(name: str, reader: str) -> ValueError:
 
 
 def settings_of(planned: LayerPlan) -> dict[str, Any]:
-    """Arguments of what a layer becomes."""
+    """The settings of the replacement of a layer."""
     return {
         "factorization": planned.factorization,
         "rank": planned.rank,

@@ -1,4 +1,4 @@
-"""What keeps a model from getting smaller, for the refusal of a budget that cannot be met."""
+"""Why a model cannot get smaller, for the error of a budget that cannot be met."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -6,26 +6,26 @@ from typing import TypeAlias
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tenzoo.compression.weights import Weight, find_weights, named_modules
+from tenzoo.compression.replaceable import Weight, find_weights, named_modules
 from tenzoo.layers.factorized import FactorizedModule
 
 Stays: TypeAlias = Sequence[tuple[Weight, str | None, int]]
-"""Weights that cannot become less, with the reason, if it is not their size, and the number that a budget counts."""
+"""Weights that cannot get smaller, each with the reason, None if it is its size, and its number under the budget."""
 
 _LISTED = 6
-"""How many reasons are given, those of most parameters first."""
+"""Number of reasons in a message, those of most parameters first."""
 
-_MADE_ALREADY = "is made of cores already; fold_ the model first"
+_HAS_CORES = "is made of cores already; fold_ the model first"
 _PART = ".parametrizations"
-"""What a parametrized module puts between its name and those of the original parameters."""
+"""The part of a name between a parametrized module and its original parameters."""
 
 
 def obstacles(model: nn.Module, stays: Stays) -> str:
     """Parameters that stay as they are, grouped by the reason.
 
     Args:
-        model: That was to be made smaller.
-        stays: Weights that cannot become less.
+        model: The model that should get smaller.
+        stays: Its weights that cannot get smaller.
 
     Example:
         >>> model = nn.Sequential(nn.Bilinear(4, 3, 8), nn.LayerNorm(8), nn.Linear(8, 8))
@@ -41,7 +41,7 @@ which there is no tensorized layer"
         if isinstance(module, FactorizedModule)
         for part in module.modules()
     }
-    made = set(cores.values())
+    owners_of_cores = set(cores.values())
     groups: dict[str, list[tuple[str, int]]] = {}
     met: set[int] = set()
     for name, module in named_modules(model):
@@ -50,8 +50,8 @@ which there is no tensorized layer"
         owner = name.partition(_PART)[0]
         if not own or name in shrinking:
             continue
-        if id(module) in cores or name in made:
-            owner, reason = cores.get(id(module), name), _MADE_ALREADY
+        if id(module) in cores or name in owners_of_cores:
+            owner, reason = cores.get(id(module), name), _HAS_CORES
         else:
             reason = reasons.get(owner) or f"is a {_class(module)}, for which there is no tensorized layer"
         groups.setdefault(reason, []).append((owner, sum(p.numel() for p in own)))
@@ -63,7 +63,9 @@ def multiplied(stays: Stays) -> str:
     groups: dict[str, list[tuple[str, int]]] = {}
     for weight, reason, number in stays:
         other = (
-            "takes no fewer with cores" if weight.is_layer else "is rebuilt where a module reads it, which saves none"
+            "takes no fewer with cores"
+            if weight.is_layer
+            else "is reconstructed where a module reads it, which saves none"
         )
         if number:
             groups.setdefault(reason or other, []).append((weight.name, number))

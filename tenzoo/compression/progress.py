@@ -1,6 +1,6 @@
-"""What is being done, for those who wait: the logger ``tenzoo.compression`` is told.
+"""Progress, which goes to the logger ``tenzoo.compression``.
 
-Phases are of level ``INFO``, the single layers within one of level ``DEBUG``.
+Phases have the level ``INFO``, the single layers of a phase the level ``DEBUG``.
 """
 
 import logging
@@ -13,10 +13,10 @@ LOGGER = logging.getLogger("tenzoo.compression")
 
 
 def each(items: Sequence[T], doing: str) -> Iterator[T]:
-    """The items one by one, as the phase goes on.
+    """The items of a phase one by one, with progress.
 
     Args:
-        items: Of the phase.
+        items: The items.
         doing: What is done with them, such as ``"decomposing layers"``.
 
     Example:

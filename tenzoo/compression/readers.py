@@ -1,4 +1,4 @@
-"""Who reads a layer's weight besides the layer itself: such a weight has to stay a tensor under its name."""
+"""Modules that read the weight of another layer: such a weight has to stay a tensor under its name."""
 
 import ast
 import inspect
@@ -16,18 +16,18 @@ Path: TypeAlias = tuple[str, ...]
 """Names of attributes from ``self`` on; ``"*"`` is any child."""
 
 _PASSING = ("enumerate", "zip", "reversed", "list", "tuple", "values", "items", "children", "modules")
-"""What hands on the children of a container."""
+"""Functions and methods that pass on the children of a container."""
 
 
 def readers_in_code(model: nn.Module) -> dict[int, str]:
     """Parameters of layers that a module's forward pass names in its code, such as ``self.qkv.weight``.
 
-    The source of each class is read, from ``forward`` on through the methods and properties that it names. What is not
-    seen: a weight that is reached through a function outside of the class, through ``getattr`` with a computed name, or
-    by code without a source file; :class:`Uses` sees these in a forward pass.
+    The source of each class is read, from ``forward`` on through the methods and properties that it names. Not found
+    are weights that are reached through a function outside of the class, through ``getattr`` with a computed name, or
+    by code without a source file; :class:`Uses` finds these in a forward pass.
 
     Returns:
-        By the id of the parameter, the class that reads it, and where that is in the model.
+        By the id of the parameter, the class that reads it, and its name in the model.
 
     Example:
         >>> from torchvision.models.swin_transformer import ShiftedWindowAttention
@@ -95,7 +95,7 @@ class _Reads(ast.NodeVisitor):
 
     @classmethod
     def of(cls, function: object) -> set[Path]:
-        """Those of a function, a property or whatever wraps one; none if there is no source."""
+        """The paths of a function, of a property or of a wrapper; none without source."""
         function = function.fget if isinstance(function, property) else getattr(function, "__func__", function)
         if not callable(function):
             return set()
@@ -103,15 +103,15 @@ class _Reads(ast.NodeVisitor):
             tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
         except (OSError, TypeError, SyntaxError, ValueError):
             return set()
-        made = cls()
+        reads = cls()
         defined = tree.body[0]
         if isinstance(defined, ast.FunctionDef) and defined.args.args:
-            made.locals[defined.args.args[0].arg] = ()
-            made.visit(tree)
-        return made.paths
+            reads.locals[defined.args.args[0].arg] = ()
+            reads.visit(tree)
+        return reads.paths
 
     def path(self, node: ast.AST) -> Path | None:
-        """Where an expression leads from ``self``; None if elsewhere."""
+        """The path of an expression from ``self``; None if it does not start there."""
         if isinstance(node, ast.Name):
             return self.locals.get(node.id)
         if isinstance(node, ast.Attribute):
@@ -158,11 +158,11 @@ class _Reads(ast.NodeVisitor):
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _MULTIPLYING = ("linear", *_RECURRENT, *(f"{name}_cell" for name in _RECURRENT))
-"""Torch's functions whose first argument holds the vectors that the matrices among the others are multiplied by."""
+"""Torch's functions whose first argument holds the vectors that the matrices in the others are multiplied by."""
 
 
 def _rows(function: str, parameter: str, inputs: Sequence[Any]) -> float | None:
-    """How many vectors a function multiplies a matrix by; None if it is not known to."""
+    """Number of vectors that a function multiplies a matrix by; None if unknown."""
     if function == "multi_head_attention_forward":
         query, key, value = (_vectors(x) for x in inputs[:3])
         own = {"in_proj_weight": (query + key + value) / 3, "k_proj_weight": key, "v_proj_weight": value}
@@ -180,13 +180,13 @@ class Uses(TorchFunctionMode):
     """Notes which parameters take part in forward passes, and who uses them outside of their own layer.
 
     Args:
-        model: Of which all modules are followed while this is entered.
-        parameters: By their ids, their names and the modules that may use them.
+        model: The model whose modules are followed.
+        parameters: By their ids, the names of parameters and the modules that may use them.
 
     Attributes:
         used: Names of the parameters that any tensor was computed from.
-        rows: By name, how many vectors a matrix was multiplied by, in linear, attention and recurrent layers.
-        readers: By name, the module that used a parameter while it ran itself, and not the parameter's own module.
+        rows: By name, the number of vectors that a matrix was multiplied by, in linear, attention and recurrent layers.
+        readers: By name of a parameter, the module that used it while it ran, if it is not the parameter's own module.
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[int, tuple[str, nn.Module]]) -> None:
@@ -220,7 +220,7 @@ class Uses(TorchFunctionMode):
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Note what is used within."""
+        """Note the parameters that are used in this context."""
         handles = []
         for name, module in self._model.named_modules():
 

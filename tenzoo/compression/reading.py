@@ -1,10 +1,10 @@
-"""Inputs as people have them, and how a model is called with them.
+"""The forms of inputs that users have, and the calls of a model that they stand for.
 
 ======================================  =====================================================
 an input                                is called as
 ======================================  =====================================================
 a tensor ``x``                          ``model(x)``
-a tuple or a list ``(a, b)``            ``model(a, b)``; None and nested values are handed on
+a tuple or a list ``(a, b)``            ``model(a, b)``; None and nested values are passed on
 a mapping ``{"a": a}``, such as what    ``model(a=a)``
 a tokenizer returns
 a ``DataLoader``                        one call for each of its batches, see :func:`read_calls`
@@ -13,9 +13,9 @@ a list of :class:`Call`                 these
 
 A model whose only argument is a list or a mapping takes it in a tuple: ``([image, image],)``.
 
-Samples are counted along the first size of the first tensor; the arguments are one sample where a list of tensors comes
-first. They are divided only where the model itself says that they can be: what it makes of the parts must be the parts
-of what it makes of the whole.
+Samples are counted along the first size of the first tensor; the arguments are one sample if a list of tensors comes
+first. They are divided only if the model confirms it: its outputs for the parts must be the parts of its outputs for
+the whole.
 """
 
 import inspect
@@ -30,19 +30,19 @@ from torch.utils.data import DataLoader
 from tenzoo.compression.calls import Call, Divide, said, take
 
 Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | DataLoader[Any]
-"""What a model is called with, or a ``DataLoader`` of that."""
+"""The input of a model, or a ``DataLoader`` of inputs."""
 
 SAMPLES = 128
-"""How many are taken from a ``DataLoader``."""
+"""Number of samples that are taken from a ``DataLoader``."""
 
 
 def read_call(example: object, argument: str, model: nn.Module) -> Call:
-    """One call of a model; of a ``DataLoader`` it is the first batch.
+    """One call of a model; the first batch of a ``DataLoader``.
 
     Args:
-        example: What the user gave.
-        argument: Its name, for the errors.
-        model: Whose signature tells inputs from labels in a ``DataLoader``.
+        example: The user's input.
+        argument: The argument that the input came from, for the errors.
+        model: The model whose signature tells inputs from labels in a ``DataLoader``.
 
     Raises:
         TypeError: As :func:`read_calls`.
@@ -52,7 +52,7 @@ def read_call(example: object, argument: str, model: nn.Module) -> Call:
 
 
 def _whole(call: Call, border: int) -> None:
-    """Divides no call."""
+    """Divide no call."""
 
 
 def read_calls(
@@ -60,21 +60,21 @@ def read_calls(
 ) -> list[Call]:
     """The calls of a model that an input stands for, checked.
 
-    The batches of a ``DataLoader`` are taken in its order until there are so many samples. A batch is an input as any
-    other, but for labels: a tuple or list with more items than ``forward`` takes stands for as many as it takes, if
-    it takes none optionally; where labels could be meant for an optional argument, the loader is refused.
+    The batches of a ``DataLoader`` are taken in its order until there are enough samples. A batch is an input like any
+    other, except for labels: of a tuple or list with more items than ``forward`` takes, the first ones are used, if
+    ``forward`` has no optional arguments. If labels could be meant for an optional argument, the loader is refused.
 
     Args:
-        example: What the user gave.
-        argument: Its name, for the errors.
-        model: Whose signature tells inputs from labels in a ``DataLoader``.
-        divide: Cuts the last batch of a ``DataLoader`` to that number.
-        samples: How many to take from a ``DataLoader``; the size of a batch is that of its first tensor.
+        example: The user's input.
+        argument: The argument that the input came from, for the errors.
+        model: The model whose signature tells inputs from labels in a ``DataLoader``.
+        divide: Cuts the last batch of a ``DataLoader`` to the number of samples.
+        samples: Number of samples from a ``DataLoader``; the size of a batch is that of its first tensor.
 
     Raises:
-        TypeError: If it is none of these inputs.
-        ValueError: If there is no tensor, or one that is empty, not finite, sparse, or on the meta device; −inf may
-            stand in a mask. If labels cannot be told from inputs.
+        TypeError: If the input has another form.
+        ValueError: If there is no tensor, or one that is empty, not finite, sparse, or on the meta device; −inf is
+            valid in a mask. If labels cannot be told from inputs.
 
     Example:
         >>> data = torch.utils.data.TensorDataset(torch.ones(300, 3), torch.zeros(300))

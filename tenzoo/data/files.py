@@ -22,7 +22,7 @@ from tenzoo.data.meaning import (
     check_same_columns,
     is_rating,
 )
-from tenzoo.weights import OversizedError, load_torch
+from tenzoo.weight_files import OversizedError, load_torch
 
 FILE_ENDINGS = (".csv", ".npy", ".npz", ".pt")
 INDEX_ENDINGS = (".csv", ".npz")

@@ -1,7 +1,7 @@
 """Tensorized models: plain ``nn.Module`` classes."""
 
 from tenzoo.models.completion import TensorCompletion
-from tenzoo.models.compressed import CompressedNetwork
+from tenzoo.models.compressed_network import CompressedNetwork
 from tenzoo.models.resnet import CIFARResNet
 
 __all__ = ["CIFARResNet", "CompressedNetwork", "TensorCompletion"]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tenzoo.factorizations import Rank
-from tenzoo.layers import Implementation, Tensorization, TensorizedConv2d
+from tenzoo.layers import Implementation, Tensorization, TensorizedConv2d, TensorizedLayer
 from tenzoo.layers.tensorization import check_sizes
-from tenzoo.weights import load_weights_, read_weights
+from tenzoo.weight_files import load_weights_, read_weights
 
 _DEPTHS = (20, 32, 44, 56)
 _COLORS = 3
@@ -82,7 +82,7 @@ class CIFARResNet(nn.Module):
         self.layer3 = _stage(convolutions, "layer3", num_blocks, _WIDTHS[1], _WIDTHS[2])
         self.linear = nn.Linear(_WIDTHS[2], num_classes)
         for module in self.modules():
-            if type(module) in (nn.Conv2d, nn.Linear):
+            if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, TensorizedLayer):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
         nn.init.zeros_(self.linear.bias)
 
@@ -113,7 +113,7 @@ class CIFARResNet(nn.Module):
     def load_pretrained(self, path: str | Path) -> Self:
         """Take over the weights of a published file of this network.
 
-        Files of state dicts in all their forms (see :func:`~tenzoo.weights.load_weights_`). No code is run from them.
+        Files of state dicts in all forms (see :func:`~tenzoo.weight_files.load_weights_`). No code is run from them.
 
         Args:
             path: Of the file.

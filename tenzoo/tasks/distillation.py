@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from tenzoo.tasks.classification import ImageClassificationTask
 from tenzoo.training import batch_weight
-from tenzoo.weights import load_weights_
+from tenzoo.weight_files import load_weights_
 
 
 class DistillationTask(ImageClassificationTask):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tenzoo.cli import main
-from tenzoo.cli.compress import _told
+from tenzoo.cli.compress import printed_progress
 from tenzoo.compression import Plan, apply_
 from tenzoo.compression.progress import each
 from tenzoo.data import CIFAR10DataModule
@@ -106,12 +106,12 @@ def test_a_network_of_torchvision(tmp_path):
         (["--weights", "nowhere.pt"], ["existing file of weights, got 'nowhere.pt'"]),
         (["--network.init_args.depth", "32"], ["weights of this CIFARResNet", "'layer1.3.conv1.weight' of no shape"]),
         (["--network", "CIFARResNot"], ["a class in `network`", "CIFARResNet", "'CIFARResNot'"]),
-        (["--factorization", "cpd"], ["['btt', 'cp', 'tr', 'tt', 'tucker']", "'cpd'"]),
+        (["--factorization", "cpd"], ["'tt', 'tucker'] or an einsum", "'cpd'"]),
         (["--budget", "0.001"], ["in `budget`", "the least that this model can be brought to"]),
         (["--budget", "1.5"], ["a float in (0, 1]", "1.5"]),
         (["--budget", "half"], ["in `budget`, got half"]),
         (["--budget", "100000000"], ["fewer parameters in `budget` than the 269,722 of the model, got 100,000,000"]),
-        (["--calibration_size", "4"], ["`calibration` beside `calibration_size` 4, got none"]),
+        (["--calibration_size", "4"], ["`calibration` with `calibration_size` 4, got none"]),
         (["--ranks", "3"], ["one of `budget` and `ranks`"]),
         (["--exclude", "[conv9]"], ["`exclude`", "'conv9'"]),
         (["--output", ""], ["a folder", "`output`, got ''"]),
@@ -165,8 +165,6 @@ def test_phases_are_printed_at_once_and_fit_a_narrow_terminal(config, root, caps
         "decomposing layers",
         "choosing ranks of layers",  # without the inputs, to be compared
         "decomposing layers",
-        "running the model on `calibration`, samples",
-        "measuring the inputs of N layers",
         "replacing layers",
         "running the compressed model once",
         "writing the files",
@@ -178,10 +176,10 @@ def test_phases_are_printed_at_once_and_fit_a_narrow_terminal(config, root, caps
     assert f"{made.dense_parameters:,}" in table
 
 
-def test_layers_are_told_every_few_seconds(monkeypatch, capsys):
+def test_layers_areprinted_progress_every_few_seconds(monkeypatch, capsys):
     now = iter([0.0, 3, 6, 7, 13])
     monkeypatch.setattr("time.monotonic", lambda: next(now))
-    with _told():
+    with printed_progress():
         list(each("abcd", "decomposing layers"))
     list(each("abcd", "decomposing layers"))
     expected = ["decomposing layers: 4", "decomposing layers: 2 of 4", "decomposing layers: 4 of 4"]

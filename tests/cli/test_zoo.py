@@ -86,7 +86,7 @@ def test_operations_are_those_of_the_way_that_is_taken():
     (layer,) = describe(low, rows)
     assert layer.flops == pytest.approx(2 * 16 * (40 * 2 + 2 * 2 + 2 * 30))
     (layer,) = describe(kernel, torch.empty(2, 4, 8, 8, device="meta"))
-    assert layer.flops == pytest.approx(2 * (2 * 64 * 4 * 9 * 6 + kernel.weight.multiplications))
+    assert layer.flops == pytest.approx(2 * (2 * 64 * 4 * 9 * 6 + kernel.factorization.multiplications))
 
 
 class Tied(nn.Module):

@@ -94,7 +94,7 @@ def test_a_number_that_the_dense_model_does_not_exceed_is_no_budget(monkeypatch,
     }[count]
     arguments = {"factorization": "tt", "count": count, "example_input": IMAGES}
     with monkeypatch.context() as patched:
-        patched.setattr("tenzoo.compression.planning.input_metrics", None)  # refused before anything is measured
+        patched.setattr("tenzoo.compression.calibrate.input_metrics", None)  # refused before anything is measured
         message = f"expected fewer {count} in `budget` than the {whole:,} of the model, got {whole + more:,}"
         with pytest.raises(ValueError, match=f"^{message}$"):
             plan(model, budget=whole + more, calibration=IMAGES, **arguments)
@@ -118,6 +118,14 @@ class Shared(nn.Module):
 def test_no_sample_counts_for_less_than_nothing():
     made = plan(Shared(), factorization="tt", ranks=2, example_input=torch.randn(4, 32))
     assert [layer.dense_multiplications for layer in made.layers] == [0, 32 * 32]
+
+
+def test_the_whole_example_runs_no_more_than_three_times():
+    model, sizes = nn.Sequential(nn.Linear(32, 32)), []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    plan(model, factorization="tt", ranks=2, example_input=torch.randn(8, 32))
+    assert sizes.count(8) == 3  # observed, and its samples told apart by itself and by its last ones
+    assert sum(sizes) == 3 * 8 + (1 + 7 + 2 + 6) + (1 + 2)
 
 
 class Flat(nn.Module):
@@ -198,7 +206,7 @@ def test_budgets_of_multiplications_with_recurrent_layers():
     assert {layer.name for layer in made.layers if layer.rank} == {"head"}
     message = (
         r"least that this model can be brought to, got [\d,]+ of [\d,]+; what stays as it is: [\d,]+ in "
-        r"'lstm\.weight_ih_l0', 'lstm\.weight_hh_l0' and 10 more, which is rebuilt where a module reads it"
+        r"'lstm\.weight_ih_l0', 'lstm\.weight_hh_l0' and 10 more, which is reconstructed where a module reads it"
     )
     with pytest.raises(ValueError, match=message):
         plan(model, budget=0.3, **arguments)

@@ -91,7 +91,7 @@ def test_sensitivity_is_the_change_of_the_outputs():
         first, second = model[0].weight.clone(), model[2].weight.clone()
         moved = inputs @ change.t() @ second.t()
         outputs = inputs @ first.t() @ second.t()
-    found = sensitivities(model, {"0.weight": (first + change, 0.25)}, [Call((inputs,), {})])
+    found = sensitivities(model, {"0.weight": (lambda: first + change, 0.25)}, [Call((inputs,), {})])
     assert found == {"0.weight": pytest.approx(float(moved.square().sum() / outputs.square().sum()) / 0.25)}
     assert model.training
     assert model[0].weight.equal(first)
@@ -181,14 +181,16 @@ def test_inputs_are_measured_of_layers_that_may_become_cores(monkeypatch, settin
         measured.append(sorted(layers))
         return input_metrics(model, layers, calls)
 
-    monkeypatch.setattr("tenzoo.compression.planning.input_metrics", recorded)
+    monkeypatch.setattr("tenzoo.compression.calibrate.input_metrics", recorded)
     monkeypatch.setattr("tenzoo.compression.apply.input_metrics", recorded)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 32))
     x = torch.randn(40, 32) * torch.logspace(0, -3, 32)
     made = plan(model, factorization="tt", calibration=x, **settings)
     assert made.keeps == "outputs"
-    apply_(model, made, calibration=x)
+    apply_(copy.deepcopy(model), made, calibration=x)
+    assert measured == [["0"]]
+    apply_(model, copy.copy(made), calibration=x)  # without what was decomposed
     assert measured == [["0"], ["0"]]
 
 

@@ -12,9 +12,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tenzoo.compression import Plan, apply_, export, plan
-from tenzoo.compression.calls import Call, fingerprint, tensors_in
-from tenzoo.compression.outputs import divided
+from tenzoo.compression.calls import Call, tensors_in
+from tenzoo.compression.fingerprint import fingerprint
 from tenzoo.compression.reading import read_calls
+from tenzoo.compression.samples import divided
 
 X = torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(0))
 MASK = (torch.arange(5) < torch.tensor([[5], [4], [3], [5], [2], [1]])).float()

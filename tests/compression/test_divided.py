@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 from torchvision.ops import roi_align
 
 from tenzoo.compression import apply_, plan
-from tenzoo.compression.calls import Call, fingerprint
-from tenzoo.compression.outputs import divided
+from tenzoo.compression.calls import Call
+from tenzoo.compression.fingerprint import fingerprint
+from tenzoo.compression.samples import divided
 
 SAMPLES = 16
 X = torch.randn(SAMPLES, 8, generator=torch.Generator().manual_seed(1))

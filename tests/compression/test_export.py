@@ -348,7 +348,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, suffix, monkeypa
 
 
 def test_a_model_too_large_for_onnx_is_refused(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(sys.modules["tenzoo.compression.export"], "_LARGEST", 50)
+    monkeypatch.setattr(sys.modules["tenzoo.compression.exported_files"], "_LARGEST", 50)
     path = tmp_path / f"model{suffix}"
     if suffix == ".pt2":
         export(nn.Linear(4, 3), path, torch.randn(2, 4))

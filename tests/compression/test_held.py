@@ -15,7 +15,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from tenzoo.callbacks import DeviationAwareScaling
 from tenzoo.compression import apply_, fold_, plan
-from tenzoo.compression.weights import find_weights, not_foldable
+from tenzoo.compression.fold import not_foldable
+from tenzoo.compression.replaceable import find_weights
 from tenzoo.layers import TensorizedLinear
 from tenzoo.tasks import SAM
 from tests.tasks.toy import Batches, Regression, adam, trainer

@@ -13,7 +13,7 @@ from torch import nn
 
 from tenzoo.compression import Plan, apply_, plan
 from tenzoo.compression.calls import Call, hold_back
-from tenzoo.compression.outputs import divided
+from tenzoo.compression.samples import divided
 
 
 def network(seed: int, width: int = 16) -> nn.Sequential:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from tenzoo.compression import apply_, plan
-from tenzoo.compression.outputs import difference, numbers_in
+from tenzoo.compression.outputs import difference
+from tenzoo.compression.runs import numbers_in
 
 X = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
 

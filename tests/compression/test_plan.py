@@ -101,7 +101,7 @@ def copy_of(layer, **changes):
 
 
 def with_full_rank(model, layer, factorization):
-    from tenzoo.compression.weights import TENSORIZED
+    from tenzoo.compression.reasons import TENSORIZED
 
     dense = model.get_submodule(layer.name)
     made = TENSORIZED[type(dense)].empty_like(dense, factorization=factorization, rank=1)

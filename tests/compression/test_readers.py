@@ -237,8 +237,8 @@ def test_a_model_that_does_not_run_is_as_it_was_and_its_module_is_named():
     before = state_of(model)
     message = (
         r"runs on `example_input` with its layers made of cores, got RuntimeError: a Linear in Types '0' "
-        r"\(.*test_readers\.py:\d+\), whose layers "
-        r"\['0\.layer'\] are; exclude what it reads"
+        r"\(.*test_readers\.py:\d+\), which has the layers "
+        r"\['0\.layer'\] of cores; exclude those it reads"
     )
     with pytest.raises(ValueError, match=message):
         apply_(model, made, example_input=X)

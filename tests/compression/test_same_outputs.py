@@ -162,7 +162,7 @@ def replaced():
 )
 def test_a_layer_that_does_more_than_its_dense_one_is_not_folded(make, reason):
     model = nn.Sequential(layer(), make())
-    with pytest.raises(ValueError, match=rf"a Linear can take the place of in `model`, got '1', which {reason}"):
+    with pytest.raises(ValueError, match=rf"a Linear can replace in `model`, got '1', which {reason}"):
         fold_(model)
     assert isinstance(model[0], TensorizedLinear)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from tenzoo.models import CIFARResNet
 from tenzoo.tasks import ImageClassificationTask
-from tenzoo.weights import load_weights_, read_weights
+from tenzoo.weight_files import load_weights_, read_weights
 from tests.hostile import BOMBS, Bomb, little_memory, memory_bomb
 from tests.tasks.toy import sgd, trainer
 

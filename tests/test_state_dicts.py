@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tenzoo.compression import apply_, plan, restore_
-from tenzoo.weights import load_weights_
+from tenzoo.weight_files import load_weights_
 
 
 class Values(nn.Module):

@@ -1,4 +1,4 @@
-"""A compressed network as it was left by ``tenzoo compress``."""
+"""A compressed network, restored from the files of ``tenzoo compress``."""
 
 from pathlib import Path
 from typing import Any
@@ -6,33 +6,33 @@ from typing import Any
 from torch import nn
 
 from tenzoo.compression import Plan, restore_
-from tenzoo.weights import read_weights
+from tenzoo.weight_files import read_weights
 
 
 class CompressedNetwork(nn.Module):
-    """A dense network that became one of cores: its plan is carried out anew, and the weights are loaded.
+    """A compressed network, restored from a dense network, its plan and its weights.
 
-    So a network that was compressed, by ``tenzoo compress`` or by :func:`~tenzoo.compression.apply_`, stands in a YAML
-    file and is trained further like any other.
+    With it, a network that was compressed by ``tenzoo compress`` or by :func:`~tenzoo.compression.apply_` is named in a
+    YAML file and trained further like any other.
 
     Args:
-        network: Of the class and the sizes that were compressed; its numbers do not matter. In YAML a ``class_path``
-            with ``init_args``.
+        network: A network of the class and the sizes that were compressed; its numbers do not matter. In YAML it is a
+            ``class_path`` with ``init_args``.
         plan: File of the plan.
         weights: File of the compressed network's weights.
 
     Raises:
-        FileNotFoundError: If a file is not there.
-        ValueError: If a file is none of its kind, or does not fit the network.
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is of another kind, or does not fit the network.
 
     Example:
         >>> import tempfile, torch
         >>> from tenzoo.compression import apply_, plan
         >>> folder = tempfile.mkdtemp()
         >>> dense = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-        >>> made = plan(dense, factorization="tt", ranks=8)
-        >>> made.save(f"{folder}/plan.json")
-        >>> torch.save(apply_(dense, made).state_dict(), f"{folder}/weights.pt")
+        >>> small = plan(dense, factorization="tt", ranks=8)
+        >>> small.save(f"{folder}/plan.json")
+        >>> torch.save(apply_(dense, small).state_dict(), f"{folder}/weights.pt")
         >>> other = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
         >>> network = CompressedNetwork(other, f"{folder}/plan.json", f"{folder}/weights.pt")
         >>> x = torch.randn(2, 64)
@@ -50,5 +50,5 @@ class CompressedNetwork(nn.Module):
         self.network = restore_(network, Plan.load(plan), read_weights(weights))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the network gives."""
+        """The outputs of the network."""
         return self.network(*args, **kwargs)

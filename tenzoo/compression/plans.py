@@ -5,13 +5,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from tenzoo.atomic import atomic_write
 from tenzoo.factorizations import factorization_class
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from tenzoo.compression.decompositions import Decompositions
+
+Counted: TypeAlias = Literal["parameters", "multiplications"]
+"""What a budget counts."""
 
 
 @dataclass(frozen=True)
@@ -19,18 +22,18 @@ class LayerPlan:
     """What becomes of one layer.
 
     Args:
-        name: Qualified name of the layer.
-        kind: Its class in torch.
-        shape: Of its dense weight.
+        name: Qualified name of the layer, or of the parameter where no layer can replace its module.
+        kind: Name of the layer's class in torch.
+        shape: Shape of the dense weight.
         factorization: Format of the cores; None leaves the layer dense.
         rank: Ranks of the cores.
         tensorization: Factors of the output and of the input size.
         parameters: Number of parameters, bias included.
-        dense_parameters: Number the dense layer has.
-        multiplications: For one sample of the example input, with a rebuilt weight that is kept between calls or with
-            the cores in sequence, whichever is estimated to be faster in a large batch; None without an example input,
-            or if it does not reach the layer.
-        dense_multiplications: Those of the dense layer.
+        dense_parameters: Number of parameters of the dense layer.
+        multiplications: For one sample of the example input, with a reconstructed weight that is kept between calls or
+            with the cores in sequence, whichever is estimated to be faster in a large batch; None without an example
+            input, or if it does not reach the layer.
+        dense_multiplications: Multiplications of the dense layer.
         error: ``‖W − Ŵ‖ / ‖W‖`` of the decomposition, in Frobenius norms, or in those of the calibration data (see
             :func:`~tenzoo.compression.inputs.input_metrics`); 0 for a dense layer.
         reason: Why the layer stays dense; None if it does not.
@@ -50,22 +53,44 @@ class LayerPlan:
     reason: str | None
 
 
+class _InMemory:
+    """Holds the decompositions of a plan outside of its fields: no comparison, copy, pickle or file has them."""
+
+    __slots__ = ("_decompositions",)
+
+    _decompositions: "Decompositions"
+
+    @property
+    def decompositions(self) -> "Decompositions | None":
+        """What :func:`~tenzoo.compression.plan` decomposed; None for a plan from a file, and for a copy."""
+        return getattr(self, "_decompositions", None)
+
+    def keep_decompositions(self, decompositions: "Decompositions") -> None:
+        """Keep them for :func:`~tenzoo.compression.apply_` as long as the plan is in memory."""
+        object.__setattr__(self, "_decompositions", decompositions)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__
+
+
 @dataclass(frozen=True)
-class Plan:
+class Plan(_InMemory):
     """What becomes of each layer of a network; printable, and a JSON file on disk.
 
+    A plan from :func:`~tenzoo.compression.plan` also keeps the cores that it decomposed, in memory only.
+
     Args:
-        layers: Convolutions, linear layers and embeddings.
-        other_parameters: Number of parameters outside of them.
-        data_aware: Whether it was made with calibration data, which then are needed to carry it out.
-        calibration: Hash of these data; None if there were none, or the plan is from before it was kept.
-        keeps: What the decompositions keep as far as they can: the ``"weights"``, or the ``"outputs"`` of the layers on
-            calibration data. With such data it is what moves the outputs of the network less on inputs held back.
+        layers: The plans of convolutions, linear, attention and recurrent layers and embeddings.
+        other_parameters: Number of parameters outside of these layers.
+        data_aware: Whether the plan was made with calibration data, which are then needed to apply it.
+        calibration: Hash of the calibration data; None if there were none, or the plan is older than the hash.
+        keeps: What the decompositions preserve: the ``"weights"``, or the ``"outputs"`` of the layers on calibration
+            data. With such data it is the one that moves the outputs of the network less on the inputs held back.
         output_error: ``‖y' − y‖ / ‖y‖`` of the outputs of the network on the inputs held back; None without any.
-        held_back: Whether these are others than those by which the ranks were chosen. False where samples could not be
-            told apart: it is then the error on all inputs, and no estimate for new ones.
-        counts: What its budget counts. If it is ``"multiplications"``, layers that are to have fewer are contracted
-            with their cores in whatever batch, and never rebuilt where that would be quicker.
+        held_back: Whether the inputs held back took no part in the choice of the ranks. False where samples could not
+            be told apart: the error is then that on all inputs, and no estimate for new ones.
+        counts: What the budget counts. With ``"multiplications"``, layers that are planned to have fewer contract their
+            input with the cores in every batch, even where their dense weight would be faster.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -75,7 +100,7 @@ class Plan:
     keeps: Literal["weights", "outputs"] | None = None
     output_error: float | None = None
     held_back: bool = True
-    counts: Literal["parameters", "multiplications"] = "parameters"
+    counts: Counted = "parameters"
 
     @property
     def by_outputs(self) -> bool:
@@ -84,29 +109,29 @@ class Plan:
 
     @property
     def parameters(self) -> int:
-        """Of the whole network."""
+        """Parameters of the whole network."""
         return self.other_parameters + sum(layer.parameters for layer in self.layers)
 
     @property
     def dense_parameters(self) -> int:
-        """Of the whole network before."""
+        """Parameters of the whole dense network."""
         return self.other_parameters + sum(layer.dense_parameters for layer in self.layers)
 
     @property
     def multiplications(self) -> int | None:
-        """Of all planned layers together; None if they were not counted."""
+        """Multiplications of all planned layers together; None if they were not counted."""
         return _sum([layer.multiplications for layer in self.layers])
 
     @property
     def dense_multiplications(self) -> int | None:
-        """Of all planned layers together before."""
+        """Multiplications of all planned layers together, when dense."""
         return _sum([layer.dense_multiplications for layer in self.layers])
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file, whole or not at all.
 
         Raises:
-            FileExistsError: If there is one already.
+            FileExistsError: If the file exists.
             OSError: If it cannot be written.
         """
         path = Path(path)
@@ -121,7 +146,7 @@ class Plan:
 
         Raises:
             OSError: If there is no such file, or it cannot be read.
-            ValueError: If it is no plan.
+            ValueError: If the file is no plan.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -134,9 +159,9 @@ class Plan:
                 _check(layer)
             if len({layer.name for layer in layers}) < len(layers):
                 raise ValueError("a layer twice")
-            made = cls(layers, **content)
-            _check_plan(made)
-            return made
+            plan = cls(layers, **content)
+            _check_plan(plan)
+            return plan
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"expected a plan, as Plan.save writes it, in {str(path)!r}, got something else"
@@ -146,49 +171,14 @@ class Plan:
         return self.table(140)
 
     def table(self, columns: int) -> str:
-        """What becomes of each layer, and the totals.
+        """What becomes of each layer, and the totals, as text.
 
         Args:
-            columns: How wide the text may be.
+            columns: The largest width of the text.
         """
-        from rich.console import Console
+        from tenzoo.compression.plan_table import plan_table  # only here: rich is slow to import
 
-        console = Console(width=columns)
-        with console.capture() as capture:
-            console.print(self._table())
-        return capture.get().rstrip()
-
-    def _table(self) -> "Table":
-        from rich.table import Column, Table
-
-        counted = self.multiplications is not None
-        judged = None
-        if self.output_error is not None:
-            inputs = "inputs held back" if self.held_back else "these very inputs, whose samples cannot be told apart"
-            judged = f"keeps the {self.keeps}; error of the network's outputs on {inputs}: {self.output_error:.3f}"
-        table = Table(*(Column(name, overflow="fold") for name in ("layer", "weight", "becomes")), caption=judged)
-        for name in ("parameters", "dense", "error"):
-            table.add_column(name, justify="right", no_wrap=True)
-        if counted:
-            table.add_column("multiplications", justify="right", no_wrap=True)
-            table.add_column("dense", justify="right", no_wrap=True)
-        for layer in self.layers:
-            becomes = f"dense: {layer.reason}" if layer.rank is None else f"{layer.factorization} {_listed(layer.rank)}"
-            error = "" if layer.rank is None else f"{layer.error:.3f}"
-            row = [
-                layer.name,
-                _listed(layer.shape),
-                becomes,
-                f"{layer.parameters:,}",
-                f"{layer.dense_parameters:,}",
-                error,
-            ]
-            table.add_row(*row, *(_number(n) for n in (layer.multiplications, layer.dense_multiplications) if counted))
-        rest = f"{self.other_parameters:,}"
-        table.add_row("everything else", "", "", rest, rest, end_section=True)
-        total = ["total", "", "", f"{self.parameters:,}", f"{self.dense_parameters:,}", ""]
-        table.add_row(*total, *(_number(n) for n in (self.multiplications, self.dense_multiplications) if counted))
-        return table
+        return plan_table(self, columns)
 
 
 def _sum(numbers: Sequence[int | None]) -> int | None:
@@ -207,7 +197,7 @@ def _no_number(text: str) -> float:
 
 
 def _check_plan(plan: Plan) -> None:
-    """Refuse what is no number of parameters, and no account of calibration data."""
+    """Refuse a wrong number of parameters, and a wrong account of calibration data."""
     if type(plan.other_parameters) is not int or plan.other_parameters < 0 or type(plan.data_aware) is not bool:
         raise ValueError(plan.other_parameters)
     if plan.keeps not in (None, "weights", "outputs") or (plan.keeps is not None and not plan.data_aware):
@@ -224,7 +214,7 @@ def _check_plan(plan: Plan) -> None:
 
 
 def _check(layer: LayerPlan) -> None:
-    """Refuse numbers that no layer has."""
+    """Refuse numbers that no layer can have."""
 
     def sizes(value: object) -> bool:
         return isinstance(value, tuple) and all(type(size) is int and size >= 1 for size in value)
@@ -260,11 +250,3 @@ def _tuples(layer: Mapping[str, Any]) -> dict[str, Any]:
         return tuple(frozen(item) for item in value) if isinstance(value, list) else value
 
     return {name: frozen(value) for name, value in layer.items()}
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return " × ".join(str(number) for number in numbers)
-
-
-def _number(number: int | None) -> str:
-    return "" if number is None else f"{number:,}"
