@@ -245,9 +245,13 @@ class DeviationAwareScaling(CoreCallback):
         s, gamma = squared_norms([*bucket.cores, *grads]).view(2, -1, bucket.group_size).unbind()
         if unscale is not None:
             gamma = gamma / unscale.to(gamma).square()
-        strength = _per_core([self._strength(setting, alpha) for setting in bucket.settings], s)
         factors = deviation_aware_factors(
-            s, gamma, lr=strength, alpha=1.0, gauge_fixed=self.gauge_fixed, grad_norm=norm
+            s,
+            gamma,
+            lr=_per_core([setting["lr"] for setting in bucket.settings], s),
+            alpha=_per_core([self._corrected(alpha, setting) for setting in bucket.settings], s),
+            gauge_fixed=self.gauge_fixed,
+            grad_norm=norm,
         )
         bounded = bound_factors(factors, self.max_scale)
         scales = bounded.exp() if self.gauge_fixed else bounded + 1
@@ -260,10 +264,6 @@ class DeviationAwareScaling(CoreCallback):
         """α/(1 − β) with the correction for momentum, else α."""
         return alpha / (1 - setting["momentum"]) if self.momentum_correction else alpha
 
-    def _strength(self, setting: Mapping[str, Any], alpha: float) -> float | Tensor:
-        lr: float | Tensor = setting["lr"]
-        return lr * self._corrected(alpha, setting)
-
 
 def _per_core(values: list[float | Tensor], like: Tensor) -> float | Tensor:
     """One number if all are the same, else a tensor of the shape of ``like``, filled on the device."""
@@ -271,7 +271,9 @@ def _per_core(values: list[float | Tensor], like: Tensor) -> float | Tensor:
     if not any(isinstance(value, Tensor) for value in values) and all(value == first for value in values):
         return first
     scalars = [
-        value.to(like) if isinstance(value, Tensor) else torch.full((), value, dtype=like.dtype, device=like.device)
+        value.to(like.device)
+        if isinstance(value, Tensor)
+        else torch.full((), value, dtype=like.dtype, device=like.device)
         for value in values
     ]
     return torch.stack(scalars).view_as(like)

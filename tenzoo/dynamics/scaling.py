@@ -27,8 +27,8 @@ def deviation_aware_factors(
     Scaling ``G_k`` by ``1 + λ_k`` moves Q, to first order, as a step of SAM with ``ρ = α`` does (Theorem 3):
     ``Σ_k λ_k s_k = 0`` and ``2 Σ_k (s_k − s̄)·2 λ_k s_k = 4ηαuK·Cov``.
 
-    The *gauge-fixed* form replaces γ̄ by ``γ* = (Σ w_k γ_k)/(Σ w_k)`` with ``w_k = η_k/s_k``. Differences of squared
-    norms move alike, but now ``Σ_k λ_k = 0``: scaling by ``exp(λ_k)`` leaves the rebuilt tensor as it is.
+    The *gauge-fixed* form replaces γ̄ by ``γ* = (Σ w_k γ_k)/(Σ w_k)`` with ``w_k = η_k α_k/s_k``. Differences of squared
+    norms move alike, but now ``Σ_k λ_k = 0``: scaling by ``exp(λ_k)`` does not change the tensor.
 
     The result is always finite. A core with ``s_k = 0`` gets ``λ_k = 0`` (the gauge-fixed form leaves it out of γ*),
     and a group whose gradients are all zero, or not all finite, gets zeros.
@@ -37,7 +37,7 @@ def deviation_aware_factors(
         squared_norms: ``s``, shape ``(…, K)``.
         squared_grad_norms: ``γ`` before the step, shape ``(…, K)``.
         lr: Learning rate η, one number or one per core, shape ``(…, K)``.
-        alpha: Strength α, to be compared with SAM's ρ; one number, or one per core.
+        alpha: Strength α, comparable with SAM's ρ; one number, or one per core.
         gauge_fixed: Whether to make ``Σ_k λ_k = 0``.
         grad_norm: ``‖g‖`` over all layers in place of the group's own, shape ``(…)``.
 
@@ -52,9 +52,10 @@ def deviation_aware_factors(
         >>> deviation_aware_factors(s, gamma, lr=0.1, alpha=0.4, gauge_fixed=True)
         tensor([-0.0040,  0.0040])
     """
+    strength = lr * alpha
     total = squared_grad_norms.sum(-1, keepdim=True)
     if gauge_fixed:
-        weight = (lr / squared_norms).nan_to_num(0.0, 0.0, 0.0)  # a zero core weighs nothing
+        weight = (strength / squared_norms).nan_to_num(0.0, 0.0, 0.0)  # a zero core weighs nothing
         center = (weight * squared_grad_norms).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
     else:
         center = total * (1 / squared_norms.shape[-1])
@@ -62,7 +63,7 @@ def deviation_aware_factors(
         norm = total.sqrt()
     else:
         norm = torch.as_tensor(grad_norm, dtype=total.dtype, device=total.device).unsqueeze(-1)
-    factors = (squared_grad_norms - center) / (squared_norms * norm) * (lr * alpha)
+    factors = (squared_grad_norms - center) / (squared_norms * norm) * strength
     # What must be skipped comes out infinite or NaN; masks would cost as much as all the rest.
     return torch.nan_to_num(factors, 0.0, 0.0, 0.0)
 
