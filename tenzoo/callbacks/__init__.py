@@ -1,5 +1,6 @@
 """Callbacks that work through the cores of any model."""
 
+from tenzoo.callbacks.groups import PredictsDeviationRate
 from tenzoo.callbacks.monitor import NormDynamicsMonitor
 from tenzoo.callbacks.prediction import CompletedEntriesWriter, PredictedClassesWriter
 from tenzoo.callbacks.rank_watch import RankWatch
@@ -11,6 +12,7 @@ __all__ = [
     "DeviationAwareScaling",
     "NormDynamicsMonitor",
     "PredictedClassesWriter",
+    "PredictsDeviationRate",
     "RankWatch",
     "Rebalance",
 ]

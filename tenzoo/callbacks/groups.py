@@ -1,7 +1,7 @@
-"""The core groups that a callback works on."""
+"""What callbacks that work on cores have in common: their core groups, and the rates that they predict."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -25,6 +25,36 @@ class CoreCallback(Callback):
                 f"expected one {type(self).__name__} in `trainer.callbacks`, got {len(alike)}; leave one out, "
                 "which a config that is named twice may have added, or two that both add it"
             )
+
+
+@runtime_checkable
+class PredictsDeviationRate(Protocol):
+    """A callback that scales cores before a step, and predicts how fast this moves their Norm Deviation.
+
+    :class:`~tenzoo.callbacks.NormDynamicsMonitor` asks every callback of the Trainer that has this method, and adds its
+    rate to ``norms/…/predicted_rate``. No base class is needed.
+    """
+
+    def deviation_rate(
+        self,
+        trainer: Trainer,
+        optimizer: Optimizer,
+        squared_norms: Tensor,
+        squared_grad_norms: Tensor,
+        setting: Mapping[str, Any],
+    ) -> Tensor:
+        """``dQ/dt`` that the callback adds in the coming step: ΔQ divided by the learning rate.
+
+        Args:
+            trainer: The Trainer of the run.
+            optimizer: The optimizer that is about to step.
+            squared_norms: ``s`` of the trained cores of G groups with K cores each, shape ``(G, K)``.
+            squared_grad_norms: ``γ`` of their gradients before clipping, shape ``(G, K)``.
+            setting: Learning rate, momentum and the other settings of the optimizer for these cores.
+
+        Returns:
+            Shape ``(G,)``.
+        """
 
 
 def check_first_order(callback: Callback, trainer: Trainer) -> None:

@@ -13,9 +13,15 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from tenzoo.callbacks.groups import CoreCallback, check_first_order, check_owners, groups_for, trained_cores
+from tenzoo.callbacks.groups import (
+    CoreCallback,
+    PredictsDeviationRate,
+    check_first_order,
+    check_owners,
+    groups_for,
+    trained_cores,
+)
 from tenzoo.callbacks.norm_step import QUANTITIES, NormStep, as_clipped, squared_grad_norms, step_rows, total_of
-from tenzoo.callbacks.scaling import DeviationAwareScaling
 from tenzoo.cores import CoreGroup
 from tenzoo.dynamics import SharpnessState, sam_deviation_rate, squared_norms
 from tenzoo.training import (
@@ -120,7 +126,9 @@ class NormDynamicsMonitor(CoreCallback):
         if not logs_this_step(trainer):
             return
         scale = gradient_scale(trainer, optimizer)
-        self._steps[id(optimizer)] = self._about_to(trainer, pl_module, optimizer, scale, scaling=_scaling(trainer))
+        self._steps[id(optimizer)] = self._about_to(
+            trainer, pl_module, optimizer, scale, predicting=_predicting(trainer)
+        )
         after_clipping(trainer, lambda: self._clipped(optimizer))
         if id(optimizer) not in self._hooks:
             self._hook(trainer, pl_module, optimizer)
@@ -155,7 +163,7 @@ class NormDynamicsMonitor(CoreCallback):
         module: LightningModule,
         optimizer: Optimizer,
         scale: Tensor | None,
-        scaling: Sequence[DeviationAwareScaling] = (),
+        predicting: Sequence[PredictsDeviationRate] = (),
     ) -> list[NormStep]:
         """What is known of the groups that the optimizer is about to move, those of one kind together.
 
@@ -164,7 +172,7 @@ class NormDynamicsMonitor(CoreCallback):
             module: That it trains.
             optimizer: With gradients.
             scale: What they are still multiplied by.
-            scaling: Callbacks that are to scale cores before the step.
+            predicting: Callbacks that are to scale cores before the step, and predict what that does.
         """
         check_owners(self._groups, trainer.optimizers)  # again where cores were thawed
         settings, state = settings_of(optimizer), _sharpness(module)
@@ -178,7 +186,7 @@ class NormDynamicsMonitor(CoreCallback):
         with torch.no_grad():
             return [
                 self._step(
-                    trainer, state, optimizer, alike, [settings[id(core)] for core in alike[0][1]], scale, scaling
+                    trainer, state, optimizer, alike, [settings[id(core)] for core in alike[0][1]], scale, predicting
                 )
                 for alike in kinds.values()
             ]
@@ -191,7 +199,7 @@ class NormDynamicsMonitor(CoreCallback):
         alike: Sequence[tuple[CoreGroup, list[Tensor]]],
         settings: Sequence[dict[str, Any]],
         scale: Tensor | None,
-        scaling: Sequence[DeviationAwareScaling],
+        predicting: Sequence[PredictsDeviationRate],
     ) -> NormStep:
         cores = [core for _, cores in alike for core in cores]
         s = squared_norms(cores).view(len(alike), -1)
@@ -202,9 +210,9 @@ class NormDynamicsMonitor(CoreCallback):
         gamma = taken if gamma is None else gamma.view_as(s)
         setting = {name: _now(value) for name, value in settings[0].items() if name != "params"}
         same = all(_now(each.get(name)) == setting.get(name) for each in settings for name in _SETTINGS)
-        das_rate = torch.zeros_like(s[:, 0])
-        for callback in scaling:
-            das_rate = das_rate + callback.deviation_rate(trainer, optimizer, s, taken, setting)
+        callback_rate = torch.zeros_like(s[:, 0])
+        for callback in predicting:
+            callback_rate = callback_rate + callback.deviation_rate(trainer, optimizer, s, taken, setting)
         return NormStep(
             [group for group, _ in alike],
             cores,
@@ -213,7 +221,7 @@ class NormDynamicsMonitor(CoreCallback):
             state is not None,
             given.sum(-1).sqrt() if scale is None else None,
             _sam_rate(state, s, cores),
-            das_rate,
+            callback_rate,
             optimizer,
             setting,
             setting["lr"] if same else None,
@@ -346,9 +354,9 @@ def _now(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def _scaling(trainer: Trainer) -> list[DeviationAwareScaling]:
+def _predicting(trainer: Trainer) -> list[PredictsDeviationRate]:
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return [each for each in callbacks if isinstance(each, DeviationAwareScaling)]
+    return [each for each in callbacks if isinstance(each, PredictsDeviationRate)]
 
 
 def _sharpness(module: LightningModule) -> SharpnessState | None:

@@ -49,7 +49,8 @@ class NormStep:
     """Of what the optimizer is given, before it is clipped, shape ``(G,)`` as the rates; None where the optimizer
     unscales it itself, which rules out clipping."""
     sam_rate: Tensor
-    das_rate: Tensor
+    callback_rate: Tensor
+    """The sum of the rates that callbacks predict."""
     optimizer: Optimizer
     setting: dict[str, Any]
     """As it is in this step: a scheduler may change it right after."""
@@ -86,7 +87,7 @@ def _predicted_rate(step: NormStep) -> Tensor:
         rate = rate - 4 * setting["weight_decay"] * norm_deviation(step.s)
     if sgd and setting["momentum"]:  # which adds up what goes through the gradient, in the long run
         rate = rate * ((1 - setting["dampening"]) / (1 - setting["momentum"]))
-    return rate + step.das_rate
+    return rate + step.callback_rate
 
 
 def step_rows(step: NormStep, after: Tensor) -> Tensor:

@@ -206,21 +206,21 @@ class DeviationAwareScaling(CoreCallback):
         return self.alpha * (left if self.alpha_schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
     def deviation_rate(
-        self, trainer: Trainer, optimizer: Optimizer, s: Tensor, gamma: Tensor, setting: Mapping[str, Any]
+        self,
+        trainer: Trainer,
+        optimizer: Optimizer,
+        squared_norms: Tensor,
+        squared_grad_norms: Tensor,
+        setting: Mapping[str, Any],
     ) -> Tensor:
-        """``dQ/dt = 4αuK·Cov`` that this callback adds to a group, in Theorem 3's first order and before the bound.
+        """``dQ/dt = 4αuK·Cov`` that this callback adds, in Theorem 3's first order and before the bound.
 
-        Args:
-            trainer: Whose step sets the schedule.
-            optimizer: About to step.
-            s: Squared norms of the group's cores, shape ``(K,)``.
-            gamma: Squared norms of their gradients, shape ``(K,)``.
-            setting: The cores' parameter group.
+        See :class:`~tenzoo.callbacks.PredictsDeviationRate`.
         """
         unscale = gradient_scale(trainer, optimizer)
         norm = _norm_of_all(optimizer, unscale) if self.normalizer == "global" else None
         alpha = self._corrected(self.current_alpha(steps_so_far(trainer)), setting)
-        return sam_deviation_rate(s, gamma, alpha, grad_norm=norm)
+        return sam_deviation_rate(squared_norms, squared_grad_norms, alpha, grad_norm=norm)
 
     @override
     @torch.no_grad()
