@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tenzoo.cores import CoreGroup, CoreProvider
+from tenzoo.cores import CoreContainer
 from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.factorizations.gather import first_outside, never_changes
 from tenzoo.memory import free_memory, in_gigabytes
@@ -23,7 +23,7 @@ _TRAINED_BYTES = 4 * 4
 """Of a parameter in float32: itself, its gradient, and two moments."""
 
 
-class TensorCompletion(nn.Module, CoreProvider):
+class TensorCompletion(nn.Module, CoreContainer):
     """A factorized tensor that predicts entries at given indices, ``x̂ = location + scale · T[index]``.
 
     Work and memory follow the number of indices. Only where the tensor is small, and most of it is wanted, is it
@@ -72,10 +72,6 @@ class TensorCompletion(nn.Module, CoreProvider):
         self.sparse_grad = False
         self._cells = math.prod(self.tensor.shape)
         self._last: tuple[Tensor, Tensor] | None = None
-
-    def core_groups(self) -> list[CoreGroup]:
-        """One group, ``"tensor"``."""
-        return [CoreGroup("tensor", tuple(self.tensor.cores))]
 
     def rebuilds(self, num_entries: int) -> bool:
         """Whether a batch of that many entries is read from the rebuilt tensor, as the cheaper way."""

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MetricCollection
 
-from tenzoo.cores import CoreGroup, CoreProvider, find_core_groups
+from tenzoo.cores import CoreContainer
 from tenzoo.distributed import check_two_passes, share_buffers_
 from tenzoo.dynamics import SharpnessState, SharpnessWindow
 from tenzoo.jobs import secure
@@ -58,7 +58,7 @@ from tenzoo.training import (
 )
 
 
-class Task(LightningModule, CoreProvider):
+class Task(LightningModule, CoreContainer):
     """A LightningModule whose subclasses write :meth:`loss`, and which trains it with or without SAM.
 
     Without ``sam`` Lightning optimizes automatically. With it the task optimizes manually: a backward pass to find the
@@ -171,13 +171,6 @@ class Task(LightningModule, CoreProvider):
     @abstractmethod
     def loss(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one training batch, a scalar."""
-
-    def core_groups(self) -> list[CoreGroup]:
-        """The groups of all submodules."""
-        children = nn.Module()
-        for name, child in self.named_children():
-            children.add_module(name, child)
-        return find_core_groups(children)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One batch: the loss in automatic mode, all of SAM's step in manual mode."""

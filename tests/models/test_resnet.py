@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from tenzoo.cores import CoreProvider, find_core_groups
+from tenzoo.cores import CoreContainer, find_core_groups
 from tenzoo.factorizations import FACTORIZATIONS
 from tenzoo.layers import TensorizedConv2d
 from tenzoo.models import CIFARResNet
@@ -123,15 +123,12 @@ def test_the_dense_network_is_that_of_the_paper(depth, size):
     torch.testing.assert_close(network(images), expected)
 
 
-class Provider(nn.Module, CoreProvider):
-    """The network is no provider, since its layers are: this one lists their groups."""
+class Container(nn.Module, CoreContainer):
+    """Lists the groups of a network that is no provider itself."""
 
     def __init__(self, network):
         super().__init__()
         self.network = network
-
-    def core_groups(self):
-        return find_core_groups(self.network)
 
 
 class NetworkConformance(CoreProviderConformance):
@@ -144,7 +141,7 @@ class NetworkConformance(CoreProviderConformance):
         network = CIFARResNet(
             20, num_classes=3, factorization=self.factorization, rank=2, tensorization=self.tensorization
         )
-        return Provider(with_statistics(network.double()))
+        return Container(with_statistics(network.double()))
 
     def output(self, provider):
         images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
