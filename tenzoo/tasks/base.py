@@ -4,35 +4,21 @@ import dataclasses
 import inspect
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import GradClipAlgorithmType
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MetricCollection
+from torch import Tensor
 
 from tenzoo.cores import CoreContainer
 from tenzoo.distributed import check_two_passes, share_buffers_
 from tenzoo.dynamics import SharpnessState, SharpnessWindow
 from tenzoo.jobs import secure
 from tenzoo.tasks.averaging import keep_integers
-from tenzoo.tasks.checks import (
-    check_arguments,
-    check_callbacks,
-    check_clipping,
-    check_modes,
-    check_plateaus,
-    check_sam,
-    searches_learning_rate,
-)
+from tenzoo.tasks.checks import check_arguments, check_callbacks, check_sam
 from tenzoo.tasks.hooks import (
     Otherwise,
     all_callbacks,
@@ -43,22 +29,14 @@ from tenzoo.tasks.hooks import (
     window_completed,
 )
 from tenzoo.tasks.hyperparameters import is_plain, modules_given
-from tenzoo.tasks.ranks import as_of_all_ranks, logged_names, warn_of_repeats
+from tenzoo.tasks.optimized import OptimizedModule
 from tenzoo.tasks.sam import SAM
 from tenzoo.tasks.sam_step import sam_step
-from tenzoo.tasks.schedulers import Schedule, check_periods, check_schedule, schedule_over_run, step_schedulers
-from tenzoo.training import (
-    EpochMean,
-    batch_items,
-    batches_in_window,
-    check_finite,
-    logs_this_step,
-    mean_over_ranks,
-    steps_after_this_batch,
-)
+from tenzoo.tasks.schedulers import Schedule
+from tenzoo.training import check_finite
 
 
-class Task(LightningModule, CoreContainer):
+class Task(OptimizedModule, CoreContainer):
     """A LightningModule whose subclasses write :meth:`loss`, and which trains it with or without SAM.
 
     Without ``sam`` Lightning optimizes automatically. With it the task optimizes manually: a backward pass to find the
@@ -89,9 +67,6 @@ class Task(LightningModule, CoreContainer):
             go with these arguments, before training starts.
     """
 
-    _leaves_out_repeats: ClassVar[bool] = False
-    """Whether the metrics count an item once that a DistributedSampler gives to two processes."""
-
     def __init__(
         self,
         *,
@@ -104,44 +79,22 @@ class Task(LightningModule, CoreContainer):
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
         accumulate_grad_batches: int = 1,
     ) -> None:
-        super().__init__()
-        sam = SAM(**sam) if isinstance(sam, Mapping) else sam
-        if lr_scheduler_interval not in ("epoch", "step"):
-            raise ValueError(f"expected 'epoch' or 'step' in `lr_scheduler_interval`, got {lr_scheduler_interval!r}")
-        if gradient_clip_val is not None and not gradient_clip_val > 0:
-            raise ValueError(f"expected a positive number or null in `gradient_clip_val`, got {gradient_clip_val}")
-        if gradient_clip_algorithm not in ("norm", "value"):
-            raise ValueError(
-                f"expected 'norm' or 'value' in `gradient_clip_algorithm`, got {gradient_clip_algorithm!r}"
-            )
-        if gradient_clip_algorithm != "norm" and gradient_clip_val is None:
-            raise ValueError(
-                f"expected `gradient_clip_val` beside `gradient_clip_algorithm` {gradient_clip_algorithm!r}, got none"
-            )
-        if isinstance(accumulate_grad_batches, bool) or accumulate_grad_batches < 1:
-            raise ValueError(f"expected an int >= 1 in `accumulate_grad_batches`, got {accumulate_grad_batches}")
-        if not callable(optimizer):
-            raise TypeError(f"expected a class or function that makes an optimizer in `optimizer`, got {optimizer!r}")
-        if isinstance(lr_scheduler, str):
-            check_schedule(lr_scheduler)
-        self._optimizer_of = optimizer
-        self._scheduler_of = lr_scheduler
-        self._scheduler_interval = "step" if isinstance(lr_scheduler, str) else lr_scheduler_interval
-        self._scheduler_monitor = lr_scheduler_monitor
-        self.sam = sam
-        self.gradient_clip_val = gradient_clip_val
-        self.gradient_clip_algorithm = gradient_clip_algorithm
-        self.accumulate_grad_batches = accumulate_grad_batches
+        super().__init__(
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            lr_scheduler_interval=lr_scheduler_interval,
+            lr_scheduler_monitor=lr_scheduler_monitor,
+            gradient_clip_val=gradient_clip_val,
+            gradient_clip_algorithm=gradient_clip_algorithm,
+            accumulate_grad_batches=accumulate_grad_batches,
+        )
+        self.sam = SAM(**sam) if isinstance(sam, Mapping) else sam
         self.automatic_optimization = sam is None
         self.sharpness_state: SharpnessState | None = None
-        """What the ascents of SAM knew, of the batches since the last step; None without SAM."""
+        """What the ascents of SAM found, over the batches since the last step; None without SAM."""
         self._ascents = SharpnessWindow()
-        self._monitors: dict[int, str | None] = {}
         self._perturbed = False
         self._asked = False
-        self._epoch_means = {"train/loss": EpochMean()}
-        self._loss_is_watched = False
-        self._monitored: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -183,42 +136,6 @@ class Task(LightningModule, CoreContainer):
         with torch.autocast(self.device.type, enabled=False):
             return sam_step(self, self.sam, batch, batch_idx)
 
-    def _note_loss(self, loss: Tensor, batch: Any) -> None:
-        """Log the loss of a batch, and add it to the mean over the items of the epoch."""
-        loss, items = loss.detach(), batch_items(self, batch)
-        self._epoch_means["train/loss"].add(loss * items, items)
-        if self._loss_is_watched or logs_this_step(self.trainer):
-            # On the host: Lightning's progress bar reads it again after every batch.
-            value = mean_over_ranks(self.trainer, loss).cpu()
-            self.log("train/loss", value, prog_bar=True, sync_dist=False)
-            if not value.isfinite():  # an overflow in float16 is none of the weights'
-                self._check_finite()
-
-    def _check_finite(self) -> None:
-        if not searches_learning_rate(self.trainer):
-            check_finite(self, when=f"after {self.trainer.global_step} steps")
-
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Backpropagate; the last batch of a short accumulation window makes its gradient a mean over the window."""
-        super().backward(loss, *args, **kwargs)
-        if self.automatic_optimization:
-            self._complete_window()
-
-    def _complete_window(self) -> None:
-        """Divide the gradient by the batches that it was accumulated over, where an epoch ends within a window.
-
-        Each batch was divided by those of a whole window, before it was known that there would be fewer.
-        """
-        window, batches = self.trainer.accumulate_grad_batches, batches_in_window(self.trainer)
-        if batches < window and steps_after_this_batch(self.trainer):
-            for parameter in self.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(window / batches)
-
-    def _step_schedulers(self, interval: str, *, plateau: bool) -> None:
-        if not self.automatic_optimization:
-            step_schedulers(self, interval=interval, plateau=plateau)
-
     @property
     def perturbed(self) -> bool:
         """Whether :meth:`loss` is being called at SAM's perturbed weights.
@@ -229,72 +146,15 @@ class Task(LightningModule, CoreContainer):
         return self._perturbed
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """Log as LightningModule does, except at SAM's perturbed weights: there nothing is logged.
+        """Log as LightningModule does. At SAM's perturbed weights nothing is logged.
 
-        With several processes a metric that is monitored, or logged over an epoch of validation or test, is reduced
-        over them, as with ``sync_dist=True``.
+        With several processes, a metric that is monitored or logged over an epoch of validation or test is reduced over
+        them, as with ``sync_dist=True``.
         """
-        if self._perturbed:
-            return
-        if self._trainer is not None and self._trainer.world_size > 1:
-            value = as_of_all_ranks(self, value, kwargs, monitored=name in self._monitored)
-        super().log(name, value, *args, **kwargs)
-
-    def log_dict(self, dictionary: Any, *args: Any, **kwargs: Any) -> None:
-        """Log each value as :meth:`log` does; LightningModule's own would say of each that it is not to be reduced."""
-        metrics = isinstance(dictionary, MetricCollection)
-        items = dictionary.items(keep_base=False, copy_state=False) if metrics else dictionary.items()
-        for name, value in items:
-            self.log(name, value, *args, **kwargs)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the running hook here, forty times a step. nn.Module would each time look for a parameter, a
-        # submodule and a buffer of that name, which adds up to a fifteenth of a small model's step.
-        if name == "_current_fx_name":
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
-
-    @property
-    def metric_names(self) -> set[str] | None:
-        """What is logged during training and validation, known before; None where it is not."""
-        return None
+        if not self._perturbed:
+            super().log(name, value, *args, **kwargs)
 
     # --- hooks -------------------------------------------------------------------------------------------------
-
-    def trainable_parameters(self) -> Iterable[nn.Parameter] | Iterable[dict[str, Any]]:
-        """The parameters that the optimizer is given, or groups of them with settings of their own."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
-
-    def build_optimizer(self) -> Optimizer:
-        """The optimizer over all trainable parameters."""
-        return self._optimizer_of(self.trainable_parameters())
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer, and the scheduler if there is one."""
-        optimizer = self.build_optimizer()
-        if self._scheduler_of is None:
-            if self._scheduler_interval != "epoch" or self._scheduler_monitor is not None:
-                raise ValueError(
-                    "expected `lr_scheduler` beside `lr_scheduler_interval` and `lr_scheduler_monitor`, got none for "
-                    f"{self._scheduler_interval!r} and {self._scheduler_monitor!r}"
-                )
-            return optimizer
-        if isinstance(self._scheduler_of, str):
-            scheduler: Any = schedule_over_run(self._scheduler_of, optimizer, self.trainer)
-        else:
-            scheduler = self._scheduler_of(optimizer)
-            check_periods(scheduler)
-        if isinstance(scheduler, ReduceLROnPlateau) and self._scheduler_monitor is None:
-            raise ValueError(
-                "expected the name of a logged metric in `lr_scheduler_monitor` for ReduceLROnPlateau, got none"
-            )
-        settings = {"scheduler": scheduler, "interval": self._scheduler_interval}
-        if not self.automatic_optimization:
-            self._monitors[id(scheduler)] = self._scheduler_monitor
-            return [optimizer], [settings]  # type: ignore[return-value]
-        settings["monitor"] = self._scheduler_monitor
-        return {"optimizer": optimizer, "lr_scheduler": settings}  # type: ignore[return-value]
 
     def configure_callbacks(self) -> list[Callback]:
         """Add what makes a run safe to stop and to resume, and refuse Trainer arguments that the task has itself.
@@ -307,16 +167,10 @@ class Task(LightningModule, CoreContainer):
         return secure(self.trainer)
 
     def setup(self, stage: str) -> None:
-        """Hand the accumulation to Lightning, which acts on it in automatic mode and counts steps by it in both."""
-        if stage == "fit":
-            self.trainer.accumulate_grad_batches = self.accumulate_grad_batches
-            if self.sam is not None:
-                check_two_passes(self.trainer.strategy, sync_ascent=self.sam.sync_ascent)
-
-    def teardown(self, stage: str) -> None:
-        """Give the Trainer back as it was."""
-        if stage == "fit":
-            self.trainer.accumulate_grad_batches = 1
+        """Refuse strategies that cannot make SAM's two passes, and hand the accumulation to Lightning."""
+        super().setup(stage)
+        if stage == "fit" and self.sam is not None:
+            check_two_passes(self.trainer.strategy, sync_ascent=self.sam.sync_ascent)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, before anything of it is taken over."""
@@ -345,95 +199,16 @@ class Task(LightningModule, CoreContainer):
         checkpoint["epoch_means"] = {name: mean.state(self.trainer) for name, mean in self._epoch_means.items()}
 
     def on_fit_start(self) -> None:
-        """Refuse what SAM, or clipping, cannot do, and metrics that nobody logs, before the first step."""
-        for config in self.trainer.lr_scheduler_configs if self.sam is not None else []:
-            config.monitor = self._monitors.get(id(config.scheduler))
-            if isinstance(config.scheduler, ReduceLROnPlateau) and config.monitor is None:
-                raise ValueError("expected the name of a logged metric as `monitor` of ReduceLROnPlateau, got none")
-        self._check_monitored()
+        """Refuse before the first step what SAM, clipping or the logged metrics do not allow."""
+        if self.sam is not None:
+            self._restore_monitors()
+        super().on_fit_start()
         keep_integers(self.trainer)
         if self.sam is not None:
             check_sam(self, self.trainer, only_cores=self.sam.scope == "cores")
             share_buffers_(self.trainer)
             # A checkpoint holds the weights after the step, in manual as in automatic mode: no reason to warn.
             warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
-        if self.gradient_clip_val is not None:
-            check_clipping(self.trainer)
-
-    def _check_monitored(self) -> None:
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        watched = [(f"`monitor` of {type(each).__name__}", getattr(each, "monitor", None)) for each in callbacks]
-        watched.append(("`lr_scheduler_monitor`", self._scheduler_monitor))
-        names = [name for _, name in watched]
-        self._loss_is_watched = "train/loss" in names
-        self._monitored = logged_names([*names, *(config.monitor for config in self.trainer.lr_scheduler_configs)])
-        known = self.metric_names
-        for where, name in watched:
-            if known is not None and isinstance(name, str) and name not in known:
-                raise ValueError(f"expected one of {sorted(known)} in {where}, got {name!r}, which nobody logs here")
-        check_modes(self.trainer, known=known or (), watched_by_scheduler=self._scheduler_monitor)
-        check_plateaus(self.trainer, known=known or ())
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip, in both modes. Callbacks have run before: they see the gradients as they were."""
-        if self.gradient_clip_val is None:
-            return
-        plugin = self.trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            # Nothing is unscaled here: the plugin's own method refuses fused optimizers for the sake of float16.
-            algorithm = GradClipAlgorithmType(self.gradient_clip_algorithm)
-            Precision.clip_gradients(plugin, optimizer, self.gradient_clip_val, algorithm)
-        else:
-            self.clip_gradients(
-                optimizer,
-                gradient_clip_val=self.gradient_clip_val,
-                gradient_clip_algorithm=self.gradient_clip_algorithm,
-            )
-
-    def on_validation_epoch_start(self) -> None:
-        """Warn of items that are judged by two processes."""
-        if not self._leaves_out_repeats:
-            warn_of_repeats(self.trainer.val_dataloaders)
-
-    def on_test_epoch_start(self) -> None:
-        """Warn of items that are judged by two processes."""
-        if not self._leaves_out_repeats:
-            warn_of_repeats(self.trainer.test_dataloaders)
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """In manual mode, step plateau schedulers for the batch before, whose validation is over by now."""
-        if batch_idx > 0 and batch_idx % self.accumulate_grad_batches == 0:
-            self._step_schedulers("step", plateau=True)
-
-    def on_train_epoch_start(self) -> None:
-        """Begin the means over the epoch; in one of forward passes alone, forget the gradients of the one before.
-
-        Stochastic weight averaging ends with such an epoch, and Lightning still steps the optimizer in it.
-        """
-        if self.trainer.fit_loop._skip_backward:
-            self.zero_grad()
-        for mean in self._epoch_means.values():
-            mean.reset()
-
-    def on_train_epoch_end(self) -> None:
-        """Log the mean over the epoch; in manual mode, step plateau schedulers.
-
-        Raises:
-            DivergenceError: If a weight is not finite.
-        """
-        self._check_finite()
-        loss = self._epoch_mean("train/loss")
-        if loss is not None:
-            self.log("train/loss_epoch", loss, sync_dist=True)
-            self.log("train/loss", loss, sync_dist=True, logger=False)  # to be monitored; loggers have it by steps
-        self._step_schedulers("step", plateau=True)
-        self._step_schedulers("epoch", plateau=True)
-
-    def _epoch_mean(self, name: str) -> Tensor | None:
-        """The mean over the epoch that ends, None without a batch; it is begun anew."""
-        mean = self._epoch_means[name].compute(self.trainer)
-        self._epoch_means[name].reset()
-        return mean
 
 
 _DUTIES: Mapping[str, Otherwise] = {

@@ -158,11 +158,11 @@ def test_a_plateau_of_a_metric_that_is_not_there_yet_is_refused(arguments, flags
 @pytest.mark.parametrize("setting", [{"lr_scheduler_interval": "step"}, {"lr_scheduler_monitor": "val/loss"}])
 def test_settings_of_no_scheduler_are_refused(setting):
     with pytest.raises(
-        ValueError, match="`lr_scheduler` beside `lr_scheduler_interval` and `lr_scheduler_monitor`, got none"
+        ValueError, match="`lr_scheduler` with `lr_scheduler_interval` and `lr_scheduler_monitor`, got none"
     ):
         trainer().fit(Regression(optimizer=adam(), **setting), Batches(), Batches())
 
 
 def test_an_algorithm_of_no_clipping_is_refused():
-    with pytest.raises(ValueError, match="`gradient_clip_val` beside `gradient_clip_algorithm` 'value', got none"):
+    with pytest.raises(ValueError, match="`gradient_clip_val` with `gradient_clip_algorithm` 'value', got none"):
         Regression(optimizer=adam(), gradient_clip_algorithm="value")
