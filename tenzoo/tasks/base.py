@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from tenzoo.cores import CoreContainer
 from tenzoo.distributed import check_two_passes, share_buffers_
 from tenzoo.dynamics import SharpnessState, SharpnessWindow
 from tenzoo.jobs import secure
+from tenzoo.snapshot import Kinds
 from tenzoo.tasks.averaging import keep_integers
 from tenzoo.tasks.checks import check_arguments, check_callbacks, check_sam
 from tenzoo.tasks.hooks import (
@@ -30,6 +30,7 @@ from tenzoo.tasks.hooks import (
 )
 from tenzoo.tasks.hyperparameters import is_plain, modules_given
 from tenzoo.tasks.optimized import OptimizedModule
+from tenzoo.tasks.quiet import QuietCheckpoints
 from tenzoo.tasks.sam import SAM
 from tenzoo.tasks.sam_step import sam_step
 from tenzoo.tasks.schedulers import Schedule
@@ -93,6 +94,7 @@ class Task(OptimizedModule, CoreContainer):
         self.sharpness_state: SharpnessState | None = None
         """What the ascents of SAM found, over the batches since the last step; None without SAM."""
         self._ascents = SharpnessWindow()
+        self._kinds = Kinds()
         self._perturbed = False
         self._asked = False
 
@@ -164,7 +166,9 @@ class Task(OptimizedModule, CoreContainer):
         check_arguments(self, self.trainer)
         accumulates = self.accumulate_grad_batches > 1
         check_callbacks(self, self.trainer, sam=self.sam is not None, accumulates=accumulates)
-        return secure(self.trainer)
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        quiet = self.sam is None or any(isinstance(each, QuietCheckpoints) for each in callbacks)
+        return [*secure(self.trainer), *([] if quiet else [QuietCheckpoints()])]
 
     def setup(self, stage: str) -> None:
         """Refuse strategies that cannot make SAM's two passes, and hand the accumulation to Lightning."""
@@ -207,8 +211,6 @@ class Task(OptimizedModule, CoreContainer):
         if self.sam is not None:
             check_sam(self, self.trainer, only_cores=self.sam.scope == "cores")
             share_buffers_(self.trainer)
-            # A checkpoint holds the weights after the step, in manual as in automatic mode: no reason to warn.
-            warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
 
 
 _DUTIES: Mapping[str, Otherwise] = {

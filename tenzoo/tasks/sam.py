@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch import Tensor, nn
 
 from tenzoo.dynamics import own_part
-from tenzoo.snapshot import Row, Snapshot, is_metric, put
+from tenzoo.snapshot import Kinds, Row, Snapshot, put
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class ForwardState:
 
     Args:
         module: What it holds is remembered, that of all submodules included.
-        device: Whose random numbers are replayed beside those of the CPU.
+        device: The device whose random numbers are replayed, besides those of the CPU.
+        kinds: A table that is shared with the states of other batches, which saves time.
 
     Example:
         >>> norm = nn.BatchNorm1d(1)
@@ -74,12 +75,14 @@ class ForwardState:
         (True, tensor(1))
     """
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
+    def __init__(self, module: nn.Module, device: torch.device, kinds: Kinds | None = None) -> None:
         self._module, self._modules = module, _walked(module)
+        self._kinds = kinds = kinds or Kinds()
         self._before = _buffers_with_copies(self._modules)
         self._after: list[_Buffer] = []
         self._held = Snapshot(
-            each for each in self._modules if is_metric(each) or not type(each).__module__.startswith(_KNOWN)
+            (each for each in self._modules if kinds.is_metric(each) or not type(each).__module__.startswith(_KNOWN)),
+            kinds=kinds,
         )
         self._keep = False
         self._first: list[Row] = []
@@ -105,7 +108,7 @@ class ForwardState:
         """Go back to where the first pass began."""
         if self._keep:
             used = {id(thing) for thing, *_ in self._first}
-            held = Snapshot(filter(is_metric, _walked(self._module)), changing=used)
+            held = Snapshot(filter(self._kinds.is_metric, _walked(self._module)), used, kinds=self._kinds)
             held.rows = {key: row for key, row in held.rows.items() if key in used or key not in self._held.rows}
             self._held, self._first = held, []
         else:

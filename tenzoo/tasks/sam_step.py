@@ -58,7 +58,7 @@ def _backward(task: Task, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -
     accumulated = [parameter.grad if parameter.grad is None else parameter.grad.clone() for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
-    state = ForwardState(task, task.device)
+    state = ForwardState(task, task.device, task._kinds)
     task._asked = False
     first = _pass(task, batch, batch_idx)
     state.note(keep=task._asked)
