@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from tenzoo.data.resumable import ResumableDataModule
 from tenzoo.distributed import gather, true_everywhere
-from tenzoo.dynamics import is_distributed, own_part
+from tenzoo.dynamics import by_device_and_dtype, is_distributed, own_part
 
 
 def scales_loss(trainer: Trainer) -> bool:
@@ -161,7 +161,7 @@ class EpochMean:
 
     def _over_ranks(self, trainer: Trainer, *, alone: bool = False) -> Tensor | None:
         if self._sum is None:
-            return None  # on all ranks alike: each has as many batches
+            return None  # on all ranks: each has as many batches
         own = torch.stack([self._sum, torch.full_like(self._sum, self._count)])
         if alone or trainer.world_size == 1:
             return own[None]
@@ -189,18 +189,16 @@ def check_finite(module: nn.Module, *, when: str) -> None:
     Example:
         >>> check_finite(nn.Linear(2, 2), when="at step 3")
     """
-    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     parts = {name: own_part(parameter.detach()) for name, parameter in module.named_parameters()}
-    for part in parts.values():
-        values = torch.view_as_real(part) if part.is_complex() else part
-        if values.is_floating_point() and values.numel() and not values.is_meta:
-            groups.setdefault((values.device, values.dtype), []).append(values)
+    values = [torch.view_as_real(part) if part.is_complex() else part for part in parts.values()]
+    values = [each for each in values if each.is_floating_point() and each.numel() and not each.is_meta]
     with torch.no_grad():
         # The largest entry, unlike a norm, does not overflow.
-        finite = [torch.stack(torch._foreach_norm(group, ord=math.inf)).isfinite().all() for group in groups.values()]
+        largest = [torch.stack(torch._foreach_norm(group, ord=math.inf)) for (group,) in by_device_and_dtype(values)]
+        finite = [each.isfinite().all() for each in largest]
     fine = all(map(bool, finite))
     if any(map(is_distributed, module.parameters())) and sys.exc_info()[0] is None:
-        fine = true_everywhere(fine, next(iter(groups))[0])  # each process sees its own shards only
+        fine = true_everywhere(fine, values[0].device)  # each process sees its own shards only
     if fine:
         return
     name = next((repr(name) for name, part in parts.items() if not bool(part.isfinite().all())), "a shard elsewhere")

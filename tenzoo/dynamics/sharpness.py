@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tenzoo.dynamics.foreach import by_device_and_dtype
 from tenzoo.dynamics.norms import inverse_grad_norm, squared_norms
 from tenzoo.dynamics.shards import own_part, sharded_like
 
@@ -146,14 +147,8 @@ def _perturb_(
     parameters: Sequence[Tensor], grads: Sequence[Tensor], scale: Tensor, adaptive: bool, undo: list[_Moved]
 ) -> None:
     """Add ``scale·g`` (ASAM: ``scale·|w|²·g``) to each parameter, in few kernels; note beforehand what undoes it."""
-    kinds: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
-    for number, (whole, gradient) in enumerate(zip(parameters, grads, strict=True)):
-        parameter, grad = own_part(whole).detach(), own_part(gradient)
-        kind = number if grad.is_sparse else (parameter.device, parameter.dtype, grad.dtype)
-        together = kinds.setdefault(kind, ([], []))
-        together[0].append(parameter)
-        together[1].append(grad)
-    for moved, gradients in kinds.values():
+    parts = [own_part(parameter).detach() for parameter in parameters]
+    for moved, gradients in by_device_and_dtype(parts, [own_part(grad) for grad in grads]):
         rows = _rows(gradients[0])
         if rows is None:
             old = [torch.empty_like(parameter) for parameter in moved]

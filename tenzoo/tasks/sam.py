@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch import Tensor, nn
 
-from tenzoo.dynamics import own_part
+from tenzoo.dynamics import by_device_and_dtype, own_part
 from tenzoo.snapshot import Kinds, Row, Snapshot, put
 
 
@@ -174,7 +174,7 @@ class _Buffer(NamedTuple):
 def _buffers_with_copies(modules: Sequence[nn.Module]) -> list[_Buffer]:
     found = [(owner, *named) for owner in modules for named in owner._buffers.items()]
     rows = [_Buffer(owner, name, each, torch.empty_like(each)) for owner, name, each in found if each is not None]
-    _copy((row.copy, row.tensor) for row in rows)
+    _copy([row.copy for row in rows], [row.tensor for row in rows])
     return rows
 
 
@@ -182,18 +182,13 @@ def _put_back(rows: list[_Buffer]) -> None:
     for owner, name, tensor, _ in rows:
         if getattr(owner, name) is not tensor:
             setattr(owner, name, tensor)
-    _copy((row.tensor, row.copy) for row in rows)
+    _copy([row.tensor for row in rows], [row.copy for row in rows])
 
 
 @torch.no_grad()
-def _copy(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Copy each second tensor into the first, in few kernels."""
-    kinds: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
-    for to, source in pairs:
-        targets, sources = kinds.setdefault((to.device, to.dtype), ([], []))
-        targets.append(to)
-        sources.append(source)
-    for targets, sources in kinds.values():
+def _copy(to: Sequence[Tensor], source: Sequence[Tensor]) -> None:
+    """Copy each tensor of ``source`` into that of ``to``, in few kernels."""
+    for targets, sources in by_device_and_dtype(to, source):
         torch._foreach_copy_(targets, sources)
 
 
