@@ -1,6 +1,6 @@
 """What the norm monitor observes just before a step of an optimizer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,34 +53,43 @@ def observe_step(
         if cores and all(core.grad is not None and (known is None or id(core) in known) for core in cores):
             kind = cores[0].device, tuple(id(settings[id(core)]) for core in cores)
             kinds.setdefault(kind, []).append((group, cores))
-    steps = []
-    for members in kinds.values():
-        cores = [core for _, own in members for core in own]
-        s = squared_norms(cores).view(len(members), -1)
-        given = squared_grad_norms(cores).view_as(s)
-        taken = given if scale is None else given / scale.to(given).square()
-        # Under SAM the gradients for the optimizer are those at the perturbed weights.
-        gamma = None if sharpness is None else sharpness.squared_grad_norms_of(cores)
-        setting, lr = _common_setting([settings[id(core)] for core in members[0][1]])
-        callback_rate = torch.zeros_like(s[:, 0])
-        for each in predictors:
-            callback_rate = callback_rate + each.deviation_rate(trainer, optimizer, s, taken, setting)
-        steps.append(
-            NormStep(
-                groups=[group for group, _ in members],
-                cores=cores,
-                s=s,
-                gamma=taken if gamma is None else gamma.view_as(s),
-                by_sam=sharpness is not None,
-                grad_norm=given.sum(-1).sqrt() if scale is None else None,
-                sam_rate=_sam_rate(sharpness, s, cores),
-                callback_rate=callback_rate,
-                optimizer=optimizer,
-                setting=setting,
-                lr=lr,
-            )
-        )
-    return steps
+    return [
+        _observe_kind(members, settings, sharpness, trainer, optimizer, scale, predictors) for members in kinds.values()
+    ]
+
+
+def _observe_kind(
+    members: Sequence[tuple[CoreGroup, list[Tensor]]],
+    settings: Mapping[int, dict[str, Any]],
+    sharpness: SharpnessState | None,
+    trainer: Trainer,
+    optimizer: Optimizer,
+    scale: Tensor | None,
+    predictors: Sequence[PredictsDeviationRate],
+) -> NormStep:
+    cores = [core for _, own in members for core in own]
+    s = squared_norms(cores).view(len(members), -1)
+    given = squared_grad_norms(cores).view_as(s)
+    taken = given if scale is None else given / scale.to(given).square()
+    # Under SAM the gradients for the optimizer are those at the perturbed weights.
+    gamma = None if sharpness is None else sharpness.squared_grad_norms_of(cores)
+    setting, lr = _common_setting([settings[id(core)] for core in members[0][1]])
+    callback_rate = torch.zeros_like(s[:, 0])
+    for each in predictors:
+        callback_rate = callback_rate + each.deviation_rate(trainer, optimizer, s, taken, setting)
+    return NormStep(
+        groups=[group for group, _ in members],
+        cores=cores,
+        s=s,
+        gamma=taken if gamma is None else gamma.view_as(s),
+        by_sam=sharpness is not None,
+        grad_norm=given.sum(-1).sqrt() if scale is None else None,
+        sam_rate=_sam_rate(sharpness, s, cores),
+        callback_rate=callback_rate,
+        optimizer=optimizer,
+        setting=setting,
+        lr=lr,
+    )
 
 
 def _common_setting(settings: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], float | None]:

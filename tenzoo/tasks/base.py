@@ -20,13 +20,13 @@ from tenzoo.snapshot import Kinds
 from tenzoo.tasks.averaging import keep_integers
 from tenzoo.tasks.checks import check_arguments, check_callbacks, check_sam
 from tenzoo.tasks.hooks import (
-    Otherwise,
-    all_callbacks,
-    do_after,
-    keep_duties,
-    monitors_noted,
-    refuse_beside_sam,
-    window_completed,
+    ParentCall,
+    add_callbacks,
+    call_after,
+    call_parent_hooks,
+    complete_window,
+    record_monitors,
+    refuse_with_sam,
 )
 from tenzoo.tasks.hyperparameters import is_plain, modules_given
 from tenzoo.tasks.optimized import OptimizedModule
@@ -41,13 +41,13 @@ class Task(OptimizedModule, CoreContainer):
     """A LightningModule whose subclasses write :meth:`loss`, and which trains it with or without SAM.
 
     Without ``sam`` Lightning optimizes automatically. With it the task optimizes manually: a backward pass to find the
-    ascent direction, a second one at the perturbed weights, one optimizer step at the restored ones. Accumulation,
-    clipping, schedulers, precision, logging, ``max_steps`` and checkpoints act alike in both modes. Normalization
-    statistics, random numbers, metrics, attributes and whatever ``loss`` logs see the first pass only; a ``loss`` that
-    changes objects of classes of its own should ask :attr:`perturbed`.
+    ascent direction, a second one at the perturbed weights, and one optimizer step at the restored weights.
+    Accumulation, clipping, schedulers, precision, logging, ``max_steps`` and checkpoints act alike in both modes. Only
+    the first pass changes normalization statistics, random numbers, metrics and attributes, and only the first pass
+    logs. A ``loss`` that changes objects of a user's own classes should read :attr:`perturbed`.
 
-    Subclasses may write hooks as for any LightningModule, with ``super()`` or without: what a task does in a hook is
-    done after it in any case. With SAM a ``training_step`` of one's own has to call this one.
+    Subclasses may write hooks as for any LightningModule, with or without ``super()``: the task's own part of a hook
+    runs in any case. With SAM, an own ``training_step`` has to call this one.
 
     Args:
         optimizer: Takes the trainable parameters, returns an optimizer. In YAML a ``class_path`` with ``init_args``.
@@ -55,17 +55,17 @@ class Task(OptimizedModule, CoreContainer):
             optimizer steps of the run: ``"cosine"``, from the optimizer's learning rate down to 0, or ``"one_cycle"``,
             torch's ``OneCycleLR`` with that rate as the highest.
         lr_scheduler_interval: Step the scheduler after every ``"epoch"`` or optimizer ``"step"``. A schedule over the
-            run has its own: it always follows the steps.
+            run always follows the steps.
         lr_scheduler_monitor: The logged metric that a ``ReduceLROnPlateau`` watches.
-        sam: Switches SAM on.
-        gradient_clip_val: Bound on the gradients, in place of the Trainer's argument of that name.
+        sam: Train with SAM.
+        gradient_clip_val: Bound on the gradients. It replaces the Trainer's argument of that name.
         gradient_clip_algorithm: Bound the ``"norm"`` over all parameters, or each ``"value"``.
-        accumulate_grad_batches: Batches per optimizer step, in place of the Trainer's argument of that name. SAM
+        accumulate_grad_batches: Batches per optimizer step. It replaces the Trainer's argument of that name. SAM
             perturbs for each batch.
 
     Raises:
-        ValueError: For a value out of its range; from ``fit`` also for a Trainer, strategy or optimizer that does not
-            go with these arguments, before training starts.
+        ValueError: For a value out of its range; from ``fit``, before training starts, also for a Trainer, strategy or
+            optimizer that does not fit these arguments.
     """
 
     def __init__(
@@ -96,11 +96,11 @@ class Task(OptimizedModule, CoreContainer):
         self._ascents = SharpnessWindow()
         self._kinds = Kinds()
         self._perturbed = False
-        self._asked = False
+        self._perturbed_was_read = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        keep_duties(cls, Task, _DUTIES)
+        call_parent_hooks(cls, Task, _PARENT_HOOKS)
 
     def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
         """Save the arguments of ``__init__`` as every LightningModule does, those that are builtins.
@@ -128,23 +128,24 @@ class Task(OptimizedModule, CoreContainer):
         """The loss of one training batch, a scalar."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One batch: the loss in automatic mode, all of SAM's step in manual mode."""
-        if self.sam is None or self.trainer.fit_loop._skip_backward:  # a callback wants the forward pass alone
+        """One batch: the loss in automatic mode, the whole step of SAM in manual mode."""
+        if self.sam is None or self.trainer.fit_loop._skip_backward:  # a callback asks for the forward pass alone
             loss = self.loss(batch, batch_idx)
             self._note_loss(loss, batch)
             return loss
-        # Lightning calls this inside of its context of the precision. A backward pass does not belong there: autocast
-        # would run it in half precision where the weights are rebuilt from their cores.
+        # Lightning calls this in its autocast context. A backward pass does not belong there: the reconstruction of
+        # weights from their cores would run in half precision.
         with torch.autocast(self.device.type, enabled=False):
             return sam_step(self, self.sam, batch, batch_idx)
 
     @property
     def perturbed(self) -> bool:
-        """Whether :meth:`loss` is being called at SAM's perturbed weights.
+        """Whether :meth:`loss` is called at SAM's perturbed weights.
 
-        A pass that asks decides itself what the second one does with its attributes; otherwise they are put back.
+        If the first pass reads this, attributes are kept as both passes leave them. Otherwise the changes of the second
+        pass are undone.
         """
-        self._asked = True
+        self._perturbed_was_read = True
         return self._perturbed
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
@@ -159,9 +160,9 @@ class Task(OptimizedModule, CoreContainer):
     # --- hooks -------------------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add what makes a run safe to stop and to resume, and refuse Trainer arguments that the task has itself.
+        """Add the callbacks of safe runs, and refuse Trainer arguments that belong to the task.
 
-        This hook is the first that runs with a trainer: before Lightning's own check, which knows no remedy.
+        This is the first hook with a trainer. It runs before Lightning's own check, which suggests nothing to do.
         """
         check_arguments(self, self.trainer)
         accumulates = self.accumulate_grad_batches > 1
@@ -177,7 +178,7 @@ class Task(OptimizedModule, CoreContainer):
             check_two_passes(self.trainer.strategy, sync_ascent=self.sam.sync_ascent)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model, before anything of it is taken over."""
+        """Refuse a checkpoint of another model, before anything is loaded, and load the means of its epoch."""
         own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         other = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         for name in [*own, *other] if self.strict_loading else []:
@@ -191,19 +192,19 @@ class Task(OptimizedModule, CoreContainer):
                 mean.load(checkpoint.get("epoch_means", {}).get(name), self._trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save weights that are not finite over good ones, and add the means of the epoch so far.
+        """Refuse to replace a good checkpoint by weights that are not finite, and add the means of the epoch.
 
         Raises:
-            DivergenceError: Naming a parameter.
+            DivergenceError: With the name of a parameter.
         """
-        if self._trainer is None:  # saved by hand, outside of a run
+        if self._trainer is None:  # the user saves, outside of a run
             check_finite(self, when="before a run, and was not saved")
             return
         check_finite(self, when=f"after {self.trainer.global_step} steps, and was not saved")
         checkpoint["epoch_means"] = {name: mean.state(self.trainer) for name, mean in self._epoch_means.items()}
 
     def on_fit_start(self) -> None:
-        """Refuse before the first step what SAM, clipping or the logged metrics do not allow."""
+        """Refuse, before the first step, settings that SAM, clipping or the logged metrics do not allow."""
         if self.sam is not None:
             self._restore_monitors()
         super().on_fit_start()
@@ -213,26 +214,26 @@ class Task(OptimizedModule, CoreContainer):
             share_buffers_(self.trainer)
 
 
-_DUTIES: Mapping[str, Otherwise] = {
-    "setup": do_after,
-    "teardown": do_after,
-    "configure_callbacks": all_callbacks,
-    "configure_optimizers": monitors_noted,
-    "on_load_checkpoint": do_after,
-    "on_save_checkpoint": do_after,
-    "on_fit_start": do_after,
-    "on_train_epoch_start": do_after,
-    "on_train_batch_start": do_after,
-    "training_step": refuse_beside_sam,
-    "backward": window_completed,
-    "on_before_optimizer_step": do_after,
-    "on_train_batch_end": do_after,
-    "on_train_epoch_end": do_after,
-    "on_validation_epoch_start": do_after,
-    "on_validation_epoch_end": do_after,
-    "on_test_epoch_start": do_after,
-    "on_test_epoch_end": do_after,
+_PARENT_HOOKS: Mapping[str, ParentCall] = {
+    "setup": call_after,
+    "teardown": call_after,
+    "configure_callbacks": add_callbacks,
+    "configure_optimizers": record_monitors,
+    "on_load_checkpoint": call_after,
+    "on_save_checkpoint": call_after,
+    "on_fit_start": call_after,
+    "on_train_epoch_start": call_after,
+    "on_train_batch_start": call_after,
+    "training_step": refuse_with_sam,
+    "backward": complete_window,
+    "on_before_optimizer_step": call_after,
+    "on_train_batch_end": call_after,
+    "on_train_epoch_end": call_after,
+    "on_validation_epoch_start": call_after,
+    "on_validation_epoch_end": call_after,
+    "on_test_epoch_start": call_after,
+    "on_test_epoch_end": call_after,
 }
-"""What a task does in hooks, where a subclass has one of its own that does not call ``super()``."""
+"""What a task does in each hook, if the hook of a subclass does not call ``super()``."""
 
-keep_duties(Task, Task, _DUTIES)
+call_parent_hooks(Task, Task, _PARENT_HOOKS)

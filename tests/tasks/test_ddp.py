@@ -150,7 +150,7 @@ def test_a_run_whose_ranks_part_ends_in_one_line(tmp_path):
     [
         (
             ["--trainer.strategy=DDPStrategy", "--trainer.strategy.static_graph=true", *METHODS["sam"]],
-            "expected static_graph=False in the DDP strategy beside `sam`, got True",
+            "expected static_graph=False in the DDP strategy with `sam`, got True",
         ),
     ],
 )

@@ -130,7 +130,7 @@ def test_a_schedule_over_the_run_beside_an_accumulation_that_changes_it_is_refus
     callbacks = [GradientAccumulationScheduler({0: 2})]
     if not method:
         callbacks.append(DeviationAwareScaling(0.01, alpha_schedule="linear"))
-    with pytest.raises(ValueError, match=r"no GradientAccumulationScheduler beside `(lr_scheduler|alpha_schedule)` '"):
+    with pytest.raises(ValueError, match=r"no GradientAccumulationScheduler with `(lr_scheduler|alpha_schedule)` '"):
         trainer(callbacks=callbacks).fit(Regression(optimizer=adam(), **method), Batches(), Batches())
 
 
@@ -138,7 +138,7 @@ def test_a_schedule_over_the_run_beside_an_accumulation_that_changes_it_is_refus
 @pytest.mark.parametrize(
     ("arguments", "flags", "reason"),
     [
-        ({}, {"check_val_every_n_epoch": 2}, "in each epoch, where validation is in every 2th"),
+        ({}, {"check_val_every_n_epoch": 2}, "in each epoch, with a validation in every 2th"),
         ({}, {"limit_val_batches": 0}, "without validation"),
         ({"lr_scheduler_interval": "step"}, {}, "after each step, before the first validation"),
     ],

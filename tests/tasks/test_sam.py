@@ -283,7 +283,7 @@ def test_a_mapping_is_taken_for_the_settings():
 
 def test_lbfgs_is_refused():
     model = Regression(optimizer=torch.optim.LBFGS, sam=SAM())
-    with pytest.raises(ValueError, match="first-order optimizer beside `sam`, got LBFGS"):
+    with pytest.raises(ValueError, match="first-order optimizer with `sam`, got LBFGS"):
         trainer().fit(model, Batches(), Batches())
 
 
