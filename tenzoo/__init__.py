@@ -2,6 +2,6 @@
 
 __version__ = "0.1.0"
 
-from tenzoo.cores import CoreGroup, CoreProvider, find_core_groups, register_core_groups
+from tenzoo.cores import CoreContainer, CoreGroup, CoreProvider, find_core_groups, register_core_groups
 
-__all__ = ["CoreGroup", "CoreProvider", "find_core_groups", "register_core_groups"]
+__all__ = ["CoreContainer", "CoreGroup", "CoreProvider", "find_core_groups", "register_core_groups"]

@@ -1,13 +1,13 @@
 """The one interface between tensorized models and the methods that train them.
 
-A tensorized weight is a multilinear function of small *cores*, ``T = Φ(G_1, …, G_K)``. Rescaling the cores by factors
-whose product is 1 leaves T unchanged, so a training method is free to choose how the norm is shared among them. A
-:class:`CoreGroup` names the cores of one such weight, a :class:`CoreProvider` is a module that knows its groups, and
+A tensorized weight is a multilinear function of small *cores*, ``T = Φ(G_1, …, G_K)``. Scaling the cores by factors
+whose product is 1 does not change T, so a training method is free to choose how the cores share the norm. A
+:class:`CoreGroup` names the cores of one such weight, a :class:`CoreProvider` is a module that lists its groups, and
 :func:`find_core_groups` collects the groups of a whole model.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,17 +18,18 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True, eq=False)
 class CoreGroup:
-    """The cores of one scale-invariant tensor, in order.
+    """The cores of one tensor, in order.
 
-    Biases, norms and every other parameter that cannot be rescaled against a core are never part of a group.
+    A group holds only parameters that can be scaled against each other: no biases, and no parameters of normalization
+    layers.
 
     Args:
-        name: Qualified name of the tensor in the module that was asked, such as ``"layer1.0.conv1.weight"``.
-        cores: The K parameters that the tensor is rebuilt from.
+        name: Qualified name of the tensor in the module that lists the group, such as ``"layer1.0.conv1.weight"``.
+        cores: The K parameters from which the tensor is reconstructed.
 
     Raises:
         TypeError: If a core is not an ``nn.Parameter``.
-        ValueError: If there is no core, or one core stands in the group twice.
+        ValueError: If there is no core, or the same core twice.
     """
 
     name: str
@@ -47,10 +48,10 @@ class CoreGroup:
 
 
 class CoreProvider(ABC):
-    """A module that can name the cores its weights are rebuilt from.
+    """A module that lists the cores from which its weights are reconstructed.
 
-    Subclass it together with ``nn.Module`` and write one method. A provider lists its own groups and may delegate to
-    its submodules, but never calls :func:`find_core_groups` on itself.
+    Subclass it together with ``nn.Module`` and write one method. A provider never calls :func:`find_core_groups` on
+    itself. A module whose cores all lie in its submodules is a :class:`CoreContainer`.
 
     Example:
         >>> import torch
@@ -67,18 +68,37 @@ class CoreProvider(ABC):
 
     @abstractmethod
     def core_groups(self) -> Sequence[CoreGroup]:
-        """The groups of this module, their names relative to it; an empty name stands for the module itself."""
+        """The groups of this module. Names are relative to it, and an empty name stands for the module itself."""
+
+
+class CoreContainer(CoreProvider):
+    """A module whose cores all lie in its submodules: its groups are theirs.
+
+    Example:
+        >>> from tenzoo.factorizations import CP
+        >>> class Sum(nn.Module, CoreContainer):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.left, self.right = CP((4, 5), 2), CP((4, 5), 3)
+        >>> [group.name for group in Sum().core_groups()]
+        ['left', 'right']
+    """
+
+    def core_groups(self) -> list[CoreGroup]:
+        """The groups of all submodules."""
+        assert isinstance(self, nn.Module)
+        return _groups_of((name, module) for name, module in self.named_modules() if module is not self)
 
 
 _registry: dict[type[nn.Module], Callable[[Any], Sequence[CoreGroup]]] = {}
 
 
 def register_core_groups(module_type: type[M], function: Callable[[M], Sequence[CoreGroup]]) -> None:
-    """Teach :func:`find_core_groups` a module class that is not a :class:`CoreProvider`, and its subclasses.
+    """Let :func:`find_core_groups` recognize a class of modules that are no :class:`CoreProvider`, and its subclasses.
 
     Args:
-        module_type: The class to recognize. The nearest registered base class of a module decides.
-        function: Takes a module of that class, returns its groups with names relative to it.
+        module_type: The class. For a module of several registered classes the nearest one counts.
+        function: Takes a module of that class, and returns its groups with names relative to it.
 
     Raises:
         TypeError: If ``module_type`` is not a subclass of ``nn.Module``, or is a :class:`CoreProvider` already.
@@ -103,20 +123,23 @@ def _own_groups(module: nn.Module) -> Sequence[CoreGroup]:
 
 
 def find_core_groups(module: nn.Module) -> list[CoreGroup]:
-    """All core groups of a module tree, each once, in the order in which the tree is walked.
+    """All core groups of a module and its submodules, each once, in the order of ``named_modules()``.
 
-    A group that is met again (a task and the model it delegates to, a layer that is used twice) is listed once, under
-    the first name.
+    A group that several modules list is found once, under its first name.
 
     Args:
-        module: The root of the tree. Names are qualified from here.
+        module: The module. Names are relative to it.
 
     Raises:
-        ValueError: If two groups overlap in part: a core cannot be balanced within two tensors at once.
+        ValueError: If two groups share some of their cores. A core cannot be balanced within two tensors at once.
     """
+    return _groups_of(module.named_modules())
+
+
+def _groups_of(named_modules: Iterable[tuple[str, nn.Module]]) -> list[CoreGroup]:
     groups: list[CoreGroup] = []
     owner: dict[int, CoreGroup] = {}
-    for prefix, submodule in module.named_modules():
+    for prefix, submodule in named_modules:
         for group in _own_groups(submodule):
             owners = {id(owner.get(id(core))) for core in group.cores}
             if owners == {id(None)}:
@@ -129,6 +152,6 @@ def find_core_groups(module: nn.Module) -> list[CoreGroup]:
             if owners != {id(known)} or len(known.cores) != len(group.cores):
                 raise ValueError(
                     f"expected disjoint core groups, got {known.name!r} and {group.name or prefix!r} "
-                    f"of {type(submodule).__name__} sharing some cores; list a shared core in one group only"
+                    f"of {type(submodule).__name__} with some common cores; list each core in one group only"
                 )
     return groups

@@ -1,4 +1,4 @@
-"""What tasks and callbacks ask of a running Trainer."""
+"""Questions of tasks and callbacks to a running Trainer."""
 
 import math
 import sys
@@ -18,41 +18,38 @@ from typing_extensions import override
 
 from tenzoo.data.resumable import ResumableDataModule
 from tenzoo.distributed import gather, true_everywhere
-from tenzoo.dynamics import is_distributed, own_part
+from tenzoo.dynamics import by_device_and_dtype, is_distributed, own_part
 
 
 def scales_loss(trainer: Trainer) -> bool:
-    """Whether the loss is multiplied before the backward pass, as float16 training does."""
+    """Whether the loss is scaled before the backward pass, as in float16 training."""
     plugin = trainer.precision_plugin
     return isinstance(plugin, MixedPrecision) and plugin.scaler is not None
 
 
 def loss_scale(trainer: Trainer) -> Tensor | None:
-    """The factor by which the loss was multiplied in this step, a scalar on the device; None without one.
-
-    It is read without waiting for the device.
-    """
+    """The scale of the loss in this step, a scalar on the device; None without one. It does not wait for the device."""
     plugin = trainer.precision_plugin
     return plugin.scaler._get_scale_async() if isinstance(plugin, MixedPrecision) and plugin.scaler else None
 
 
 def unscales_its_gradients(optimizer: Optimizer) -> bool:
-    """Whether the optimizer's ``step`` divides by the loss scale itself, as fused ones do.
+    """Whether the optimizer's ``step`` divides the gradients by the scale of the loss, as fused optimizers do.
 
-    Before that step the gradients of such an optimizer still carry the scale: Lightning leaves them alone.
+    Lightning does not unscale the gradients of such an optimizer before the step.
     """
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
-    """The factor that gradients still carry just before the step, a scalar on the device; None without one."""
+    """The scale of the gradients just before the step, a scalar on the device; None if they are unscaled."""
     return loss_scale(trainer) if unscales_its_gradients(optimizer) else None
 
 
 def after_clipping(trainer: Trainer, function: Callable[[], None]) -> None:
-    """Call something once, when the gradients of the step that is about to be taken are as the optimizer takes them.
+    """Call a function once, after the gradients of the coming step are clipped.
 
-    Lightning has no hook there: callbacks run first, then the module's own hook, then it clips.
+    Lightning has no hook there: first callbacks run, then the module's own hook, then it clips.
     """
     plugin = trainer.precision_plugin
     clip = plugin._clip_gradients
@@ -66,7 +63,7 @@ def after_clipping(trainer: Trainer, function: Callable[[], None]) -> None:
 
 
 def forget_clipping(trainer: Trainer) -> None:
-    """Take back what :func:`after_clipping` has ordered, if it was not called yet."""
+    """Cancel :func:`after_clipping`, if the function was not called yet."""
     vars(trainer.precision_plugin).pop("_clip_gradients", None)
 
 
@@ -76,28 +73,28 @@ def settings_of(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
 
 
 def steps_so_far(trainer: Trainer) -> int:
-    """Steps of training before the current one; a batch after which several optimizers step is one step."""
+    """Number of training steps before the current one. Steps of several optimizers after one batch count once."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def logs_this_step(trainer: Trainer) -> bool:
-    """Whether the loggers take what is logged during the current training step.
+    """Whether the current training step is logged, as every ``log_every_n_steps``-th is.
 
-    Ask before computing what is only to be logged: Lightning drops it on all steps but each ``log_every_n_steps``-th.
+    Ask before computing a value only for the loggers.
     """
-    # What Lightning's own check comes to in training, without its search for the active loop.
+    # The same as Lightning's own check in training, without its search for the active loop.
     every, fast_dev_run = trainer.log_every_n_steps, trainer.fast_dev_run  # type: ignore[attr-defined]
     return bool(fast_dev_run) or (every > 0 and (steps_so_far(trainer) + 1) % every == 0)
 
 
 def batches_in_window(trainer: Trainer) -> int:
-    """Batches since the last step of the optimizer, the current one included."""
+    """Number of batches since the last step of the optimizer, with the current one."""
     ready = int(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
     return (ready - 1) % trainer.accumulate_grad_batches + 1
 
 
 def steps_after_this_batch(trainer: Trainer) -> bool:
-    """Whether the current batch is the last one of its accumulation window, or of the epoch."""
+    """Whether the optimizer steps after the current batch, the last of its accumulation window or of the epoch."""
     return not trainer.fit_loop._should_accumulate()
 
 
@@ -107,7 +104,7 @@ def is_last_batch(trainer: Trainer) -> bool:
 
 
 def mean_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
-    """The mean of what each process has; a collective where there are several."""
+    """The mean over the processes; a collective if there are several."""
     if trainer.world_size == 1:
         return value
     reduced: Tensor = trainer.strategy.reduce(value, reduce_op="mean")
@@ -115,10 +112,9 @@ def mean_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
 
 
 class EpochMean:
-    """The mean over an epoch and over the processes, kept on the device.
+    """The mean over an epoch and over the processes, computed on the device.
 
-    Its state holds the sum and the count of every process, so that an epoch that was stopped in its middle goes on
-    exactly.
+    Its state holds the sum and the count of every process, so that an interrupted epoch continues exactly.
     """
 
     def __init__(self) -> None:
@@ -126,31 +122,30 @@ class EpochMean:
         self._count = 0.0
 
     def add(self, total: Tensor, count: float) -> None:
-        """Add the sum of some values, a scalar without history, and their number."""
-        total = total if total.device.type == "mps" else total.double()  # which has no float64
+        """Add the sum of some values, a scalar without gradient, and their number."""
+        total = total if total.device.type == "mps" else total.double()  # no float64 on this device
         self._sum = total.clone() if self._sum is None else self._sum.to(total) + total
         self._count += count
 
     def reset(self) -> None:
-        """Begin an epoch."""
+        """Set sum and count to 0."""
         self._sum, self._count = None, 0.0
 
     def compute(self, trainer: Trainer) -> Tensor | None:
-        """The mean, in float32; None without a value. A collective where there are several processes."""
+        """The mean, in float32; None without a value. A collective if there are several processes."""
         total = self._over_ranks(trainer)
         return None if total is None else (total[:, 0].sum() / total[:, 1].sum()).float()
 
     def state(self, trainer: Trainer) -> Tensor | None:
         """Sum and count of every process, shape ``(world_size, 2)``; None without a value.
 
-        A collective where there are several processes, but for a checkpoint of a process that failed: others may not
-        be about to write one.
+        A collective if there are several processes, except during an exception: the others may not save then.
         """
         total = self._over_ranks(trainer, alone=sys.exc_info()[0] is not None)
         return None if total is None else total.cpu()
 
     def load(self, state: Tensor | None, trainer: Trainer) -> None:
-        """Go on from a state. With another number of processes the first one takes over all of it."""
+        """Continue from a state. With another number of processes the first one takes the whole sum."""
         self.reset()
         if state is None:
             return
@@ -161,7 +156,7 @@ class EpochMean:
 
     def _over_ranks(self, trainer: Trainer, *, alone: bool = False) -> Tensor | None:
         if self._sum is None:
-            return None  # on all ranks alike: each has as many batches
+            return None  # on all ranks: each has the same number of batches
         own = torch.stack([self._sum, torch.full_like(self._sum, self._count)])
         if alone or trainer.world_size == 1:
             return own[None]
@@ -169,38 +164,36 @@ class EpochMean:
 
 
 class DivergenceError(ArithmeticError):
-    """Training went wrong: a weight is not finite, or what must be equal is not."""
+    """A weight is not finite, or the ranks of a run have different weights."""
 
 
 class RanksPartedError(DivergenceError):
-    """The ranks of a run no longer hold the same weights."""
+    """The ranks of a run no longer have the same weights."""
 
 
 def check_finite(module: nn.Module, *, when: str) -> None:
     """Refuse weights that are not finite. It waits for the device.
 
     Args:
-        module: Its parameters are checked.
-        when: Said in the message.
+        module: The module with the parameters.
+        when: The time of the check, for the message.
 
     Raises:
-        DivergenceError: Naming a parameter.
+        DivergenceError: With the name of a parameter.
 
     Example:
         >>> check_finite(nn.Linear(2, 2), when="at step 3")
     """
-    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     parts = {name: own_part(parameter.detach()) for name, parameter in module.named_parameters()}
-    for part in parts.values():
-        values = torch.view_as_real(part) if part.is_complex() else part
-        if values.is_floating_point() and values.numel() and not values.is_meta:
-            groups.setdefault((values.device, values.dtype), []).append(values)
+    values = [torch.view_as_real(part) if part.is_complex() else part for part in parts.values()]
+    values = [each for each in values if each.is_floating_point() and each.numel() and not each.is_meta]
     with torch.no_grad():
-        # The largest entry, unlike a norm, does not overflow.
-        finite = [torch.stack(torch._foreach_norm(group, ord=math.inf)).isfinite().all() for group in groups.values()]
+        # The largest entry does not overflow, as a norm may.
+        largest = [torch.stack(torch._foreach_norm(group, ord=math.inf)) for (group,) in by_device_and_dtype(values)]
+        finite = [each.isfinite().all() for each in largest]
     fine = all(map(bool, finite))
     if any(map(is_distributed, module.parameters())) and sys.exc_info()[0] is None:
-        fine = true_everywhere(fine, next(iter(groups))[0])  # each process sees its own shards only
+        fine = true_everywhere(fine, values[0].device)  # a process sees only its own shards
     if fine:
         return
     name = next((repr(name) for name, part in parts.items() if not bool(part.isfinite().all())), "a shard elsewhere")
@@ -211,10 +204,10 @@ def check_finite(module: nn.Module, *, when: str) -> None:
 
 
 def log_to_loggers(trainer: Trainer, metrics: dict[str, float]) -> None:
-    """Hand values to all loggers, at the current training step.
+    """Give values to all loggers, at the current training step.
 
-    As ``LightningModule.log`` does in the end, but at a fiftieth of its price: that one also prepares for reduction
-    over epochs and ranks, which takes longer than a step of a small model.
+    It takes a fiftieth of the time of ``LightningModule.log``, which also prepares for reduction over epochs and ranks:
+    longer than a step of a small model.
     """
     step = steps_so_far(trainer)
     for logger in trainer.loggers:
@@ -222,19 +215,19 @@ def log_to_loggers(trainer: Trainer, metrics: dict[str, float]) -> None:
 
 
 def batch_weight(module: LightningModule) -> float:
-    """What a mean over this process's share of the training batch is multiplied by: 1, unless shares are uneven.
+    """The factor for a mean over this process's share of the training batch: 1, unless shares are uneven.
 
-    The average over processes, which DDP makes of gradients, is then that of the mean over the whole batch. It comes
-    from the data module, where that shares out the batches.
+    With it, DDP's average of gradients over processes is the gradient of the mean over the whole batch. It comes from a
+    data module that divides batches among processes.
     """
     data = getattr(module._trainer, "datamodule", None)
     return data.batch_weight if isinstance(data, ResumableDataModule) else 1.0
 
 
 def batch_items(module: LightningModule, batch: Any) -> float:
-    """How many items a training batch has, on average over the processes.
+    """The number of items in a training batch, on average over the processes.
 
-    It is the first size of the first tensor that has any, or 1.
+    It is the first size of the first tensor that has a dimension, or 1.
     """
     data = getattr(module._trainer, "datamodule", None)
     if isinstance(data, ResumableDataModule) and data.batch_items is not None:
@@ -243,7 +236,7 @@ def batch_items(module: LightningModule, batch: Any) -> float:
 
 
 class NoProfiler(PassThroughProfiler):
-    """Lightning's own "no profiler", without the generator that it makes sixty times a step."""
+    """Lightning's "no profiler", without the generator that it creates sixty times a step."""
 
     _nothing = nullcontext()
 
@@ -253,18 +246,18 @@ class NoProfiler(PassThroughProfiler):
 
 
 def steps_of_run(trainer: Trainer, argument: str) -> float:
-    """Steps that all optimizers take in a run, as Lightning estimates them: -1 or infinity where that is not known.
+    """The steps of all optimizers in a run, as Lightning estimates them: -1 or infinity if unknown.
 
     Args:
-        trainer: About to train.
-        argument: What they are asked for.
+        trainer: The Trainer, before training.
+        argument: The argument that needs them, for the message.
 
     Raises:
-        ValueError: Beside a callback that changes how many batches a step takes, of which the estimate knows nothing.
+        ValueError: With a callback that changes the batches per step, which the estimate does not consider.
     """
     if any(isinstance(each, GradientAccumulationScheduler) for each in trainer.callbacks):  # type: ignore[attr-defined]
         raise ValueError(
-            f"expected no GradientAccumulationScheduler beside {argument}, which spans the steps of the run, got one, "
-            "which changes their number; set `accumulate_grad_batches` of the task"
+            f"expected no GradientAccumulationScheduler with {argument}, which needs the number of steps, got one; set "
+            "`accumulate_grad_batches` of the task"
         )
     return trainer.estimated_stepping_batches

@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from tenzoo import CoreGroup, CoreProvider, find_core_groups, register_core_groups
+from tenzoo import CoreContainer, CoreGroup, CoreProvider, find_core_groups, register_core_groups
+from tenzoo.models import TensorCompletion
+from tenzoo.tasks import Task
 
 
 class LowRank(nn.Module, CoreProvider):
@@ -49,6 +51,28 @@ def test_a_group_met_again_is_listed_once():
     layer = LowRank()
     assert names(nn.Sequential(layer, nn.ReLU(), layer)) == ["0.weight"]
     assert names(Delegate(nn.Sequential(layer, LowRank()))) == ["model.0.weight", "model.1.weight"]
+
+
+def test_a_container_lists_the_groups_of_its_submodules():
+    class Container(nn.Module, CoreContainer):
+        def __init__(self, *children):
+            super().__init__()
+            self.inner = nn.Sequential(*children)
+            self.own = nn.Parameter(torch.zeros(2))
+
+    layer = LowRank()
+    container = Container(layer, Container(LowRank(), layer))
+    expected = ["inner.0.weight", "inner.1.inner.0.weight"]
+    assert [group.name for group in container.core_groups()] == expected
+    assert names(container) == expected
+    assert names(nn.Sequential(container)) == [f"0.{name}" for name in expected]
+    assert Container(nn.ReLU()).core_groups() == []
+
+
+@pytest.mark.parametrize("kind", [Task, TensorCompletion])
+def test_core_groups_are_written_where_the_cores_are(kind):
+    assert issubclass(kind, CoreProvider)
+    assert kind.core_groups is CoreContainer.core_groups
 
 
 def test_an_empty_name_stands_for_the_module_itself():

@@ -33,15 +33,13 @@ def set_up(user: Any, trainer: Any) -> None:
 def test_strategies_without_whole_parameters_are_refused(kind, user):
     trainer = SimpleNamespace(strategy=made(kind), accumulate_grad_batches=1)
     name = "`sam`" if isinstance(user, Regression) else type(user).__name__
-    with pytest.raises(
-        ValueError, match=rf"in `strategy` beside {name}, got {kind.__name__}, .*; take 'ddp'"
-    ) as caught:
+    with pytest.raises(ValueError, match=rf"in `strategy` with {name}, got {kind.__name__}, .*; take 'ddp'") as caught:
         set_up(user, trainer)
     assert "\n" not in str(caught.value)
 
 
 def test_what_cannot_run_two_passes_is_refused():
-    with pytest.raises(ValueError, match="expected static_graph=False in the DDP strategy beside `sam`, got True"):
+    with pytest.raises(ValueError, match="expected static_graph=False in the DDP strategy with `sam`, got True"):
         check_two_passes(DDPStrategy(static_graph=True), sync_ascent=True)
     with pytest.raises(ValueError, match=r"expected True in `sam.sync_ascent` under ModelParallelStrategy, got False"):
         check_two_passes(ModelParallelStrategy(), sync_ascent=False)

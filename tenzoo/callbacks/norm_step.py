@@ -1,4 +1,4 @@
-"""What an optimizer's step does to the norms of cores, of several groups at once."""
+"""What a step of an optimizer does to the norms of cores, for several groups at once."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -26,55 +26,58 @@ QUANTITIES = (
     "measured_rate",
     "effective_rho",
 )
-"""What is logged of each group, in the order of the rows that :func:`step_rows` gives first."""
+"""The logged quantities of each group: the first rows that :func:`step_rows` gives."""
 
 
 @dataclass(frozen=True, eq=False)
 class NormStep:
-    """What is known just before the optimizer's step of G groups of K cores each.
+    """What is known of G groups of K cores each, just before the step of their optimizer.
 
-    They are computed with together, since each operation has a price of its own on an accelerator. They lie on one
-    device and have the same settings of one optimizer.
+    The groups are on one device and have the same settings of the optimizer. They are computed together, because each
+    operation on an accelerator has a cost of its own.
     """
 
     groups: Sequence[CoreGroup]
     cores: Sequence[Tensor]
-    """Those that are trained, of one group after another."""
+    """The trained cores of all groups, one group after another."""
     s: Tensor
-    """Shape ``(G, K)``, as γ."""
+    """Squared norms, shape ``(G, K)``."""
     gamma: Tensor
+    """Squared norms of the gradients, shape ``(G, K)``."""
     by_sam: bool
-    """Whether γ is that of SAM's first pass, and not of what the optimizer is given."""
+    """Whether γ comes from SAM's first pass. Otherwise it comes from the gradients for the optimizer."""
     grad_norm: Tensor | None
-    """Of what the optimizer is given, before it is clipped, shape ``(G,)`` as the rates; None where the optimizer
-    unscales it itself, which rules out clipping."""
+    """Norms of the gradients for the optimizer before clipping, shape ``(G,)``; None where the optimizer unscales them
+    itself, which excludes clipping."""
     sam_rate: Tensor
-    das_rate: Tensor
+    """``dQ/dt`` of SAM, shape ``(G,)``."""
+    callback_rate: Tensor
+    """The sum of the rates that callbacks predict, shape ``(G,)``."""
     optimizer: Optimizer
     setting: dict[str, Any]
-    """As it is in this step: a scheduler may change it right after."""
+    """Settings of the optimizer in this step. A scheduler may change them right after it."""
     lr: float | None
     """None if the cores have different settings."""
 
 
 def squared_grad_norms(cores: Sequence[Tensor]) -> Tensor:
-    """Of what is in ``.grad`` of each."""
+    """The squared norms of ``.grad`` of the cores that have one."""
     return squared_norms([core.grad for core in cores if core.grad is not None])
 
 
 def as_clipped(step: NormStep) -> NormStep:
-    """The step with the gradients as the optimizer saw them: they are clipped after the callbacks have run."""
+    """The step with clipped gradients, as the optimizer takes them. Lightning clips after the callbacks have run."""
     if step.grad_norm is None or any(core.grad is None for core in step.cores):
         return step
     clipped = squared_grad_norms(step.cores).view_as(step.s)
-    kept = (clipped.sum(-1).sqrt() / step.grad_norm).nan_to_num(1.0, posinf=1.0)
-    gamma = step.gamma * kept.square().unsqueeze(-1) if step.by_sam else clipped
-    return dataclasses.replace(step, gamma=gamma, sam_rate=step.sam_rate * kept)
+    ratio = (clipped.sum(-1).sqrt() / step.grad_norm).nan_to_num(1.0, posinf=1.0)
+    gamma = step.gamma * ratio.square().unsqueeze(-1) if step.by_sam else clipped
+    return dataclasses.replace(step, gamma=gamma, sam_rate=step.sam_rate * ratio)
 
 
-_SHRINKING = (SGD, torch.optim.Adafactor, *([torch.optim.Muon] if hasattr(torch.optim, "Muon") else []))
-"""Optimizers of torch whose weight decay moves weights by ``−η·wd·w``. Others have a setting that says so, or do what
-they do to gradients to it as well."""
+_DECOUPLED_DECAY = (SGD, torch.optim.Adafactor, *([torch.optim.Muon] if hasattr(torch.optim, "Muon") else []))
+"""Optimizers of torch whose weight decay moves weights by ``−η·wd·w``. Others have a setting that says so, or transform
+the decay together with the gradient."""
 
 
 def _predicted_rate(step: NormStep) -> Tensor:
@@ -82,19 +85,19 @@ def _predicted_rate(step: NormStep) -> Tensor:
     rate = step.sam_rate
     if sgd and not setting["momentum"]:
         rate = rate + sam_deviation_rate(step.s, step.gamma, effective_rho(step.gamma, setting["lr"]))
-    if isinstance(step.optimizer, _SHRINKING) or setting.get("decoupled_weight_decay"):
+    if isinstance(step.optimizer, _DECOUPLED_DECAY) or setting.get("decoupled_weight_decay"):
         rate = rate - 4 * setting["weight_decay"] * norm_deviation(step.s)
-    if sgd and setting["momentum"]:  # which adds up what goes through the gradient, in the long run
+    if sgd and setting["momentum"]:  # which multiplies, after some steps, whatever is part of the gradient
         rate = rate * ((1 - setting["dampening"]) / (1 - setting["momentum"]))
-    return rate + step.das_rate
+    return rate + step.callback_rate
 
 
 def step_rows(step: NormStep, after: Tensor) -> Tensor:
-    """A column for each group: the quantities that are logged, then ``s̄²`` and ``Σ γ``, which the total needs.
+    """A column for each group: the logged quantities, then ``s̄²`` and ``Σ γ`` for :func:`total_of`.
 
     Args:
-        step: With the gradients that the optimizer took.
-        after: Squared norms of the cores after it, shape ``(G, K)``.
+        step: The step, with the gradients that the optimizer took.
+        after: Squared norms of the cores after the step, shape ``(G, K)``.
     """
     deviation, mean_square = norm_deviation(step.s), step.s.mean(-1).square()
     rows = (

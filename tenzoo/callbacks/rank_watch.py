@@ -1,4 +1,4 @@
-"""Watching that all ranks train one and the same model."""
+"""A check that all ranks train the same model."""
 
 from typing import Any
 
@@ -16,20 +16,20 @@ from tenzoo.training import RanksPartedError
 class RankWatch(Callback):
     """Stop a run whose ranks no longer hold the same weights.
 
-    DDP gives all ranks the same gradients and trusts that they make the same steps of them. Whatever a rank does by
-    itself, such as a learning rate that follows a metric of its own, makes the models part in silence: from then on the
-    gradients belong to no model, and the saved one is that of rank 0.
+    DDP gives all ranks the same gradients, and assumes that they make the same steps. If a rank does something by
+    itself, such as a learning rate that follows a metric of its own, the models diverge without a message: from then on
+    the gradients belong to no model, and checkpoints hold that of rank 0.
 
     Every ``every_n_steps`` optimizer steps, and when training ends, each rank adds up the bits of its parameters, and
-    one all-reduce of two integers tells whether the sums are equal. If not, all ranks raise in the same step. One
-    process is not watched, nor are shards, nor post-local SGD, whose ranks part on purpose.
+    one all-reduce of two integers compares the sums. If they differ, all ranks raise in the same step. A single process
+    is not checked, nor are shards, nor post-local SGD, whose ranks differ on purpose.
 
     Args:
-        every_n_steps: Optimizer steps between two looks. A look reads all parameters once and waits for the device.
+        every_n_steps: Optimizer steps between two checks. A check reads all parameters once and waits for the device.
 
     Raises:
         ValueError: For a number of steps below 1.
-        RanksPartedError: While training, on all ranks, naming the first parameter that differs.
+        RanksPartedError: While training, on all ranks, with the name of the first parameter that differs.
 
     Example:
         >>> from lightning import Trainer
@@ -40,31 +40,31 @@ class RankWatch(Callback):
         if isinstance(every_n_steps, bool) or every_n_steps < 1:
             raise ValueError(f"expected an int >= 1 in `every_n_steps`, got {every_n_steps}")
         self.every_n_steps = every_n_steps
-        self._watches = False
-        self._seen = 0
+        self._enabled = False
+        self._last_step = 0
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         strategy = trainer.strategy
         alike = isinstance(strategy, DDPStrategy | ModelParallelStrategy)
         averages = getattr(strategy, "_model_averaging_period", None) is not None
-        self._watches = trainer.world_size > 1 and alike and not averages
-        self._seen = trainer.global_step
+        self._enabled = trainer.world_size > 1 and alike and not averages
+        self._last_step = trainer.global_step
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._watches and trainer.global_step >= self._seen + self.every_n_steps:
-            self._look(trainer, pl_module)
+        if self._enabled and trainer.global_step >= self._last_step + self.every_n_steps:
+            self._check(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._watches and trainer.global_step > self._seen:
-            self._look(trainer, pl_module)
+        if self._enabled and trainer.global_step > self._last_step:
+            self._check(trainer, pl_module)
 
-    def _look(self, trainer: Trainer, module: LightningModule) -> None:
-        self._seen = trainer.global_step
+    def _check(self, trainer: Trainer, module: LightningModule) -> None:
+        self._last_step = trainer.global_step
         parameters = {name: each for name, each in module.named_parameters() if not is_distributed(each)}
         if not parameters:
             return
@@ -79,9 +79,9 @@ class RankWatch(Callback):
             differs = (every != every[0]).any(0).tolist()
             name = next(name for name, parted in zip(parameters, differs, strict=True) if parted)
             raise RanksPartedError(
-                f"expected the same weights on all {trainer.world_size} ranks, got others in {name!r} after "
-                f"{self._seen} steps; make all ranks do the same outside of the gradients, such as following a metric "
-                "that is logged with sync_dist=True"
+                f"expected the same weights on all {trainer.world_size} ranks, got different ones in {name!r} after "
+                f"{self._last_step} steps; see what one rank does by itself, such as following a metric that is not "
+                "logged with sync_dist=True"
             )
 
 

@@ -1,4 +1,4 @@
-"""One-shot balancing of the core norms."""
+"""Balancing of the core norms at the start of training."""
 
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
@@ -8,10 +8,10 @@ from tenzoo.dynamics import rebalance_
 
 
 class Rebalance(CoreCallback):
-    """Give the cores of each group equal norms once, at the start of training, leaving the rebuilt tensors as they are.
+    """Give the cores of each group equal norms once, at the start of training, without a change of their tensor.
 
-    The cheap control beside SAM and DAS: what they do to the norms over many steps, done at once. Frozen cores stay as
-    they are, and the others are balanced among each other. A resumed run is not balanced again.
+    It is the control for SAM and DAS: it does at once what they do to the norms over many steps. Frozen cores do not
+    change, and the others are balanced among each other. A resumed run is not balanced again.
 
     Raises:
         ValueError: From ``fit``, before training, for a model without core groups or with a core that is zero.

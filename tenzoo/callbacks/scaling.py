@@ -1,4 +1,4 @@
-"""Deviation-Aware Scaling as a callback, for any model with cores and any optimizer."""
+"""Deviation-Aware Scaling as a callback, for any model with cores and any first-order optimizer."""
 
 import math
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ from tenzoo.training import gradient_scale, log_to_loggers, logs_this_step, sett
 
 @dataclass(frozen=True, eq=False)
 class _Bucket:
-    """Groups of equal size on one device, that are scaled together: G groups of K cores, flattened."""
+    """G groups of K cores each, on one device and of one dtype, which are scaled together."""
 
     cores: list[Tensor]
     settings: list[dict[str, Any]]
-    """For each core the parameter group of its optimizer."""
+    """The parameter group of each core, in its optimizer."""
     group_size: int
 
     def with_gradients(self) -> "_Bucket":
-        """Without the groups in which a core has no gradient."""
+        """The groups in which all cores have a gradient."""
         kept = [
             position
             for start in range(0, len(self.cores), self.group_size)
@@ -38,7 +38,7 @@ class _Bucket:
 
 
 class _Record:
-    """The λ before the bound since the last log; reduced in bulk, since a step can hardly afford more kernels."""
+    """The λ before the bound, since the last log. They are reduced many at a time, to save a kernel in each step."""
 
     _CAPACITY = 256
 
@@ -71,32 +71,31 @@ class _Record:
 
 
 class DeviationAwareScaling(CoreCallback):
-    """Scale each core by ``1 + λ_k`` just before the optimizer's step: SAM's norm dynamics at no second gradient.
+    """Scale each core by ``1 + λ_k`` just before the optimizer's step: SAM's norm dynamics without a second gradient.
 
     ``λ_k = η α u (γ_k − γ̄)/s_k`` (Cao et al., 2025, arXiv:2508.10435, Algorithm 2; see
     :func:`tenzoo.dynamics.deviation_aware_factors`), with the learning rate η of the core's own parameter group. The
-    gradients are those of the whole step: accumulated, averaged over ranks, and not yet clipped. Nothing waits for the
-    device, except on steps that are logged.
+    gradients are accumulated, averaged over ranks, and not yet clipped. Only steps that are logged wait for the device.
 
-    A group is left alone in a step in which fewer than two of its cores are trainable, a gradient is missing or not
-    finite, or all gradients are zero. With several optimizers each scales its own groups when it steps.
+    A group is not scaled in a step in which fewer than two of its cores are trainable, a gradient is missing or not
+    finite, or all gradients are zero. With several optimizers, the groups of each are scaled when it steps.
 
     Logs ``das/max_abs_lambda``, the largest |λ| before the bound since the last log, and ``das/bound_hit_rate``, the
     fraction of scalings in which the bound was hit.
 
     Args:
-        alpha: Strength α ≥ 0, compared with SAM's ρ. At 0 training equals that without the callback bit for bit.
-        gauge_fixed: Scale by ``exp(λ_k)`` with ``Σ λ_k = 0``, which leaves the rebuilt tensor as it is.
+        alpha: Strength α ≥ 0, comparable with SAM's ρ. At 0, training equals that without the callback bit for bit.
+        gauge_fixed: Scale by ``exp(λ_k)`` with ``Σ λ_k = 0``, which does not change the tensor of a group.
         normalizer: Whether ``u = 1/‖g‖`` takes the norm over the ``"group"`` (Algorithm 2) or, as SAM, ``"global"``
             over all parameters of the optimizer.
         alpha_schedule: Let α fall to 0 over the optimizer steps of the run: ``"cosine"`` or ``"linear"``.
-        momentum_correction: Use ``α/(1 − β)``: the scaling bypasses SGD's momentum β, which would amplify it so.
+        momentum_correction: Use ``α/(1 − β)``. SGD's momentum β multiplies gradients by this, and not the scaling.
         max_scale: Bound on |λ| in one step; a group beyond it is shrunk by one common factor.
 
     Raises:
         ValueError: For a value out of its range; from ``fit``, before training, for a model without core groups, a
-            group split over two optimizers, LBFGS, half-precision cores, ``momentum_correction`` without SGD's
-            momentum, or a schedule without an end. What is wrong with cores that are thawed later is refused then.
+            group divided between two optimizers, LBFGS, half-precision cores, ``momentum_correction`` without SGD's
+            momentum, or a schedule without an end. Cores that are unfrozen later are checked then.
 
     Example:
         >>> from lightning import Trainer
@@ -157,19 +156,19 @@ class DeviationAwareScaling(CoreCallback):
         if half:
             raise ValueError(
                 f"expected float32 or float64 cores for DeviationAwareScaling, got {half[0]} in {group.name!r}, where "
-                "1 + 0.001 rounds to 1; train with precision 'bf16-mixed' or '16-mixed' in place of a true half one"
+                "1 + 0.001 rounds to 1; train with precision 'bf16-mixed' or '16-mixed'"
             )
 
     @staticmethod
     def _signature(optimizer: Optimizer) -> object:
-        """Changes when parameters join the optimizer, or are frozen or thawed."""
+        """A value that changes when parameters join the optimizer, are frozen, or are unfrozen."""
         return [
             (id(group), [id(parameter) for parameter in group["params"] if parameter.requires_grad])
             for group in optimizer.param_groups
         ]
 
     def _plan(self, trainer: Trainer, optimizer: Optimizer) -> list[_Bucket]:
-        check_owners(self._groups, trainer.optimizers)  # again where cores were thawed
+        check_owners(self._groups, trainer.optimizers)  # again, because cores may have been unfrozen
         for group in self._groups:
             self._check_precision(group)
         settings = settings_of(optimizer)
@@ -199,28 +198,28 @@ class DeviationAwareScaling(CoreCallback):
     # --- in the step -------------------------------------------------------------------------------------------
 
     def current_alpha(self, step: int) -> float:
-        """α at a step of the run, counted from 0, without the correction for momentum."""
+        """α at a step of the run, counted from 0, before the correction for momentum."""
         if self.alpha_schedule is None:
             return self.alpha
         left = 1 - min(step / self._total_steps, 1)
         return self.alpha * (left if self.alpha_schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
     def deviation_rate(
-        self, trainer: Trainer, optimizer: Optimizer, s: Tensor, gamma: Tensor, setting: Mapping[str, Any]
+        self,
+        trainer: Trainer,
+        optimizer: Optimizer,
+        squared_norms: Tensor,
+        squared_grad_norms: Tensor,
+        setting: Mapping[str, Any],
     ) -> Tensor:
-        """``dQ/dt = 4αuK·Cov`` that this callback adds to a group, in Theorem 3's first order and before the bound.
+        """``dQ/dt = 4αuK·Cov`` that this callback adds, in Theorem 3's first order and before the bound.
 
-        Args:
-            trainer: Whose step sets the schedule.
-            optimizer: About to step.
-            s: Squared norms of the group's cores, shape ``(K,)``.
-            gamma: Squared norms of their gradients, shape ``(K,)``.
-            setting: The cores' parameter group.
+        See :class:`~tenzoo.callbacks.PredictsDeviationRate`.
         """
         unscale = gradient_scale(trainer, optimizer)
         norm = _norm_of_all(optimizer, unscale) if self.normalizer == "global" else None
         alpha = self._corrected(self.current_alpha(steps_so_far(trainer)), setting)
-        return sam_deviation_rate(s, gamma, alpha, grad_norm=norm)
+        return sam_deviation_rate(squared_norms, squared_grad_norms, alpha, grad_norm=norm)
 
     @override
     @torch.no_grad()
@@ -245,9 +244,13 @@ class DeviationAwareScaling(CoreCallback):
         s, gamma = squared_norms([*bucket.cores, *grads]).view(2, -1, bucket.group_size).unbind()
         if unscale is not None:
             gamma = gamma / unscale.to(gamma).square()
-        strength = _per_core([self._strength(setting, alpha) for setting in bucket.settings], s)
         factors = deviation_aware_factors(
-            s, gamma, lr=strength, alpha=1.0, gauge_fixed=self.gauge_fixed, grad_norm=norm
+            s,
+            gamma,
+            lr=_per_core([setting["lr"] for setting in bucket.settings], s),
+            alpha=_per_core([self._corrected(alpha, setting) for setting in bucket.settings], s),
+            gauge_fixed=self.gauge_fixed,
+            grad_norm=norm,
         )
         bounded = bound_factors(factors, self.max_scale)
         scales = bounded.exp() if self.gauge_fixed else bounded + 1
@@ -260,18 +263,16 @@ class DeviationAwareScaling(CoreCallback):
         """α/(1 − β) with the correction for momentum, else α."""
         return alpha / (1 - setting["momentum"]) if self.momentum_correction else alpha
 
-    def _strength(self, setting: Mapping[str, Any], alpha: float) -> float | Tensor:
-        lr: float | Tensor = setting["lr"]
-        return lr * self._corrected(alpha, setting)
-
 
 def _per_core(values: list[float | Tensor], like: Tensor) -> float | Tensor:
-    """One number if all are the same, else a tensor of the shape of ``like``, filled on the device."""
+    """One number if all are equal, else a tensor of the shape of ``like``, filled on the device."""
     first = values[0]
     if not any(isinstance(value, Tensor) for value in values) and all(value == first for value in values):
         return first
     scalars = [
-        value.to(like) if isinstance(value, Tensor) else torch.full((), value, dtype=like.dtype, device=like.device)
+        value.to(like.device)
+        if isinstance(value, Tensor)
+        else torch.full((), value, dtype=like.dtype, device=like.device)
         for value in values
     ]
     return torch.stack(scalars).view_as(like)

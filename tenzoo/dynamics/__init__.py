@@ -1,5 +1,6 @@
 """The mathematics of core norms under training: pure functions of tensors, with neither modules nor Lightning."""
 
+from tenzoo.dynamics.foreach import by_device_and_dtype
 from tenzoo.dynamics.norms import (
     effective_rho,
     exact_sam_deviation_rate,
@@ -16,6 +17,7 @@ __all__ = [
     "SharpnessState",
     "SharpnessWindow",
     "bound_factors",
+    "by_device_and_dtype",
     "deviation_aware_factors",
     "effective_rho",
     "exact_sam_deviation_rate",

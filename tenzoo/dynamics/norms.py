@@ -1,10 +1,10 @@
-"""How the norms of the cores of one tensor move during training.
+"""How the norms of the cores of one tensor change during training.
 
 Notation, for a group of K cores ``G_1 … G_K`` with gradients ``g_k = ∂L/∂G_k``: squared norms ``s_k = ‖G_k‖²_F``,
 squared gradient norms ``γ_k = ‖g_k‖²_F``, means ``s̄`` and ``γ̄`` over k, and SAM's normalizer ``u = 1/‖g‖``. Theorem and
 equation names are those of Cao, Atarashi and Kashima (2025), arXiv:2508.10435.
 
-Every function takes the K values in the last dimension, so that groups of equal K can be stacked in front: shapes are
+Every function takes the K values in the last dimension, so that groups with the same K can be stacked: shapes are
 ``(…, K)`` in and ``(…)`` out.
 """
 
@@ -19,9 +19,9 @@ from tenzoo.dynamics.shards import is_distributed, own_part, reduced, sum_over_p
 def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
     """The squared Frobenius norm of each tensor, in one batched call.
 
-    Computed in float64, in which squares of float32 neither overflow nor vanish, and a step's change of Q shows; in
-    float32 on devices without it. Sparse tensors are coalesced first, so that repeated indices add up before they are
-    squared. Of a DTensor the norm is that of the whole, summed over the processes that share it.
+    Computed in float64, because squares of float32 overflow or vanish and hide the change of Q in a step; in float32 on
+    devices without float64. Sparse tensors are coalesced first, so that repeated indices add up before they are
+    squared. The norm of a DTensor is that of the whole tensor, summed over the processes that share it.
 
     Args:
         tensors: K tensors of any shapes.
@@ -54,7 +54,7 @@ def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
 def norm_deviation(squared_norms: Tensor) -> Tensor:
     """Norm Deviation ``Q = Σ_k (s_k − s̄)²`` (Definition 1).
 
-    The same as ``(1/2K) Σ_{i,j} (s_i − s_j)²`` over all ordered pairs; zero if and only if all cores have one norm.
+    It equals ``(1/2K) Σ_{i,j} (s_i − s_j)²`` over all ordered pairs, and is 0 if and only if all norms are equal.
 
     Example:
         >>> norm_deviation(torch.tensor([2.0, 5.0, 10.0]).square())
@@ -66,7 +66,7 @@ def norm_deviation(squared_norms: Tensor) -> Tensor:
 def norm_gradient_covariance(squared_norms: Tensor, squared_grad_norms: Tensor) -> Tensor:
     """Population covariance ``Cov = (1/K) Σ_k (s_k − s̄)(γ_k − γ̄)`` of squared norms and squared gradient norms.
 
-    Its sign tells whether SAM grows or shrinks the Norm Deviation (Theorem 3).
+    If it is positive, SAM increases the Norm Deviation, else SAM decreases it (Theorem 3).
 
     Example:
         >>> norm_gradient_covariance(torch.tensor([1.0, 3.0]), torch.tensor([5.0, 1.0]))
@@ -77,7 +77,7 @@ def norm_gradient_covariance(squared_norms: Tensor, squared_grad_norms: Tensor) 
 
 
 def inverse_grad_norm(squared_grad_norms: Tensor, grad_norm: Tensor | float | None = None) -> Tensor:
-    """SAM's normalizer ``u = 1/sqrt(Σ_k γ_k)``, or ``1/grad_norm`` where that is given; 0 where the gradient is 0."""
+    """SAM's normalizer ``u = 1/sqrt(Σ_k γ_k)``, or ``1/grad_norm`` if given; 0 for a gradient of 0."""
     if grad_norm is None:
         norm = squared_grad_norms.sum(-1).sqrt()
     else:
@@ -94,7 +94,7 @@ def sam_deviation_rate(
         squared_norms: ``s``, shape ``(…, K)``.
         squared_grad_norms: ``γ`` at the unperturbed point, shape ``(…, K)``.
         rho: Radius of SAM's perturbation.
-        grad_norm: ``‖g‖`` over everything that is perturbed, where that is more than this group; shape ``(…)``.
+        grad_norm: ``‖g‖`` over all perturbed parameters, if these are more than this group; shape ``(…)``.
 
     Returns:
         Shape ``(…)``. Per unit of flow time: one step at learning rate η moves Q by η times this.
@@ -124,7 +124,7 @@ def exact_sam_deviation_rate(
         grads: ``g_k`` at the cores, each of its core's shape.
         perturbed_grads: ``g̃_k`` at ``G_k + ρ·u·g_k``, each of its core's shape.
         rho: Radius of SAM's perturbation.
-        grad_norm: ``‖g‖`` over everything that is perturbed, where that is more than this group; a scalar.
+        grad_norm: ``‖g‖`` over all perturbed parameters, if these are more than this group; a scalar.
 
     Returns:
         A scalar tensor.
@@ -156,14 +156,14 @@ def _inner(first: Tensor, second: Tensor) -> Tensor:
 
 
 def effective_rho(squared_grad_norms: Tensor, lr: float | Tensor, *, grad_norm: Tensor | float | None = None) -> Tensor:
-    """The radius ``ρ_eff = η‖g‖/2`` at which SAM would steer the norms as plain SGD's finite step does.
+    """The radius ``ρ_eff = η‖g‖/2`` at which SAM has the effect on norms that a finite step of plain SGD has.
 
     A step of SGD moves Q by ``2η²K·Cov + η⁴K·Var(γ)``; its first term is ``η·dQ/dt`` of Theorem 3 at this ρ.
 
     Args:
         squared_grad_norms: ``γ``, shape ``(…, K)``.
         lr: Learning rate η.
-        grad_norm: ``‖g‖`` over all parameters, where ρ is compared with a SAM that perturbs more than this group.
+        grad_norm: ``‖g‖`` over all parameters, to compare with a SAM that perturbs more than this group.
 
     Returns:
         Shape ``(…)``.

@@ -27,19 +27,19 @@ def deviation_aware_factors(
     Scaling ``G_k`` by ``1 + λ_k`` moves Q, to first order, as a step of SAM with ``ρ = α`` does (Theorem 3):
     ``Σ_k λ_k s_k = 0`` and ``2 Σ_k (s_k − s̄)·2 λ_k s_k = 4ηαuK·Cov``.
 
-    The *gauge-fixed* form replaces γ̄ by ``γ* = (Σ w_k γ_k)/(Σ w_k)`` with ``w_k = η_k/s_k``. Differences of squared
-    norms move alike, but now ``Σ_k λ_k = 0``: scaling by ``exp(λ_k)`` leaves the rebuilt tensor as it is.
+    The *gauge-fixed* form replaces γ̄ by ``γ* = (Σ w_k γ_k)/(Σ w_k)`` with ``w_k = η_k α_k/s_k``. Differences of squared
+    norms move alike, but now ``Σ_k λ_k = 0``: scaling by ``exp(λ_k)`` does not change the tensor.
 
-    The result is always finite. A core with ``s_k = 0`` gets ``λ_k = 0`` (the gauge-fixed form leaves it out of γ*),
-    and a group whose gradients are all zero, or not all finite, gets zeros.
+    The result is always finite. A core with ``s_k = 0`` gets ``λ_k = 0`` and does not count in γ*. A group whose
+    gradients are all zero, or not all finite, gets zeros.
 
     Args:
         squared_norms: ``s``, shape ``(…, K)``.
         squared_grad_norms: ``γ`` before the step, shape ``(…, K)``.
         lr: Learning rate η, one number or one per core, shape ``(…, K)``.
-        alpha: Strength α, to be compared with SAM's ρ; one number, or one per core.
+        alpha: Strength α, comparable with SAM's ρ; one number, or one per core.
         gauge_fixed: Whether to make ``Σ_k λ_k = 0``.
-        grad_norm: ``‖g‖`` over all layers in place of the group's own, shape ``(…)``.
+        grad_norm: ``‖g‖`` over all layers, which replaces that of the group; shape ``(…)``.
 
     Returns:
         λ, shape ``(…, K)``; the linear factor in both forms.
@@ -52,9 +52,10 @@ def deviation_aware_factors(
         >>> deviation_aware_factors(s, gamma, lr=0.1, alpha=0.4, gauge_fixed=True)
         tensor([-0.0040,  0.0040])
     """
+    strength = lr * alpha
     total = squared_grad_norms.sum(-1, keepdim=True)
     if gauge_fixed:
-        weight = (lr / squared_norms).nan_to_num(0.0, 0.0, 0.0)  # a zero core weighs nothing
+        weight = (strength / squared_norms).nan_to_num(0.0, 0.0, 0.0)  # the weight of a zero core is 0
         center = (weight * squared_grad_norms).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
     else:
         center = total * (1 / squared_norms.shape[-1])
@@ -62,15 +63,15 @@ def deviation_aware_factors(
         norm = total.sqrt()
     else:
         norm = torch.as_tensor(grad_norm, dtype=total.dtype, device=total.device).unsqueeze(-1)
-    factors = (squared_grad_norms - center) / (squared_norms * norm) * (lr * alpha)
-    # What must be skipped comes out infinite or NaN; masks would cost as much as all the rest.
+    factors = (squared_grad_norms - center) / (squared_norms * norm) * strength
+    # Where nothing is to be scaled, the factor is infinite or NaN. Masks would double the cost.
     return torch.nan_to_num(factors, 0.0, 0.0, 0.0)
 
 
 def bound_factors(factors: Tensor, max_scale: float) -> Tensor:
     """Shrink the λ of each group by one common factor, so that ``max_k |λ_k| ≤ max_scale``.
 
-    One factor for the group keeps ``Σ λ_k s_k = 0``, or the gauge-fixed ``Σ λ_k = 0``; clipping each λ would break it.
+    A common factor preserves ``Σ λ_k s_k = 0``, or the gauge-fixed ``Σ λ_k = 0``. Clipping each λ would not.
 
     Args:
         factors: λ, shape ``(…, K)``.
@@ -90,13 +91,13 @@ def bound_factors(factors: Tensor, max_scale: float) -> Tensor:
 
 @torch.no_grad()
 def rebalance_(cores: Sequence[Tensor]) -> None:
-    """Give all cores the same norm, in place, leaving the product of the factors at 1 and so the rebuilt tensor as is.
+    """Give all cores the same norm, in place, without a change of their tensor.
 
-    Each core is multiplied by ``(∏_j ‖G_j‖)^{1/K} / ‖G_k‖``, the one-shot control that any claim about DAS is
-    measured against.
+    Each core is multiplied by ``(∏_j ‖G_j‖)^{1/K} / ‖G_k‖``. The product of these factors is 1. This is the control for
+    claims about DAS.
 
     Raises:
-        ValueError: If a core is zero or not finite: no factor can then make the norms equal.
+        ValueError: If a core is zero or not finite, because no factors can make the norms equal then.
 
     Example:
         >>> a, b = torch.tensor([3.0, 4.0]), torch.tensor([20.0])

@@ -1,4 +1,4 @@
-"""Tensors of which each process holds a part: torch's DTensor, as FSDP2 and tensor parallelism make them."""
+"""Tensors that processes share: torch's DTensor, as in FSDP2 and tensor parallelism."""
 
 import sys
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ def is_distributed(tensor: Tensor) -> "TypeGuard[DTensor]":
         >>> is_distributed(torch.zeros(2))
         False
     """
-    module = sys.modules.get("torch.distributed.tensor")  # to import it takes 2 s, and without it there is none
+    module = sys.modules.get("torch.distributed.tensor")  # importing it takes 2 s, and without it there is no DTensor
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, sharing its memory: all of it, unless it is sharded.
+    """The part of a tensor in this process, in the same memory: the whole tensor, unless it is sharded.
 
     Example:
         >>> x = torch.zeros(2)
@@ -35,7 +35,7 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 def reduced(tensor: Tensor) -> Tensor:
-    """The tensor, with sums over processes that are still to be made made; a collective where there are any."""
+    """The tensor after all pending sums over processes; a collective if there are any."""
     if not is_distributed(tensor) or not any(placement.is_partial() for placement in tensor.placements):
         return tensor
     from torch.distributed.tensor import Replicate
@@ -44,19 +44,19 @@ def reduced(tensor: Tensor) -> Tensor:
 
 
 def sharded_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """The tensor, shared among the processes as another one of its shape is; a collective if it was not."""
+    """The tensor, sharded like another one of its shape; a collective if it was sharded differently."""
     if is_distributed(tensor) and is_distributed(other) and tensor.placements != other.placements:
         return tensor.redistribute(placements=other.placements)
     return tensor
 
 
 def sum_over_parts(values: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """Sums, over the processes that share a tensor, of a number that each computed of its own part.
+    """Sum, over the processes that share a tensor, a value that each process computed for its own part.
 
-    One all-reduce for all tensors that are sharded alike.
+    Tensors that are sharded alike take one all-reduce together.
 
     Args:
-        values: The number of each tensor, shape ``(n,)``.
+        values: A value for each tensor, shape ``(n,)``.
         tensors: The n tensors.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The ascent step of Sharpness-Aware Minimization, as a context that leaves no trace in the weights."""
+"""The ascent step of Sharpness-Aware Minimization, as a context that restores the weights exactly."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,25 +8,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tenzoo.dynamics.foreach import by_device_and_dtype
 from tenzoo.dynamics.norms import inverse_grad_norm, squared_norms
 from tenzoo.dynamics.shards import own_part, sharded_like
 
 Rows = tuple[Tensor, ...] | None
-"""The index of what a sparse gradient touches; None for all of the parameter."""
+"""The index of the rows of a sparse gradient; None for the whole parameter."""
 
 
 @dataclass(frozen=True, eq=False)
 class SharpnessState:
-    """What the ascent of SAM knew, for whoever looks on once ``.grad`` holds the gradient at the perturbed point.
+    """Gradient norms of SAM's ascent, for use after ``.grad`` holds the gradient at the perturbed point.
 
     Args:
         rho: Radius ρ of the perturbation.
-        adaptive: Whether it was ASAM's. Theorem 3 speaks of SAM only.
-        parameters: The P parameters that had a gradient.
-        squared_grad_norms: ``‖g‖²`` of each at the unperturbed point, shape ``(P,)``.
-        perturbed: The parameters that were moved, a part of ``parameters``.
-        steering: ``uγ`` of each, shape ``(P,)``, to which Theorem 3's rate is proportional; None where it follows from
-            the others, as it does for one batch.
+        adaptive: Whether it is ASAM's. Theorem 3 holds for SAM only.
+        parameters: The P parameters with a gradient.
+        squared_grad_norms: ``γ = ‖g‖²`` of each at the unperturbed point, shape ``(P,)``.
+        perturbed: The parameters that are moved, a part of ``parameters``.
+        steering: ``uγ`` of each, shape ``(P,)``, to which Theorem 3's rate is proportional; None for one batch, whose
+            other values give it.
     """
 
     rho: float
@@ -41,11 +42,11 @@ class SharpnessState:
         object.__setattr__(self, "_position", {id(p): i for i, p in enumerate(self.parameters)})
 
     def squared_grad_norms_of(self, parameters: Iterable[Tensor]) -> Tensor | None:
-        """γ of these parameters at the unperturbed point, shape ``(K,)``; None if one of them had no gradient."""
+        """γ of these parameters at the unperturbed point, shape ``(K,)``; None if one has no gradient."""
         return self._of(parameters, self.squared_grad_norms)
 
     def steering_of(self, parameters: Iterable[Tensor]) -> Tensor | None:
-        """``uγ`` of these parameters, shape ``(K,)``; None if one of them had no gradient."""
+        """``uγ`` of these parameters, shape ``(K,)``; None if one has no gradient."""
         return self._of(parameters, self._all_steering())
 
     def _all_steering(self) -> Tensor:
@@ -58,7 +59,7 @@ class SharpnessState:
         known = [position for position in positions if position is not None]
         if len(known) != len(positions):
             return None
-        # Views stacked on the device: a list of positions would be uploaded to it as an index.
+        # Views, because a list of positions would be copied to the device as an index.
         return torch.stack([values[position] for position in known])
 
     @property
@@ -72,9 +73,9 @@ class SharpnessState:
 
 
 class SharpnessWindow:
-    """The ascents of the batches of which an optimizer takes the mean gradient in one step.
+    """The ascents of all batches in one accumulation window, whose mean gradient the optimizer takes.
 
-    Each batch climbs by itself: of the window γ is that of the mean gradient, and ``uγ`` the mean of those of the
+    Each batch has its own ascent. For the window, γ is that of the mean gradient, and ``uγ`` is the mean over the
     batches. A batch in which a parameter has no gradient counts as 0.
 
     Example:
@@ -97,7 +98,7 @@ class SharpnessWindow:
 
     @torch.no_grad()
     def add(self, state: SharpnessState) -> SharpnessState:
-        """The state of all batches so far, of which the last one's gradients are still in ``.grad``."""
+        """The state of all batches so far. The gradients of the last one are still in ``.grad``."""
         self._batches += 1
         self._parameters.update((id(p), p) for p in state.parameters)
         self._perturbed.update((id(p), p) for p in state.perturbed)
@@ -134,7 +135,7 @@ def _rows(grad: Tensor) -> Rows:
 
 
 class _Moved(NamedTuple):
-    """Parameters that move together, and what was there before."""
+    """Parameters that move together, and their values before."""
 
     parameters: list[Tensor]
     rows: Rows
@@ -145,15 +146,9 @@ class _Moved(NamedTuple):
 def _perturb_(
     parameters: Sequence[Tensor], grads: Sequence[Tensor], scale: Tensor, adaptive: bool, undo: list[_Moved]
 ) -> None:
-    """Add ``scale·g`` (ASAM: ``scale·|w|²·g``) to each parameter, in few kernels; note beforehand what undoes it."""
-    kinds: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
-    for number, (whole, gradient) in enumerate(zip(parameters, grads, strict=True)):
-        parameter, grad = own_part(whole).detach(), own_part(gradient)
-        kind = number if grad.is_sparse else (parameter.device, parameter.dtype, grad.dtype)
-        together = kinds.setdefault(kind, ([], []))
-        together[0].append(parameter)
-        together[1].append(grad)
-    for moved, gradients in kinds.values():
+    """Add ``scale·g`` (ASAM: ``scale·|w|²·g``) to each parameter, in few kernels. Append the old values to ``undo``."""
+    parts = [own_part(parameter).detach() for parameter in parameters]
+    for moved, gradients in by_device_and_dtype(parts, [own_part(grad) for grad in grads]):
         rows = _rows(gradients[0])
         if rows is None:
             old = [torch.empty_like(parameter) for parameter in moved]
@@ -173,7 +168,7 @@ def _perturb_(
 
 @torch.no_grad()
 def _restore_(undo: Sequence[_Moved]) -> None:
-    for moved, rows, old in reversed(undo):  # of parameters that share memory the first one knows what was there
+    for moved, rows, old in reversed(undo):  # of parameters that share memory, the first has the old values
         if rows is None:
             torch._foreach_copy_(moved, old)
         else:
@@ -194,19 +189,19 @@ def sharpness_perturbation(
     adaptive: bool = False,
     perturbed: Iterable[Tensor] | None = None,
 ) -> Iterator[SharpnessState]:
-    """Move the parameters to SAM's worst neighbor for the body of the ``with``, then put back every bit.
+    """Move the parameters to SAM's worst neighbor for the body of the ``with``, then restore them bit for bit.
 
     SAM (Foret et al., 2021, arXiv:2010.01412, eq. 2) moves to ``w + ρ g/‖g‖``, ‖g‖ over all perturbed parameters. ASAM
     (Kwon et al., 2021, arXiv:2102.11600) measures the neighborhood relative to |w|: ``w + ρ |w|²g/‖ |w|·g ‖``. The
-    gradients are read from ``.grad`` and left alone; parameters without one stay where they are. Sparse gradients
-    move, and save, their rows only; of sharded parameters each process moves its part. A zero gradient moves nothing.
-    The weights come back bit for bit, also when the body raises, and nothing waits for the device.
+    gradients are read from ``.grad`` and do not change. Parameters without one do not move. With a sparse gradient only
+    its rows move, and each process moves its part of sharded parameters. A zero gradient moves nothing. The weights are
+    restored also if the body raises, and nothing waits for the device.
 
     Args:
-        parameters: Those whose gradients the state reports.
+        parameters: The parameters whose gradients the state reports.
         rho: Radius ρ ≥ 0.
-        adaptive: ASAM's perturbation in place of SAM's.
-        perturbed: Those to move, where that is only a part of ``parameters``.
+        adaptive: Use ASAM's perturbation.
+        perturbed: The parameters to move, if only a part of ``parameters``.
 
     Yields:
         A :class:`SharpnessState`.
@@ -240,7 +235,7 @@ def sharpness_perturbation(
     undo: list[_Moved] = []
     try:
         _perturb_(moved, moved_grads, scale, adaptive, undo)
-        del grads, moved_grads  # the body may free them
+        del grads, moved_grads  # so that the body can free them
         yield state
     finally:
         _restore_(undo)

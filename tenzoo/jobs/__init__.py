@@ -1,4 +1,4 @@
-"""What makes a run safe: whole checkpoints, exact resuming, and signals that wait for the end of a batch."""
+"""Safe runs: whole checkpoints, exact resuming, and signals that wait for the end of a batch."""
 
 from lightning.pytorch import Callback, Trainer
 
@@ -25,13 +25,13 @@ __all__ = [
 
 
 def secure(trainer: Trainer) -> list[Callback]:
-    """Make a Trainer's runs safe, before it begins one.
+    """Make the runs of a Trainer safe, before one starts.
 
     Returns:
-        Callbacks to attach that are not attached yet.
+        The callbacks to attach, without those that are attached already.
 
     Raises:
-        ValueError: If several processes were started, and the Trainer knows of another number.
+        ValueError: If the number of processes in the Trainer is not the number that was started.
     """
     check_world_size(trainer)
     write_atomically(trainer)

@@ -16,16 +16,16 @@ from tenzoo.atomic import atomic_write, remove_leftovers
 
 
 class CheckpointWriteError(OSError):
-    """A checkpoint could not be written; the one before is whole."""
+    """A checkpoint could not be written. The previous one is whole."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's way to write checkpoints, without its copy between file systems.
+    """Writes checkpoints as Lightning does, without its copy between file systems.
 
-    Lightning writes into the folder for temporary files and then moves the file; between two file systems that is a
-    copy, and what ends it halfway leaves a broken ``last.ckpt``. Here the file is written beside its place, brought to
-    the disk and renamed. Files of earlier processes that were killed while they wrote are removed. Every task uses it
-    unless the Trainer was given another one. Remote file systems are left to Lightning.
+    Lightning writes into the folder for temporary files and then moves the file. Between two file systems that is a
+    copy, and an interrupted copy leaves a broken ``last.ckpt``. This class writes the file in the folder of the
+    checkpoint, flushes it to the disk and renames it. It removes files of earlier processes that were killed while
+    they wrote. Every task uses it unless the Trainer was given another one. Lightning writes to remote file systems.
     """
 
     def __init__(self) -> None:
@@ -50,8 +50,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except OSError as error:
             raise CheckpointWriteError(
                 error.errno,
-                f"expected room for a checkpoint that can be written, got {os.strerror(error.errno or 0)!r}; what was "
-                "under its name before is whole: mend it, and resume from there",
+                f"expected a checkpoint that can be written, got {os.strerror(error.errno or 0)!r}; the previous "
+                "checkpoint of this name is whole",
                 str(path),
             ) from error
 
@@ -69,7 +69,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class _Remembering:
-    """A file that remembers why writing to it failed: torch's writer raises an error of its own on top."""
+    """A file that remembers why writing failed. Torch's writer raises another error afterwards."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -98,7 +98,7 @@ def _save(checkpoint: dict[str, Any], file: BinaryIO) -> None:
 
 
 def write_atomically(trainer: Trainer) -> None:
-    """Let a Trainer write its checkpoints atomically, if it would write them Lightning's usual way."""
+    """Let a Trainer write its checkpoints atomically, if it writes them in Lightning's usual way."""
     strategy = trainer.strategy
     if isinstance(strategy, SingleDeviceStrategy | DDPStrategy) and type(strategy.checkpoint_io) is TorchCheckpointIO:
         strategy.checkpoint_io = AtomicCheckpointIO()

@@ -1,4 +1,4 @@
-"""What a running epoch has measured so far, as tensors and builtins."""
+"""The metrics of a running epoch, as tensors and builtins."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,17 +23,17 @@ _PLAIN = (
 
 
 def updates(module: LightningModule) -> dict[str, int]:
-    """How often each metric object of a module was updated."""
+    """The number of updates of each metric object of a module."""
     return {name: metric._update_count for name, metric in _metrics_of(module)}
 
 
 def epoch_metrics(trainer: Trainer, module: LightningModule, *, before: Mapping[str, int]) -> dict[str, Any]:
-    """The sums behind the epoch's averages: of what was logged during training, and of the module's metric objects.
+    """The sums of the epoch's averages: of values logged during training, and of the module's metric objects.
 
     Args:
-        trainer: In training.
-        module: Its metric objects are searched for.
-        before: Updates before a validation that will be repeated: metrics that it updated are left out.
+        trainer: The Trainer, in training.
+        module: The module with the metric objects.
+        before: Updates before a validation that will be repeated. Metrics that it updated are left out.
     """
     results = trainer.fit_loop.epoch_loop._results
     return {
@@ -51,7 +51,7 @@ def epoch_metrics(trainer: Trainer, module: LightningModule, *, before: Mapping[
 
 
 def set_epoch_metrics(trainer: Trainer, module: LightningModule, state: dict[str, Any]) -> None:
-    """Let the epoch's averages go on from the saved sums; those of other processes do not fit what is logged now."""
+    """Continue the epoch's averages from saved sums, unless the number of processes has changed."""
     device = trainer.strategy.root_device
     for name, metric in _metrics_of(module):
         if name in state["objects"]:
@@ -63,11 +63,11 @@ def set_epoch_metrics(trainer: Trainer, module: LightningModule, state: dict[str
     logged = state["logged"] if state.get("processes", _processes(trainer)) == _processes(trainer) else {}
     for key, saved in logged.items():
         results[key] = _result(trainer, module, saved).to(device)
-    trainer._logger_connector._first_loop_iter = True  # the next batch is not the epoch's first: it resets no sums
+    trainer._logger_connector._first_loop_iter = True  # the next batch is not the first: sums are not reset
 
 
 def _processes(trainer: Trainer) -> int | None:
-    """How many there are; None without a strategy for several, which logs one process otherwise than that with one."""
+    """The number of processes; None without a strategy for several, with which logged values differ even for one."""
     return trainer.world_size if trainer._accelerator_connector.is_distributed else None
 
 
@@ -93,7 +93,7 @@ def _logged(metric: _ResultMetric) -> dict[str, Any]:
 
 
 def _result(trainer: Trainer, module: LightningModule, saved: dict[str, Any]) -> _ResultMetric:
-    # As LightningModule.log makes it: the next value logged under this name is compared with it.
+    # The same as LightningModule.log creates: it compares the next value of this name with it.
     meta = _Metadata(reduce_fx=getattr(torch, saved["reduce"]), **saved["meta"])
     reduce = trainer.strategy.reduce
     meta.sync = _Sync(_should=saved["sync"], fn=reduce, _group=None, rank_zero_only=saved["rank_zero_only"])
@@ -103,5 +103,5 @@ def _result(trainer: Trainer, module: LightningModule, saved: dict[str, Any]) ->
     for name, value in saved["sums"].items():
         setattr(metric, name, value)
     metric._forward_cache = saved["last"]
-    metric._update_count = 1  # or computing it warns that nothing was logged
+    metric._update_count = 1  # without an update, computing it warns
     return metric

@@ -1,4 +1,4 @@
-"""The state in which training ends, saved."""
+"""A checkpoint of the state in which training ends."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -8,12 +8,11 @@ from tenzoo.jobs.places import model_checkpoints
 
 
 class SaveLastState(Callback):
-    """Saves where training ends, through every checkpoint callback that keeps the latest state.
+    """Saves the state in which training ends, through every checkpoint callback that keeps the latest state.
 
-    Lightning's ``ModelCheckpoint`` saves after a validation, or after every n-th epoch or step: a run that ends between
-    two of them leaves an older state, or none. Callbacks that keep the best by a metric, or several states, are left
-    alone, unless the run saved nothing at all: then its last state becomes ``last.ckpt`` in the folder of the first of
-    them.
+    Lightning's ``ModelCheckpoint`` saves after a validation, or after every n-th epoch or step. A run that ends between
+    two of them leaves an older state, or none. Callbacks that keep several states, or the best by a metric, do not
+    save. If the run saved nothing at all, its last state becomes ``last.ckpt`` in the folder of the first callback.
     """
 
     @override
@@ -24,7 +23,7 @@ class SaveLastState(Callback):
             _save(trainer)
             type(loop).on_run_end(loop)
 
-        # Before any callback's on_train_end, where some put averages in the place of the weights.
+        # Before any callback's on_train_end, where some replace the weights by averages.
         loop.on_run_end = end  # type: ignore[method-assign]
 
     @override
@@ -46,6 +45,5 @@ def _save(trainer: Trainer) -> None:
         first._save_last_checkpoint(trainer, first._monitor_candidates(trainer))
         first.save_last = None
         rank_zero_warn(
-            "training ended before any checkpoint callback was to save; the last state was saved in "
-            f"{first.last_model_path}"
+            f"training ended before any checkpoint callback saved; the last state is in {first.last_model_path}"
         )

@@ -1,4 +1,4 @@
-"""The places in Lightning's loops at which checkpoints are written, and how a run goes on from each."""
+"""The places in Lightning's loops at which checkpoints are written, and how a run continues from each."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, cast
@@ -12,17 +12,17 @@ from lightning.pytorch.utilities import rank_zero_warn
 Place: TypeAlias = Literal[
     "between epochs", "before a batch", "in a batch", "after a batch", "validated", "epoch's end"
 ]
-"""After a batch, its validation is still to come if it has one, and its scheduler may be; after the validation, only
-what follows it. The epoch's end is where its callbacks run."""
+"""«after a batch» is before its validation, and perhaps before its scheduler steps; «validated» is after it. At
+the «epoch's end» the callbacks of the epoch run."""
 
 
 def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
-    """Lightning's own checkpoint callbacks of a Trainer, those of subclasses included."""
+    """The ``ModelCheckpoint`` callbacks of a Trainer, with subclasses."""
     return [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
 
 
 def place_of(trainer: Trainer) -> Place:
-    """Where a Trainer is, as far as its counters tell: a validation that ended is none yet."""
+    """Where a Trainer is, by its counters, which do not tell whether a validation has ended."""
     loop = trainer.fit_loop
     place = place_of_counters(
         {
@@ -34,7 +34,7 @@ def place_of(trainer: Trainer) -> Place:
 
 
 def place_of_counters(loops: Mapping[str, Any]) -> Place:
-    """Where a run was, by its saved counters."""
+    """Where a run was, by saved counters."""
     epoch, batch = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]["current"]
     if epoch["ready"] == epoch["completed"] or epoch["ready"] > epoch["started"]:
         return "between epochs"
@@ -46,7 +46,7 @@ def place_of_counters(loops: Mapping[str, Any]) -> Place:
 
 
 def window_is_open(trainer: Trainer, place: Place) -> bool:
-    """Whether gradients wait for the rest of their accumulation window."""
+    """Whether gradients are accumulated and the optimizer has not stepped yet."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     trained: int = progress.current.processed  # type: ignore[attr-defined]
     last = progress.is_last_batch or trained >= trainer.num_training_batches
@@ -55,29 +55,31 @@ def window_is_open(trainer: Trainer, place: Place) -> bool:
     return trained % trainer.accumulate_grad_batches != 0
 
 
-def go_on(trainer: Trainer, place: Place, loops: Mapping[str, Any], *, later: Sequence[ModelCheckpoint]) -> None:
+def continue_from(
+    trainer: Trainer, place: Place, loops: Mapping[str, Any], *, later: Sequence[ModelCheckpoint]
+) -> None:
     """Do what the run had still to do where it stopped, and let Lightning go on from there.
 
     Args:
-        trainer: About to train its first epoch.
-        place: Where the run stopped.
-        loops: The counters that it had there.
-        later: Checkpoint callbacks that had still to be called there.
+        trainer: The Trainer, before its first epoch.
+        place: The place where the run stopped.
+        loops: The counters of the run at this place.
+        later: Checkpoint callbacks that were not called yet at this place.
     """
     loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
-    _as_new(trainer, loops)
+    _load_counters(trainer, loops)
     epoch, batch = loop.epoch_progress, cast(Any, epoch_loop.batch_progress)
     if place == "epoch's end":
         _call(trainer, later, "on_train_epoch_end")
         _end_epoch(trainer)
         place = "between epochs"
     if place == "between epochs":
-        _level(epoch, to="completed")
+        _set_all_stages(epoch, to="completed")
         if batch.current.ready > 0 and not epoch_loop._num_ready_batches_reached():
-            _reopen(epoch)  # max_steps had cut it: a longer run goes on in it
-            _in_mid_epoch(trainer)
+            _reopen(epoch)  # max_steps had ended it: a longer run continues it
+            _continue_epoch(trainer)
         return
-    _level(batch, to="processed")
+    _set_all_stages(batch, to="processed")
     if place in ("after a batch", "validated"):
         if place == "after a batch":
             _call(trainer, later, "on_train_batch_end", None, None, epoch_loop.batch_idx)
@@ -89,11 +91,11 @@ def go_on(trainer: Trainer, place: Place, loops: Mapping[str, Any], *, later: Se
         if epoch_loop.done:
             loop.on_advance_end()
             return
-    _in_mid_epoch(trainer)
+    _continue_epoch(trainer)
 
 
-def _as_new(trainer: Trainer, loops: Mapping[str, Any]) -> None:
-    """Take the saved counters as they are, and let no loop think that it is restarted."""
+def _load_counters(trainer: Trainer, loops: Mapping[str, Any]) -> None:
+    """Load the saved counters, without Lightning's changes for a restart."""
     loop = trainer.fit_loop
     epoch_loop = loop.epoch_loop
     loop.epoch_progress.load_state_dict(loops["epoch_progress"])
@@ -108,14 +110,14 @@ def _as_new(trainer: Trainer, loops: Mapping[str, Any]) -> None:
         each.on_iteration_done()
 
 
-def _level(progress: Any, *, to: str) -> None:
-    """Set all stages of a counter to one of them."""
+def _set_all_stages(progress: Any, *, to: str) -> None:
+    """Set all stages of a counter to the value of one of them."""
     for counts in (progress.total, progress.current):
         counts.ready = counts.started = counts.processed = counts.completed = getattr(counts, to)
 
 
 def _reopen(epoch: Any) -> None:
-    """Let the epoch that was counted last run again."""
+    """Let the last counted epoch run again."""
     for counts in (epoch.total, epoch.current):
         counts.processed -= 1
         counts.completed -= 1
@@ -129,18 +131,18 @@ def _end_epoch(trainer: Trainer) -> None:
     loop.epoch_progress.increment_completed()
 
 
-def _in_mid_epoch(trainer: Trainer) -> None:
-    """Let the first epoch be the rest of one: no hooks of its start, no new iterator, counters as they are."""
+def _continue_epoch(trainer: Trainer) -> None:
+    """Continue an epoch in its middle: without the hooks of its start, with its iterator and its counters."""
     loop = trainer.fit_loop
     loop._restart_stage = RestartStage.RESTARTED_MID_EPOCH
     loop._resuming_from_checkpoint = True
     loaders = [] if loop._combined_loader is None else loop._combined_loader.flattened
     if loop.epoch_loop.batch_idx >= 0 and not all(isinstance(loader, _Stateful) for loader in loaders):
         rank_zero_warn(
-            "expected a data loader with state_dict() and load_state_dict() to resume within an epoch, got one that "
-            "starts anew: the batches will be others than without the stop; use a checkpoint of an epoch's end"
+            "expected state_dict() and load_state_dict() of a data loader to resume within an epoch, got one without: "
+            "the batches will differ from those of a run that was not stopped"
         )
-    # The epoch's loop would set its counters to zero: this stands in for one call.
+    # The loop of the epoch would reset its counters. This replaces one call.
     loop.epoch_loop.reset = lambda: delattr(loop.epoch_loop, "reset")  # type: ignore[method-assign]
 
 

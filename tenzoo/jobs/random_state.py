@@ -8,10 +8,10 @@ import torch
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of Python's, NumPy's and torch's generators, and of one device's.
+    """The state of the generators of Python, NumPy, torch, and a CUDA device.
 
     Args:
-        device: Of the process; only that of a CUDA device has a generator of its own here.
+        device: The device of the process. Only a CUDA device has its own generator.
 
     Example:
         >>> state = random_state(torch.device("cpu"))
@@ -20,7 +20,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
         >>> drawn == (random.random(), np.random.rand(), torch.rand(1))
         True
     """
-    numpy = np.random.get_state(legacy=False)  # noqa: NPY002 (its users may be anybody)
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002 (other code may use it)
     assert isinstance(numpy, dict)
     return {
         "python": random.getstate(),
@@ -36,7 +36,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Go back to a state; that of a device which this process has not is left out."""
+    """Restore a state, except that of a device that this process does not have."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     numpy = state["numpy"]

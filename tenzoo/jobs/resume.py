@@ -1,4 +1,4 @@
-"""Resuming as if the run had never stopped."""
+"""Exact resuming of a run."""
 
 import os
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from tenzoo.jobs.epoch_metrics import epoch_metrics, set_epoch_metrics, updates
-from tenzoo.jobs.places import Place, go_on, model_checkpoints, place_of, place_of_counters, window_is_open
+from tenzoo.jobs.places import Place, continue_from, model_checkpoints, place_of, place_of_counters, window_is_open
 from tenzoo.jobs.random_state import random_state, set_random_state
 from tenzoo.jobs.slurm import check_same_job, slurm_job
 
@@ -21,17 +21,17 @@ _KEY = "tenzoo_resume"
 
 
 class ExactResume(Callback):
-    """Lets a resumed run end with the bits of one that never stopped.
+    """Lets a resumed run end with the same bits as a run that was not stopped.
 
-    Lightning's checkpoints hold weights, optimizers, schedulers, callbacks and the data's place. This adds what they
-    lack: random states and, in an open accumulation window, gradients, of every process; the averages of the running
-    epoch; the last metrics, on which schedulers and checkpoints depend; what a checkpoint callback saved last, and its
-    best score, also where the resumed run has a folder of its own. And it lets the run go on at the very place where
-    it stopped: a checkpoint is written in the middle of a step or an epoch, before its validation, the steps of its
-    schedulers and its counters, and Lightning would skip these or count them twice.
+    Lightning's checkpoints hold weights, optimizers, schedulers, callbacks and the position in the data. This callback
+    adds the rest: random states and, within an accumulation window, gradients, of every process; the averages of the
+    running epoch; the last metrics, on which schedulers and checkpoints depend; the last file and the best score of
+    each checkpoint callback, also if the resumed run has another folder. The run continues exactly where it stopped:
+    a checkpoint is written in the middle of a step or an epoch, before its validation, the steps of its schedulers and
+    its counters, and Lightning would skip these or count them twice.
 
-    Every task attaches it. It knows any LightningModule; a hook ``on_train_batch_end`` of the module itself, which
-    comes after a checkpoint is written there, is not repeated.
+    Every task attaches it. It works with any LightningModule. The module's own hook ``on_train_batch_end``, which runs
+    after the checkpoint is written there, is not repeated.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class ExactResume(Callback):
         self._before_validation: tuple[dict[str, Any], dict[str, int]] | None = None
         self._resumed: dict[str, Any] | None = None
         self.keeps_best = True
-        """Whether the checkpoint callbacks go on from the best scores of the run that is resumed."""
+        """Whether the checkpoint callbacks continue from the best scores of the resumed run."""
 
     # --- where the run is --------------------------------------------------------------------------------------
 
@@ -55,7 +55,7 @@ class ExactResume(Callback):
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validated = False
-        # A validation that is broken off is repeated, with the same random numbers.
+        # An interrupted validation is repeated with the same random numbers.
         self._before_validation = random_state(trainer.strategy.root_device), updates(pl_module)
 
     @override
@@ -65,7 +65,7 @@ class ExactResume(Callback):
     def _place(self, trainer: Trainer) -> Place:
         place = place_of(trainer)
         if trainer.sanity_checking or (place == "before a batch" and not self._begun):
-            return "between epochs"  # the counters are still those of the epoch before
+            return "between epochs"  # the counters are still those of the previous epoch
         return "validated" if trainer.validating and self._validated else place
 
     # --- saving ------------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ class ExactResume(Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         place = self._place(trainer)
-        # During an exception the other processes may be anywhere: nothing is asked of them.
+        # No collectives during an exception: the other processes may be anywhere.
         metrics = trainer._logger_connector._callback_metrics if trainer.interrupted else trainer.callback_metrics
         checkpoint[_KEY] = {
             "place": place,
@@ -118,13 +118,13 @@ class ExactResume(Callback):
         kept = [_keep_best(callback, state) for callback, state in states if state is not None]
         self.keeps_best = all(kept)
         fit_loop = trainer.fit_loop
-        # Lightning has no hook between its last preparation and the first epoch: this stands in for one call.
-        fit_loop.on_run_start = lambda: self._go_on(trainer, pl_module)  # type: ignore[method-assign]
+        # Lightning has no hook between its last preparation and the first epoch. This replaces one call.
+        fit_loop.on_run_start = lambda: self._continue(trainer, pl_module)  # type: ignore[method-assign]
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._ends_a_step(trainer):
-            # A run that stopped after its last step still has to validate and end its epoch; Lightning would return.
+            # A run that stopped after its last step still has to validate and end its epoch, which Lightning skips.
             trainer.fit_loop.epoch_loop.max_steps += 1
 
     def _ends_a_step(self, trainer: Trainer) -> bool:
@@ -140,7 +140,7 @@ class ExactResume(Callback):
         if "on_run_start" in vars(trainer.fit_loop):
             del trainer.fit_loop.on_run_start
 
-    def _go_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _continue(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loop, resumed = trainer.fit_loop, self._resumed
         assert resumed is not None
         del loop.on_run_start
@@ -154,14 +154,14 @@ class ExactResume(Callback):
         )
         trainer.should_stop = resumed.get("should_stop", False)
         self._begun = True
-        go_on(trainer, resumed["place"], resumed["loops"], later=model_checkpoints(trainer)[writer + 1 :])
+        continue_from(trainer, resumed["place"], resumed["loops"], later=model_checkpoints(trainer)[writer + 1 :])
         self._resumed = None
 
     @staticmethod
     def _restore_process(trainer: Trainer, pl_module: LightningModule, resumed: Mapping[str, Any]) -> None:
         processes = resumed.get("processes", [])
         if len(processes) != trainer.world_size:
-            return  # a checkpoint of an older version, or of another number of processes
+            return  # the checkpoint has an older version, or another number of processes
         own = processes[trainer.global_rank]
         for name, parameter in pl_module.named_parameters():
             if name in own["gradients"]:
@@ -174,7 +174,7 @@ class ExactResume(Callback):
 
 
 def _saving(callback: ModelCheckpoint) -> dict[str, Any]:
-    """What the callback's own state lacks."""
+    """The part of a callback's state that Lightning does not save."""
     return {
         "step": callback._last_global_step_saved,
         "path": str(callback._last_checkpoint_saved),
@@ -183,10 +183,10 @@ def _saving(callback: ModelCheckpoint) -> dict[str, Any]:
 
 
 def _restore_saving(trainer: Trainer, saved: Mapping[str, Mapping[str, Any]]) -> int:
-    """Let the callbacks know what they saved last.
+    """Restore what the callbacks saved last.
 
     Returns:
-        The index of the callback that wrote the checkpoint, -1 if none did: those behind it have not seen this step.
+        The index of the callback that wrote the checkpoint, or -1. Callbacks after it were not called in this step.
     """
     writer = -1
     for index, callback in enumerate(model_checkpoints(trainer)):
@@ -208,9 +208,9 @@ def _wrote(callback: ModelCheckpoint, path: Any) -> bool:
 
 
 def _keep_best(callback: ModelCheckpoint, state: dict[str, Any]) -> bool:
-    """Let a callback with a folder of its own go on from the scores of the one before, whose files are not removed.
+    """Let a callback with a new folder continue from the scores in the old one, whose files are not removed.
 
-    Lightning forgets the scores where the folder changed. Files that are gone make that right.
+    Lightning drops the scores if the folder has changed. This does so only if a file is missing.
     """
     if all(Path(path).is_file() for path in state.get("best_k_models", {})):
         state["dirpath"] = callback.dirpath

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it saves where a batch ends, and stops in all processes together."""
+"""Signals that stop a run: it saves at the end of a batch, and stops in all processes together."""
 
 import os
 import signal
@@ -20,35 +20,34 @@ from tenzoo.jobs.places import model_checkpoints
 from tenzoo.jobs.slurm import requeue
 
 SAVED_AS = "preempted.ckpt"
-"""Name of the checkpoint of a run that was asked to stop, in the folder of its checkpoints."""
+"""Name of the checkpoint of a run that a signal stopped, in the folder of its checkpoints."""
 
 
 class Preempted(SystemExit):
-    """A signal asked the run to stop; its code is 128 and the signal's number, as of a program that was killed."""
+    """A signal stopped the run. Its exit code is 128 plus the number of the signal."""
 
 
 class Signals(_SignalConnector):
-    """Notes signals and does nothing else: whatever they interrupt, a save or a step of SAM, ends in peace.
+    """Records signals and does nothing else, so that they interrupt neither a save nor a step of SAM.
 
-    In place of Lightning's handlers, which save in the middle of a step, and talk to other processes from wherever
-    they interrupted this one.
+    It replaces Lightning's handlers, which save in the middle of a step, and communicate with other processes there.
 
     Args:
-        trainer: Whose handlers these are.
-        pointer: A file that tells the next start of this Slurm job where it goes on. Without it the checkpoint itself
-            lies where Lightning looks for one.
+        trainer: The Trainer whose handlers are replaced.
+        pointer: A file with the path of the checkpoint, for the next start of this Slurm job. Without it the checkpoint
+            is written where Lightning looks for one.
     """
 
     def __init__(self, trainer: Trainer, *, pointer: Path | None = None) -> None:
         super().__init__(trainer)
         self.pointer = pointer
         self.noted = 0
-        """Number of the signal that was received, 0 without one."""
+        """Number of the received signal, or 0."""
         self._process = os.getpid()
 
     @property
     def slurm(self) -> SLURMEnvironment | None:
-        """The Slurm job that requeues itself, if this is one."""
+        """The environment of a Slurm job that requeues itself, else None."""
         environment = self.trainer._accelerator_connector.cluster_environment
         return environment if isinstance(environment, SLURMEnvironment) and environment.auto_requeue else None
 
@@ -71,7 +70,7 @@ class Signals(_SignalConnector):
         if os.getpid() != self._process or not (saves or self.noted):
             self._forward(number)
             signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)  # a worker of a data loader, or nothing that could be saved
+            os.kill(os.getpid(), number)  # in a worker of a data loader, or if there is nothing to save
         elif not self.noted:
             self.noted = int(number)
             self._forward(number)
@@ -86,17 +85,17 @@ class Signals(_SignalConnector):
 
 
 def handle_signals(trainer: Trainer, *, pointer: Path | None = None) -> None:
-    """Put :class:`Signals` in the place of Lightning's handlers."""
+    """Replace Lightning's handlers by :class:`Signals`."""
     if not isinstance(trainer._signal_connector, Signals):
         trainer._signal_connector = Signals(trainer, pointer=pointer)
 
 
 class StopOnSignal(Callback):
-    """Ends a run at the end of the batch in which SIGTERM came, or the signal with which Slurm announces a requeue.
+    """Ends a run after the batch in which SIGTERM arrives, or the signal with which Slurm announces a requeue.
 
-    The run is saved as ``preempted.ckpt`` among its checkpoints, unless the Trainer has no checkpoint callback, and
-    exits with 128 + the signal's number. A Slurm job is requeued. With several processes all of them stop at the same
-    batch, whichever was asked. Every task attaches it.
+    The run is saved as ``preempted.ckpt`` in the folder of its checkpoints, unless the Trainer has no checkpoint
+    callback, and exits with 128 plus the number of the signal. A Slurm job is requeued. Several processes stop at the
+    same batch, whichever of them got the signal. Every task attaches it.
     """
 
     def __init__(self) -> None:
@@ -106,7 +105,7 @@ class StopOnSignal(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._vote = _Vote()
         if trainer.world_size > 1:
-            # Lightning asks the first process alone, and waits for the device before each batch.
+            # Lightning asks only the first process, and waits for the device before each batch.
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     @override
@@ -131,20 +130,23 @@ class StopOnSignal(Callback):
 
 
 class _Vote:
-    """The largest number that any process gave one call before: nobody waits for the answer, nor for the device."""
+    """The largest number of all processes in the previous call. No process waits for the others or for the device."""
 
     def __init__(self) -> None:
-        self._asked: tuple[Tensor, Any] | None = None
+        self._pending: tuple[Tensor, Any] | None = None
 
     def largest(self, number: int, trainer: Trainer) -> int:
         answer = self._answer()
         device = trainer.strategy.root_device
         numbers = torch.tensor([number], device="cpu")
         if device.type == "cuda":
-            self._asked = _asked_on(device, numbers)
+            self._pending = _reduced_on(device, numbers)
         else:
             numbers = numbers.to(device)
-            self._asked = numbers, torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX, async_op=True)
+            self._pending = (
+                numbers,
+                torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX, async_op=True),
+            )
         return answer
 
     def end(self) -> None:
@@ -152,16 +154,16 @@ class _Vote:
         self._answer()
 
     def _answer(self) -> int:
-        if self._asked is None:
+        if self._pending is None:
             return 0
-        numbers, work = self._asked
-        self._asked = None
+        numbers, work = self._pending
+        self._pending = None
         work.wait()
         return int(numbers)
 
 
 class _Arrival:
-    """A copy to the host that is under way."""
+    """A copy to the host that may not be complete."""
 
     def __init__(self, event: torch.cuda.Event) -> None:
         self._event = event
@@ -170,8 +172,8 @@ class _Arrival:
         self._event.synchronize()
 
 
-def _asked_on(device: torch.device, numbers: Tensor) -> tuple[Tensor, _Arrival]:
-    """Reduce on a stream of its own, so that the step's kernels do not wait for the other processes."""
+def _reduced_on(device: torch.device, numbers: Tensor) -> tuple[Tensor, _Arrival]:
+    """Reduce on a separate stream, so that the kernels of the step do not wait for other processes."""
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     host = torch.empty(1, dtype=numbers.dtype, pin_memory=True)
     with torch.cuda.stream(stream):
@@ -185,12 +187,12 @@ def _asked_on(device: torch.device, numbers: Tensor) -> tuple[Tensor, _Arrival]:
 
 def _stop(trainer: Trainer, connector: Signals, number: int) -> None:
     path = _path(trainer, connector)
-    said = f"tenzoo: {signal.Signals(number).name} after step {trainer.global_step}: "
+    message = f"tenzoo: {signal.Signals(number).name} after step {trainer.global_step}: "
     if path is None:
-        said += "nothing was saved, since checkpoints are switched off"
+        message += "nothing was saved, since checkpoints are switched off"
     else:
         trainer.save_checkpoint(path, weights_only=False)
-        said += f"saved {path}; give it as `ckpt_path` to go on"
+        message += f"saved {path}; give it as `ckpt_path` to continue"
     if trainer.is_global_zero:
         if path is not None and connector.slurm is not None:
             if connector.pointer is not None:
@@ -198,10 +200,10 @@ def _stop(trainer: Trainer, connector: Signals, number: int) -> None:
                 with atomic_write(connector.pointer) as unfinished:
                     unfinished.write_text(str(path.absolute()))
             if number != signal.SIGTERM:
-                said += f"; {requeue()}"
-        print(said, file=sys.stderr, flush=True)
+                message += f"; {requeue()}"
+        print(message, file=sys.stderr, flush=True)
     trainer.strategy.barrier("preempted")
-    # Lightning's own child processes keep still: it kills the parent, which may not be done, where one of them fails.
+    # Lightning's own child processes exit with 0: if one fails, Lightning kills the parent, which may not be done.
     ours = trainer._accelerator_connector.cluster_environment.creates_processes_externally
     raise Preempted(128 + number if ours or trainer.local_rank == 0 else 0)
 

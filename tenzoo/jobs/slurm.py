@@ -1,4 +1,4 @@
-"""Slurm jobs that are requeued, and the checkpoints from which they go on."""
+"""Slurm jobs that are requeued, and the checkpoints from which they continue."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from typing_extensions import override
 
 
 def slurm_job() -> str | None:
-    """The name of this Slurm job, and of its task in an array; None outside of one. A requeued job keeps it."""
+    """The id of this Slurm job, with its task in an array; None outside of Slurm. A requeued job keeps it."""
     if not SLURMEnvironment.detect():
         return None
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
@@ -23,7 +23,7 @@ def slurm_job() -> str | None:
 
 
 def requeue() -> str:
-    """Ask Slurm to start this job once more; says what came of it."""
+    """Ask Slurm to start this job again. Returns a message with the result."""
     job = slurm_job()
     if job is None:
         return "the job was not requeued, since it has no SLURM_JOB_ID"
@@ -35,7 +35,7 @@ def requeue() -> str:
 
 
 class _OwnCheckpoints(_CheckpointConnector):
-    """Loads what it is told to load."""
+    """Loads only the checkpoint that the Trainer is given."""
 
     @property
     @override
@@ -46,22 +46,22 @@ class _OwnCheckpoints(_CheckpointConnector):
 def load_no_foreign_checkpoint(trainer: Trainer) -> None:
     """Let a Trainer that is given no checkpoint load none.
 
-    In a Slurm job Lightning would take any ``hpc_ckpt_N.ckpt`` in the folder, of whatever run: it would go on from
-    there, and judge those weights in place of the ones that were just trained.
+    In a Slurm job Lightning takes any ``hpc_ckpt_N.ckpt`` in the folder, of any run. It would continue from there, and
+    evaluate those weights instead of the ones that were just trained.
     """
     if type(trainer._checkpoint_connector) is _CheckpointConnector:
         trainer._checkpoint_connector.__class__ = _OwnCheckpoints
 
 
 def check_same_job(trainer: Trainer, saved: Mapping[str, Any]) -> None:
-    """Refuse what Lightning found in the folder of a Slurm job, if another job wrote it.
+    """Refuse a checkpoint that Lightning found in the folder of a Slurm job, if another job wrote it.
 
     Args:
-        trainer: About to resume.
-        saved: What its checkpoint says of the job.
+        trainer: The Trainer, about to resume.
+        saved: The part of the checkpoint that :class:`~tenzoo.jobs.ExactResume` wrote.
 
     Raises:
-        ValueError: Naming both jobs.
+        ValueError: With both jobs.
     """
     path, job = trainer.ckpt_path, slurm_job()
     if job is None or path is None or not re.fullmatch(r"hpc_ckpt_\d+\.ckpt", Path(path).name):
@@ -69,5 +69,5 @@ def check_same_job(trainer: Trainer, saved: Mapping[str, Any]) -> None:
     if saved.get("job") != job:
         raise ValueError(
             f"expected a checkpoint of this Slurm job, {job}, got {str(path)!r} of job {saved.get('job')}, which "
-            "Lightning takes if `ckpt_path` is not given; move it away, or rename it and give it as `ckpt_path`"
+            "Lightning takes without a `ckpt_path`; move it away, or rename it and give it as `ckpt_path`"
         )

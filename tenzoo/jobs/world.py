@@ -1,4 +1,4 @@
-"""The number of processes, as a launcher sees it and as the Trainer does."""
+"""The number of processes, by the launcher and by the Trainer."""
 
 import os
 
@@ -7,10 +7,10 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment  # type: ign
 
 
 def check_world_size(trainer: Trainer) -> None:
-    """Refuse a Trainer that would train by itself in each of several processes that somebody started.
+    """Refuse a Trainer that would train alone in each of several processes.
 
     Raises:
-        ValueError: Naming both numbers and the arguments to set.
+        ValueError: With both numbers, and the arguments to set.
     """
     launcher, variable = _launcher()
     started = os.environ.get(variable, "")
@@ -23,7 +23,7 @@ def check_world_size(trainer: Trainer) -> None:
 
 
 def _launcher() -> tuple[str, str]:
-    """Who started this process, and the variable that holds the number of processes."""
+    """The name of the launcher of this process, and the variable with the number of processes."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "torchrun", "WORLD_SIZE"
     if "RANK" in os.environ:  # as in a Kubernetes PyTorchJob; Lightning sets WORLD_SIZE in its own processes, no RANK

@@ -7,33 +7,33 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tenzoo.cores import CoreGroup, CoreProvider
+from tenzoo.cores import CoreContainer
 from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.factorizations.gather import first_outside, never_changes
 from tenzoo.memory import free_memory, in_gigabytes
 
 _GATHERS_PER_CELL = 4
-"""A cell of the rebuilt tensor costs as much as gathering about this many core elements, forward and backward."""
+"""To reconstruct a cell costs as much as to gather about this many core elements, forward and backward."""
 _FEW_CELLS = 2**16
-"""Rebuilding so few cells takes no longer than the calls it is made of: always do."""
+"""Tensors with at most this many cells are always reconstructed: the calls take longer than the cells."""
 _MAX_CELLS = 2**26
-"""Never rebuild a tensor of more cells than this: 256 MB in float32, and as much again for its gradient."""
+"""Tensors with more cells are never reconstructed: 256 MB in float32, and as much for the gradient."""
 
 _TRAINED_BYTES = 4 * 4
-"""Of a parameter in float32: itself, its gradient, and two moments."""
+"""Bytes of a parameter in float32: its value, its gradient, and two moments."""
 
 
-class TensorCompletion(nn.Module, CoreProvider):
+class TensorCompletion(nn.Module, CoreContainer):
     """A factorized tensor that predicts entries at given indices, ``x̂ = location + scale · T[index]``.
 
-    Work and memory follow the number of indices. Only where the tensor is small, and most of it is wanted, is it
-    rebuilt and read.
+    Time and memory depend on the number of indices. The tensor is reconstructed only if it is small, or if most of its
+    entries are asked for.
 
     Args:
         shape: Mode sizes of the tensor.
         factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``.
         rank: As the factorization takes it: one number, a list, or a fraction of the number of cells.
-        init_std: Root of the second moment of the rebuilt tensor's entries at initialization (``init="normal"``).
+        init_std: Root mean square of the tensor's entries at initialization (``init="normal"``).
         init: ``"normal"``, or ``"uniform"`` for cores drawn from U(0, 1), as in arXiv:2508.10435.
 
     Raises:
@@ -73,12 +73,8 @@ class TensorCompletion(nn.Module, CoreProvider):
         self._cells = math.prod(self.tensor.shape)
         self._last: tuple[Tensor, Tensor] | None = None
 
-    def core_groups(self) -> list[CoreGroup]:
-        """One group, ``"tensor"``."""
-        return [CoreGroup("tensor", tuple(self.tensor.cores))]
-
-    def rebuilds(self, num_entries: int) -> bool:
-        """Whether a batch of that many entries is read from the rebuilt tensor, as the cheaper way."""
+    def reconstructs(self, num_entries: int) -> bool:
+        """Whether the model reconstructs the tensor for a batch of this many entries, because that is faster."""
         gathers = num_entries * self.tensor.elements_per_entry
         return self._cells <= min(_MAX_CELLS, max(_FEW_CELLS, gathers // _GATHERS_PER_CELL))
 
@@ -94,15 +90,15 @@ class TensorCompletion(nn.Module, CoreProvider):
         Raises:
             IndexError: If an index on the CPU is out of range.
         """
-        if self.rebuilds(len(index)) and not self.sparse_grad:
+        if self.reconstructs(len(index)) and not self.sparse_grad:
             values = self.tensor.reconstruct().flatten().index_select(0, self._cells_at(index))
         else:
             values = self.tensor.entries(index, sparse_grad=self.sparse_grad)
-        # Beside a large location the numbers of a half type would be far apart.
+        # Near a large location the numbers of a half type are far apart.
         return torch.addcmul(self.location, self.scale, values.to(self.location.dtype))
 
     def _cells_at(self, index: Tensor) -> Tensor:
-        """Positions in the flattened tensor, remembered for an index that never changes."""
+        """Positions in the flattened tensor. They are cached for an index that never changes."""
         if not never_changes(index):
             return self._positions(index)
         if self._last is None or self._last[0] is not index:
@@ -112,7 +108,7 @@ class TensorCompletion(nn.Module, CoreProvider):
     def _positions(self, index: Tensor) -> Tensor:
         modes, shape = index.unbind(1), self.tensor.shape
         if index.is_cpu and (outside := first_outside(modes, shape)):
-            raise IndexError(outside)  # another cell would be read in its place
+            raise IndexError(outside)  # else another cell would be read
         cells = modes[0]
         for mode, size in zip(modes[1:], shape[1:], strict=True):
             cells = torch.add(mode, cells, alpha=size)
@@ -120,7 +116,7 @@ class TensorCompletion(nn.Module, CoreProvider):
 
 
 def _check_memory(shape: Sequence[int], rank: Rank, num_parameters: int) -> None:
-    """Refuse what the system would end the process for, while it is trained."""
+    """Refuse a model whose training needs more memory than there is."""
     needed, free = _TRAINED_BYTES * num_parameters, free_memory()
     if free is not None and needed > free:
         raise ValueError(

@@ -32,22 +32,21 @@ class CIFARResNet(nn.Module):
     With ``factorization`` every convolution, the first included, is a :class:`~tenzoo.layers.TensorizedConv2d`; the
     linear layer stays dense. Its cores are found by :func:`~tenzoo.cores.find_core_groups`, under names such as
     ``"layer1.0.conv1.weight"``. All weights start with mean 0 and variance ``2/fan_in`` (He et al. 2015,
-    arXiv:1502.01852, eq. 10), also those rebuilt from cores, and all biases at 0.
+    arXiv:1502.01852, eq. 10), also those reconstructed from cores, and all biases at 0.
 
     Args:
         depth: Layers with weights: 20, 32, 44 or 56.
         num_classes: Outputs.
         factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``; None is the dense network.
-        rank: As the factorization takes it, for each convolution: one number, a list, or a fraction of the dense
-            parameters.
-        tensorization: Maps a number of channels (3, 16, 32 or 64) to its factors; those it leaves out take the layer's
+        rank: The rank of each convolution: one number, a list, or a fraction of the dense parameters.
+        tensorization: Maps a number of channels (3, 16, 32 or 64) to its factors. Missing numbers have the layer's
             default, which for a ring and a block TT is ``{3: [3], 16: [4, 2, 2], 32: [4, 4, 2], 64: [4, 4, 4]}``.
-        implementation: Of the tensorized convolutions.
+        implementation: How the tensorized convolutions are computed.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: For another depth, or settings that do not go together or do not fit; the message ends with the name
-            of the layer that they do not fit.
+        ValueError: For another depth, or settings that contradict each other or do not fit a layer. The message names
+            the layer.
 
     Example:
         >>> dense, ring = CIFARResNet(20), CIFARResNet(20, factorization="tr", rank=10)
@@ -103,7 +102,7 @@ class CIFARResNet(nn.Module):
                 f"expected shape (N, {_COLORS}, H, W) with H and W >= {_MIN_SIDE} in `images`, "
                 f"got {tuple(images.shape)}"
             )
-        # The layout of rebuilt kernels, and the faster one for convolutions: one conversion here spares one per layer.
+        # The layout of reconstructed kernels, and the faster one. One conversion here saves one per layer.
         x = images.contiguous(memory_format=torch.channels_last)
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = self.layer3(self.layer2(self.layer1(x)))
@@ -111,23 +110,24 @@ class CIFARResNet(nn.Module):
         return logits
 
     def load_pretrained(self, path: str | Path) -> Self:
-        """Take over the weights of a published file of this network.
+        """Load the weights of a published file of this network.
 
-        Files of state dicts in all forms (see :func:`~tenzoo.weight_files.load_weights_`). No code is run from them.
+        It reads files of state dicts in all their forms (see :func:`~tenzoo.weight_files.load_weights_`), and runs no code
+        from them.
 
         Args:
-            path: Of the file.
+            path: Path of the file.
 
         Returns:
             The network itself.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is none of these, is of another depth or number of classes, or this network is
+            ValueError: If the file is none of these, is for another depth or number of classes, or this network is
                 tensorized.
         """
         if isinstance(self.conv1, TensorizedConv2d):
-            raise ValueError(f"expected a dense network to load {str(path)!r} into, got one made of cores")
+            raise ValueError(f"expected a dense network to load {str(path)!r} into, got a tensorized one")
         names = read_weights(path)
         depth = 2 + sum(bool(re.search(r"layer\d\.\d+\.conv\d\.weight$", name)) for name in names)
         if depth in _DEPTHS and depth != self.depth:
@@ -138,7 +138,7 @@ class CIFARResNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """``relu(x' + bn2(conv2(relu(bn1(conv1(x))))))``, where the shortcut x' has the shape of what it is added to."""
+    """``relu(x' + bn2(conv2(relu(bn1(conv1(x))))))``. The shortcut x' is x in the shape of the output."""
 
     def __init__(self, convolutions: "_Convolutions", name: str, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ def _stage(
 
 @dataclass(frozen=True)
 class _Convolutions:
-    """Makes all convolutions of a network, of one kind."""
+    """Builds the convolutions of a network, all with the same settings."""
 
     factorization: str | None
     rank: Rank | None
@@ -174,23 +174,23 @@ class _Convolutions:
     implementation: Implementation
 
     def check(self) -> None:
-        """Refuse settings that do not go together."""
+        """Refuse settings that contradict each other."""
         if self.implementation not in get_args(Implementation):
             valid = sorted(get_args(Implementation))
             raise ValueError(f"expected one of {valid} in `implementation`, got {self.implementation!r}")
         if self.factorization is None:
             for name, value in (("rank", self.rank), ("tensorization", self.tensorization)):
                 if value is not None:
-                    raise ValueError(f"expected a `factorization` beside `{name}`, got {value!r} without one")
+                    raise ValueError(f"expected a `factorization` with `{name}`, got {value!r} without one")
         elif self.rank is None:
-            raise ValueError(f"expected a `rank` beside `factorization`, got {self.factorization!r} without one")
+            raise ValueError(f"expected a `rank` with `factorization`, got {self.factorization!r} without one")
         channels = [_COLORS, *_WIDTHS]
         for key in self.tensorization or ():
             if key not in channels:
                 raise ValueError(f"expected numbers of channels of {channels} as keys of `tensorization`, got {key!r}")
 
     def make(self, name: str, in_channels: int, out_channels: int, stride: int = 1) -> nn.Module:
-        """A convolution of 3 × 3 pixels, to be known under a name."""
+        """A convolution of 3 × 3 pixels. The name is for errors."""
         if self.factorization is None or self.rank is None:
             return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         try:

@@ -1,4 +1,4 @@
-"""Tasks: LightningModules that know a loss, and train it with any method."""
+"""Tasks: LightningModules with a loss, which they minimize with any method."""
 
 from tenzoo.tasks.base import Task
 from tenzoo.tasks.classification import ImageClassificationTask

@@ -1,4 +1,4 @@
-"""Averages of weights beside a task."""
+"""Averages of the weights of a task."""
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -8,12 +8,13 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def keep_integers(trainer: Trainer) -> None:
-    """Let averages of a model hold its integers as they are.
+    """Copy the integer buffers of a model into its averages.
 
-    torch averages all buffers alike. A mean of integers is cut off: the index 384, averaged with itself, becomes 383.
+    torch averages all buffers alike, and rounds a mean of integers down: the index 384, averaged with itself, becomes
+    383.
 
     Args:
-        trainer: Its callbacks are set up.
+        trainer: The Trainer, with its callbacks set up.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:

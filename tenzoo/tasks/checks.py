@@ -1,4 +1,4 @@
-"""What a task refuses before training: arguments, callbacks, optimizers and hooks that could not do their part."""
+"""What a task refuses before training: arguments, callbacks, optimizers and hooks that would not work."""
 
 from collections.abc import Callable, Collection
 
@@ -24,20 +24,20 @@ from tenzoo.cores import find_core_groups
 from tenzoo.training import scales_loss, unscales_its_gradients
 
 _BETTER = {"r2": "max", "accuracy": "max", "loss": "min", "loss_epoch": "min", "rmse": "min"}
-"""Whether the highest or the lowest value of a task's metric is the best, by the last part of its name."""
+"""Whether a metric is best at its highest or lowest value, by the last part of its name."""
 
 
 def check_callbacks(task: LightningModule, trainer: Trainer, *, sam: bool, accumulates: bool) -> None:
-    """Refuse callbacks that could not do what they are for.
+    """Refuse callbacks that would not work.
 
     Args:
-        task: Not set up yet.
-        trainer: With its callbacks.
+        task: The task, not set up yet.
+        trainer: The Trainer, with its callbacks.
         sam: Whether the task trains with SAM, in manual mode.
-        accumulates: Whether the task accumulates gradients by itself.
+        accumulates: Whether the task accumulates gradients.
 
     Raises:
-        ValueError: Naming the callback, and what to do in its place.
+        ValueError: With the callback, and what to do instead.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
@@ -46,64 +46,63 @@ def check_callbacks(task: LightningModule, trainer: Trainer, *, sam: bool, accum
                 check(callback, task, trainer)
         if isinstance(callback, GradientAccumulationScheduler) and sam:
             raise ValueError(
-                "expected no GradientAccumulationScheduler beside `sam`, got one: it acts in automatic optimization "
+                "expected no GradientAccumulationScheduler with `sam`, got one: it acts in automatic optimization "
                 "only; set `accumulate_grad_batches` of the task"
             )
         if isinstance(callback, GradientAccumulationScheduler) and accumulates:
             raise ValueError(
-                "expected no GradientAccumulationScheduler beside `accumulate_grad_batches` of the task, got both; "
-                "leave one out"
+                "expected no GradientAccumulationScheduler with `accumulate_grad_batches` of the task, got both"
             )
 
 
 def searches_learning_rate(trainer: Trainer) -> bool:
-    """Whether the current steps belong to a range test of the learning rate, which ends where training diverges."""
+    """Whether the current steps belong to a search for the learning rate, which ends when training diverges."""
     return any(isinstance(callback, _LRCallback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
-def _check_built(callback: Callback, task: LightningModule, trainer: Trainer) -> None:
+def _check_model_is_built(callback: Callback, task: LightningModule, trainer: Trainer) -> None:
     late = is_overridden("configure_model", task, parent=LightningModule)
     if late and next(task.parameters(), None) is None:
         raise ValueError(
-            f"expected a model that is built before training for {type(callback).__name__}, which reads it in `setup`, "
-            f"got {type(task).__name__} that builds it later; name what it takes from the data, such as `shape`"
+            f"expected a model that is built before training for {type(callback).__name__}, got {type(task).__name__}, "
+            "which builds it later; give the arguments that it takes from the data, such as `shape`"
         )
 
 
-def _check_rate(callback: Callback, task: LightningModule, trainer: Trainer) -> None:
+def _check_learning_rate_finder(callback: Callback, task: LightningModule, trainer: Trainer) -> None:
     assert isinstance(callback, LearningRateFinder)
     names = [callback._attr_name] if callback._attr_name else ["lr", "learning_rate"]
     if callback._update_attr and not any(lightning_hasattr(task, name) for name in names):
         raise ValueError(
-            "expected no LearningRateFinder that sets the rate beside a task whose optimizer has it, got one; run it "
-            "with update_attr=False in Python, Tuner(trainer).lr_find(task, ...), and set the rate of the `optimizer`"
+            "expected no LearningRateFinder that sets the rate with a task whose optimizer has it, got one; call "
+            "Tuner(trainer).lr_find(task, update_attr=False) in Python, and set the rate of the `optimizer`"
         )
 
 
-def _check_batch_size(callback: Callback, task: LightningModule, trainer: Trainer) -> None:
+def _check_batch_size_finder(callback: Callback, task: LightningModule, trainer: Trainer) -> None:
     assert isinstance(callback, BatchSizeFinder)
     data = getattr(trainer, "datamodule", None)
     if getattr(data, callback._batch_arg_name, 1) is None:
         raise ValueError(
-            f"expected an int in `{callback._batch_arg_name}` of the data for BatchSizeFinder, got null, which takes "
-            "all; give a number to start from"
+            f"expected an int in `{callback._batch_arg_name}` of the data for BatchSizeFinder, got null, which is one "
+            "batch of all; give a number to start from"
         )
 
 
 _CHECKS: dict[type[Callback], Callable[[Callback, LightningModule, Trainer], None]] = {
-    StochasticWeightAveraging: _check_built,
-    ModelPruning: _check_built,
-    BaseFinetuning: _check_built,
-    LearningRateFinder: _check_rate,
-    BatchSizeFinder: _check_batch_size,
+    StochasticWeightAveraging: _check_model_is_built,
+    ModelPruning: _check_model_is_built,
+    BaseFinetuning: _check_model_is_built,
+    LearningRateFinder: _check_learning_rate_finder,
+    BatchSizeFinder: _check_batch_size_finder,
 }
 
 
 def check_arguments(task: LightningModule, trainer: Trainer) -> None:
-    """Refuse Trainer arguments that the task has itself.
+    """Refuse Trainer arguments that belong to the task.
 
     Raises:
-        ValueError: Naming the argument, and where it goes.
+        ValueError: With the argument, and where to give it.
     """
     for name, unset in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
         value = getattr(trainer, name)
@@ -115,15 +114,15 @@ def check_arguments(task: LightningModule, trainer: Trainer) -> None:
 
 
 def check_modes(trainer: Trainer, *, known: Collection[str], watched_by_scheduler: str | None) -> None:
-    """Refuse to keep the worst weights for the best: what takes the lower of two metrics of which the higher is better.
+    """Refuse callbacks and schedulers that take the worst value of a metric for the best.
 
     Args:
-        trainer: With its callbacks and schedulers.
-        known: Names of metrics that are the task's own, whose direction is known by their last part.
-        watched_by_scheduler: What a ``ReduceLROnPlateau`` of the task watches.
+        trainer: The Trainer, with its callbacks and schedulers.
+        known: Names of the task's own metrics. The last part of a name tells which values are better.
+        watched_by_scheduler: The metric that a ``ReduceLROnPlateau`` of the task watches.
 
     Raises:
-        ValueError: Naming the callback or scheduler, the metric and the mode.
+        ValueError: With the callback or scheduler, the metric and the mode.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     chosen = [(each, each.monitor) for each in callbacks if isinstance(each, ModelCheckpoint | EarlyStopping)]
@@ -137,20 +136,20 @@ def check_modes(trainer: Trainer, *, known: Collection[str], watched_by_schedule
         if better is not None and each.mode != better:
             order = {"max": "higher", "min": "lower"}[better]
             raise ValueError(
-                f"expected 'mode' {better!r} of {type(each).__name__} for {name!r}, which is better the {order} it is, "
+                f"expected 'mode' {better!r} of {type(each).__name__} for {name!r}, which is better if it is {order}, "
                 f"got {each.mode!r}; add mode: {better}"
             )
 
 
 def check_plateaus(trainer: Trainer, *, known: Collection[str]) -> None:
-    """Refuse schedulers that would look for a metric of validation before there is one.
+    """Refuse schedulers that need a metric of validation before the first validation.
 
     Args:
-        trainer: With its schedulers.
-        known: Names of metrics that are the task's own.
+        trainer: The Trainer, with its schedulers.
+        known: Names of the task's own metrics.
 
     Raises:
-        ValueError: Naming the metric, and what is in the way.
+        ValueError: With the metric, and why it is not there in time.
     """
     every = trainer.check_val_every_n_epoch
     for config in trainer.lr_scheduler_configs:
@@ -164,7 +163,7 @@ def check_plateaus(trainer: Trainer, *, known: Collection[str]) -> None:
         elif judged and config.interval == "step":
             reason = "after each step, before the first validation"
         elif judged and every is not None and config.frequency % every:
-            reason = f"in each epoch, where validation is in every {every}th (check_val_every_n_epoch)"
+            reason = f"in each epoch, with a validation in every {every}th (check_val_every_n_epoch)"
         if reason:
             raise ValueError(
                 f"expected a metric that is logged in training for a ReduceLROnPlateau that asks {reason}, got {name!r}"
@@ -175,49 +174,48 @@ def check_clipping(trainer: Trainer) -> None:
     """Refuse optimizers whose gradients cannot be clipped.
 
     Raises:
-        ValueError: Naming the optimizer.
+        ValueError: With the optimizer.
     """
     for optimizer in trainer.optimizers if scales_loss(trainer) else []:
         if unscales_its_gradients(optimizer):
             raise ValueError(
-                "expected an optimizer without fused=True beside `gradient_clip_val` in 16-mixed precision, "
+                "expected an optimizer without fused=True with `gradient_clip_val` in 16-mixed precision, "
                 f"got a fused {type(optimizer).__name__}, whose gradients are unscaled too late to be clipped"
             )
 
 
 def check_sam(task: LightningModule, trainer: Trainer, *, only_cores: bool) -> None:
-    """Refuse what SAM's two passes and its one step cannot do.
+    """Refuse optimizers, weights and hooks with which SAM cannot train.
 
     Args:
-        task: Built, with its hooks.
-        trainer: With its optimizers.
-        only_cores: Whether the cores alone are perturbed.
+        task: The task, with its model.
+        trainer: The Trainer, with its optimizers.
+        only_cores: Whether only cores are perturbed.
 
     Raises:
-        ValueError: Naming what is in the way, and what to do in its place.
+        ValueError: With the obstacle, and what to do instead.
     """
     optimizers = trainer.optimizers
     if len(optimizers) != 1:
-        raise ValueError(f"expected one optimizer beside `sam`, got {len(optimizers)}")
+        raise ValueError(f"expected one optimizer with `sam`, got {len(optimizers)}")
     if isinstance(optimizers[0], LBFGS):
-        raise ValueError("expected a first-order optimizer beside `sam`, got LBFGS, which re-evaluates its closure")
+        raise ValueError("expected a first-order optimizer with `sam`, got LBFGS, which re-evaluates its closure")
     if any(group.get("maximize") for group in optimizers[0].param_groups):
         raise ValueError(
-            "expected an optimizer that minimizes beside `sam`, which climbs the loss before, got one with "
-            "maximize=True; let loss() return the negative"
+            "expected an optimizer that minimizes with `sam`, got one with maximize=True; let loss() return the "
+            "negative"
         )
     for name, parameter in task.named_parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             raise ValueError(
-                f"expected float32 or float64 weights beside `sam`, got {parameter.dtype} in {name!r}, where most "
-                "perturbations round to none; train with precision 'bf16-mixed' or '16-mixed' in place of a true half "
-                "one"
+                f"expected float32 or float64 weights with `sam`, got {parameter.dtype} in {name!r}, which rounds most "
+                "perturbations to zero; train with precision 'bf16-mixed' or '16-mixed'"
             )
     for hook in ("optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping"):
         if is_overridden(hook, task, parent=LightningModule):
             raise ValueError(
-                f"expected no {hook}() in {type(task).__name__} beside `sam`, which steps by itself and would not "
-                "call it; write on_before_optimizer_step() in its place"
+                f"expected no {hook}() in {type(task).__name__} with `sam`, which does not call it; write "
+                "on_before_optimizer_step()"
             )
     if only_cores and not find_core_groups(task):
         raise ValueError(f"expected core groups in {type(task).__name__} for `sam.scope` 'cores', found none")

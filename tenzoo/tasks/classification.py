@@ -1,4 +1,4 @@
-"""Training and judging a network that classifies images."""
+"""Training and evaluation of a network that classifies images."""
 
 import math
 import time
@@ -17,8 +17,8 @@ from tenzoo.distributed import own_items
 from tenzoo.tasks.base import Task
 from tenzoo.training import EpochMean, batch_weight, logs_this_step
 
-_NEXT_TO_NOTHING = 1e-30
-"""The weight of a batch in a mean that it is no part of; 0 would mean "unknown" to Lightning."""
+_NO_WEIGHT = 1e-30
+"""The weight of a batch that does not count in a mean. Lightning takes 0 for "unknown"."""
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -29,26 +29,26 @@ class ImageClassificationTask(Task):
     A batch is ``(images, labels)``: floats ``(N, C, H, W)`` as the network takes them, and int64 ``(N,)``. Logs
     ``train/loss``, ``train/images_per_s``, ``train/accuracy`` of each epoch, and from every validation or test
     ``{val,test}/{loss,accuracy}``.
-    The training accuracy is that of the weights as they were at each batch, and under SAM that of the first pass.
-    Losses other than ``train/loss`` are without label smoothing.
+    The training accuracy is measured at the weights of each batch, and under SAM in the first pass. Losses other than
+    ``train/loss`` are without label smoothing.
 
-    The optimizer is given up to three groups of parameters, by name: ``"cores"``, ``"norms"`` (the parameters of
-    normalization layers, and all that are vectors, such as biases) and ``"rest"``. Each may have a weight decay of its
-    own; the learning rate is the optimizer's.
+    The optimizer gets up to three groups of parameters, by name: ``"cores"``, ``"norms"`` (the parameters of
+    normalization layers, and all vectors, such as biases) and ``"rest"``. Cores and norms may have their own weight
+    decay. The learning rate is the optimizer's.
 
     Args:
         network: Any module that maps images to logits ``(N, num_classes)``. In YAML a ``class_path`` with
-            ``init_args``. It is not part of the hyperparameters where it is given as an object: hand it to
+            ``init_args``. A network given as an object is not saved with the hyperparameters: give it to
             ``load_from_checkpoint(path, network=...)`` again.
         num_classes: Number of classes.
-        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
+        label_smoothing: Share of the target that is divided evenly among all classes, in [0, 1).
         core_weight_decay: Weight decay of the cores; null takes the optimizer's.
         norm_weight_decay: Weight decay of norms and biases; null takes the optimizer's.
         **kwargs: The arguments of :class:`~tenzoo.tasks.base.Task`.
 
     Raises:
         TypeError: If ``network`` is not a module.
-        ValueError: For a value out of its range, or an optimizer without weight decay where one is asked for.
+        ValueError: For a value out of its range, or a weight decay for an optimizer that has none.
 
     Example:
         >>> from tenzoo.models import CIFARResNet
@@ -106,28 +106,28 @@ class ImageClassificationTask(Task):
         return self._logits_from(self.network, "network", images)
 
     def _logits_from(self, network: nn.Module, argument: str, images: Tensor) -> Tensor:
-        """Logits ``(N, num_classes)`` of a network that was given as this argument."""
+        """Logits ``(N, num_classes)`` of a network, with the argument's name for the error."""
         logits: Tensor = network(images)
         if logits.shape != (len(images), self.num_classes):
             raise ValueError(
                 f"expected logits of shape (N, {self.num_classes}) from `{argument}` for N = {len(images)} images, "
-                f"got {tuple(logits.shape)}; `num_classes` of the task and the {argument} have to agree"
+                f"got {tuple(logits.shape)}"
             )
         return logits
 
     @override
     def setup(self, stage: str) -> None:
-        """Refuse data of another number of classes, besides what every task does."""
+        """Refuse data of another number of classes."""
         super().setup(stage)
         given = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
         if given != self.num_classes:
-            raise ValueError(f"expected {given} in `num_classes`, as many as the data have, got {self.num_classes}")
+            raise ValueError(f"expected {given} in `num_classes`, as in the data, got {self.num_classes}")
 
     # --- the optimizer -----------------------------------------------------------------------------------------
 
     @override
     def trainable_parameters(self) -> list[dict[str, Any]]:
-        """The parameters in groups ``"cores"``, ``"norms"`` and ``"rest"``, without those that are empty."""
+        """The parameters in groups ``"cores"``, ``"norms"`` and ``"rest"``, without empty groups."""
         cores = {id(core) for group in find_core_groups(self) for core in group.cores}
         norms = {
             id(parameter)
@@ -149,10 +149,10 @@ class ImageClassificationTask(Task):
 
     @override
     def build_optimizer(self) -> Optimizer:
-        """The optimizer over the groups; one that knows no weight decay gets all parameters in one group.
+        """The optimizer over the groups; over one group of all parameters if it has no weight decay.
 
         Raises:
-            ValueError: If it knows none, and one is asked for.
+            ValueError: If it has none, and the arguments give one.
         """
         groups = self.trainable_parameters()
         optimizer = self._optimizer_of([parameter for group in groups for parameter in group["params"]])
@@ -161,7 +161,7 @@ class ImageClassificationTask(Task):
         for name, argument in (("cores", "core_weight_decay"), ("norms", "norm_weight_decay")):
             if self._decays[name]:
                 raise ValueError(
-                    f"expected an optimizer with weight_decay beside `{argument}` = {self._decays[name]}, "
+                    f"expected an optimizer with weight_decay with `{argument}` = {self._decays[name]}, "
                     f"got {type(optimizer).__name__}, which has none"
                 )
         return optimizer
@@ -186,9 +186,9 @@ class ImageClassificationTask(Task):
         return loss if weight == 1 else loss * weight
 
     def _count_correct(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a training batch to the accuracy of the epoch; one that is another process's too counts nothing.
+        """Add a training batch to the accuracy of the epoch. A batch that repeats another process's counts as empty.
 
-        It is added all the same: the mean is one of all processes, in which each has to take part.
+        It is added nevertheless, because each process takes part in the mean.
         """
         correct = (logits.detach().argmax(1) == labels).sum()
         own = bool(batch_weight(self))
@@ -210,10 +210,10 @@ class ImageClassificationTask(Task):
         if counted:
             loss = F.cross_entropy(logits[:counted], labels[:counted])
             self._accuracy_of(split).update(logits[:counted].argmax(1), labels[:counted])
-        self.log(f"{split}/loss", loss, batch_size=counted or _NEXT_TO_NOTHING, sync_dist=True)
+        self.log(f"{split}/loss", loss, batch_size=counted or _NO_WEIGHT, sync_dist=True)
 
     def _own(self, split: str, size: int) -> int:
-        """How many images of a batch are judged by no other process."""
+        """How many images of a batch this process alone judges."""
         loaders = self.trainer.val_dataloaders if split == "val" else self.trainer.test_dataloaders
         own = own_items(loaders[0] if isinstance(loaders, list) else loaders)
         before, self._judged = self._judged, self._judged + size
@@ -221,17 +221,17 @@ class ImageClassificationTask(Task):
 
     @override
     def on_validation_epoch_start(self) -> None:
-        """Begin to count the images."""
+        """Reset the count of images."""
         self._judged = 0
 
     @override
     def on_test_epoch_start(self) -> None:
-        """Begin to count the images."""
+        """Reset the count of images."""
         self._judged = 0
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Begin to measure the images per second, then as every task."""
+        """Start to measure the images per second."""
         if batch_idx == 0 or self._since is None:
             self._since, self._images = time.perf_counter(), 0
         super().on_train_batch_start(batch, batch_idx)
@@ -247,7 +247,7 @@ class ImageClassificationTask(Task):
 
     @override
     def on_train_epoch_end(self) -> None:
-        """Log the accuracy, then as every task."""
+        """Log the accuracy and the loss."""
         accuracy = self._epoch_mean("train/accuracy")
         if accuracy is not None:
             self.log("train/accuracy", accuracy, sync_dist=True)

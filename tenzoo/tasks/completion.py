@@ -1,4 +1,4 @@
-"""Training and judging a tensor completion."""
+"""Training and evaluation of a tensor completion."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -20,15 +20,15 @@ class CompletionTask(Task):
     Logs ``train/loss``, and from every validation or test ``{train,val,held_out}/{r2,rmse}`` in the units of the data.
     The data module decides which entries are in which split, and whether values are standardized.
 
-    Where the optimizer can take them (plain SGD without momentum and weight decay, or SparseAdam), a tensor that is too
-    large to be rebuilt gets row-sparse gradients: a step then costs what its batch costs. This holds for one process
-    without ``gradient_clip_val``: neither DDP nor clipping takes sparse gradients.
+    With plain SGD without momentum and weight decay, or with SparseAdam, a tensor that is too large to reconstruct gets
+    row-sparse gradients: the time of a step then depends on its batch alone. This requires one process and no
+    ``gradient_clip_val``: neither DDP nor clipping takes sparse gradients.
 
     Args:
         factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``.
         rank: As the factorization takes it: one number, a list, or a fraction of the number of cells.
-        shape: Mode sizes; null takes the data's.
-        init_std: Root of the second moment of the rebuilt tensor at initialization, in standardized units.
+        shape: Mode sizes; null takes those of the data.
+        init_std: Root mean square of the tensor's entries at initialization, in standardized units.
         init: ``"normal"``, or ``"uniform"`` for cores drawn from U(0, 1).
         reduction: Loss per batch: ``"mean"`` or ``"sum"`` of squared residuals, in standardized units.
         **kwargs: The arguments of :class:`~tenzoo.tasks.base.Task`.
@@ -89,44 +89,44 @@ class CompletionTask(Task):
                 self.metrics[f"{split}/{name}"] = metric.set_dtype(torch.float64)
 
     def build(self, shape: Sequence[int]) -> None:
-        """Make the model for a shape; done before training for that of the data, where the arguments named none."""
+        """Build the model for a shape. Without ``shape`` in the arguments, this is done before training."""
         self.shape = tuple(shape)
         self.hparams["shape"] = list(shape)
         self.model = TensorCompletion(shape, **self._model_args)  # type: ignore[arg-type]
 
     def configure_model(self) -> None:
-        """Build the model for the data's shape, where the arguments named none."""
+        """Build the model for the shape of the data, if the arguments give none."""
         if self.shape is None:
             self.build(self._data.shape)
 
     def on_fit_start(self) -> None:
-        """Take over the data's location and scale, which a checkpoint then keeps."""
+        """Copy the location and scale of the data into the model, and so into checkpoints."""
         super().on_fit_start()
         self.model.location.fill_(self._data.location)
         self.model.scale.fill_(self._data.scale)
 
     def configure_optimizers(self) -> Any:
-        """As every task, with row-sparse gradients where optimizer and size of the tensor allow them."""
+        """Build the optimizer, and use row-sparse gradients where it and the size of the tensor allow them."""
         configured = super().configure_optimizers()
         optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
         only_sparse = isinstance(optimizer, torch.optim.SparseAdam)
         processes, clip = self.trainer.world_size, self.gradient_clip_val
-        if only_sparse and processes > 1:  # DDP reduces sparse gradients of torch's own embeddings only
-            raise ValueError(f"expected one process beside SparseAdam, got {processes}; take Adam")
+        if only_sparse and processes > 1:  # DDP reduces sparse gradients only of torch's own embeddings
+            raise ValueError(f"expected one process with SparseAdam, got {processes}; take Adam")
         if only_sparse and clip is not None:
-            raise ValueError(f"expected no `gradient_clip_val` beside SparseAdam, got {clip}; take Adam")
+            raise ValueError(f"expected no `gradient_clip_val` with SparseAdam, got {clip}; take Adam")
         plain_sgd = isinstance(optimizer, torch.optim.SGD) and not any(
             group["momentum"] or group["weight_decay"] for group in optimizer.param_groups
         )
         entries = len(self._data.splits["train"])
         batch_size = self._data.hparams["batch_size"] or entries
-        large = not self.model.rebuilds(min(entries, batch_size))
+        large = not self.model.reconstructs(min(entries, batch_size))
         self.model.sparse_grad = only_sparse or (plain_sgd and large and clip is None and processes == 1)
         return configured
 
     @property
     def metric_names(self) -> set[str]:
-        """Of the loss, and of the splits that there are."""
+        """The loss, R² and RMSE of every split of the data."""
         return {"train/loss", "train/loss_epoch", *self.metrics}
 
     # --- steps -------------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ class CompletionTask(Task):
         weight = batch_weight(self)
         if self.reduction == "mean":
             return residual.square().mean() if weight == 1 else residual.square().mean() * weight
-        # DDP averages over ranks, and the loss is the sum. A share of weight 0 repeats an entry of another rank.
+        # DDP averages over ranks, and the loss is a sum. A share of weight 0 repeats an entry of another rank.
         return residual.square().sum() * (self.trainer.world_size if weight else 0)
 
     def _metrics_of(self, split: str) -> dict[str, Metric]:
@@ -178,10 +178,10 @@ class CompletionTask(Task):
 
 
 def as_completion_data(data: object) -> CompletionDataModule:
-    """A data module, if it is one of a tensor to complete.
+    """The data module, checked to be one of a tensor completion.
 
     Raises:
-        TypeError: If it is none.
+        TypeError: If it is another object.
     """
     if not isinstance(data, CompletionDataModule):
         raise TypeError(f"expected a CompletionDataModule as `datamodule`, got {type(data).__name__}")

@@ -1,4 +1,4 @@
-"""Training a network on what a trained one says of the same images."""
+"""Training a network on the outputs of a trained network for the same images."""
 
 import copy
 import math
@@ -17,23 +17,23 @@ from tenzoo.weight_files import load_weights_
 
 
 class DistillationTask(ImageClassificationTask):
-    """Fit a network to labeled images, and to a trained network's logits for them.
+    """Fit a network to labeled images, and to the logits of a trained network, the teacher.
 
-    Such as a compressed network to the dense one it was made of. With the logits ``s`` of the network, ``t`` of the
-    teacher, the temperature ``T`` and the teacher's share ``λ`` the loss is ::
+    The network may be a compressed one, and its teacher the dense one. With the logits ``s`` of the network, ``t`` of
+    the teacher, the temperature ``T`` and the teacher's share ``λ`` the loss is ::
 
         (1 − λ) CE(s, labels) + λ T² KL(softmax(t/T) ‖ softmax(s/T))
 
     (Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2; the factor T² keeps the size of the gradients when T
-    changes). The teacher is in evaluation mode and does not change; it is no part of checkpoints, and SAM asks it once
-    per batch. All else is as in :class:`~tenzoo.tasks.classification.ImageClassificationTask`, losses of validation
-    and test included, which know no teacher.
+    changes). The teacher is copied and does not change. It is in evaluation mode, checkpoints do not contain it, and
+    SAM runs it once per batch. Everything else is as in :class:`~tenzoo.tasks.classification.ImageClassificationTask`:
+    the losses of validation and test are those on labels.
 
     Args:
-        network: As there.
-        teacher: The trained network: any module that maps images to logits ``(N, num_classes)``; it is copied, and
-            stays as it is. In YAML a ``class_path`` with ``init_args``.
-        teacher_weights: File of the teacher's weights, as ``tenzoo compress`` takes it; null if the teacher has them.
+        network: As in :class:`~tenzoo.tasks.classification.ImageClassificationTask`.
+        teacher: The trained network: any module that maps images to logits ``(N, num_classes)``. In YAML a
+            ``class_path`` with ``init_args``.
+        teacher_weights: File of the teacher's weights, as ``tenzoo compress`` reads it; null if the teacher has them.
         teacher_share: λ, in [0, 1].
         temperature: T, above 0.
         **kwargs: The other arguments of :class:`~tenzoo.tasks.classification.ImageClassificationTask`.
@@ -70,16 +70,16 @@ class DistillationTask(ImageClassificationTask):
             raise ValueError(f"expected a number in [0, 1] in `teacher_share`, got {teacher_share}")
         if not (math.isfinite(temperature) and temperature > 0):
             raise ValueError(f"expected a finite number > 0 in `temperature`, got {temperature}")
-        teacher = copy.deepcopy(teacher)  # the caller's may be trained, or be the network before it was compressed
+        teacher = copy.deepcopy(teacher)  # the caller may train or compress the original
         if teacher_weights is not None:
             if not Path(teacher_weights).is_file():
                 raise FileNotFoundError(f"expected an existing file in `teacher_weights`, got {teacher_weights!r}")
             load_weights_(teacher, teacher_weights)
         self.teacher_share = teacher_share
         self.temperature = temperature
-        # In a tuple, a module is none of this one's: it is not trained, saved, synchronized or searched for cores.
+        # In a tuple, it is no submodule: it is not trained, saved, synchronized or searched for cores.
         self._teacher = (teacher.eval().requires_grad_(False),)
-        self._taught: Tensor | None = None
+        self._teacher_logits: Tensor | None = None
 
     @override
     def loss(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -87,14 +87,14 @@ class DistillationTask(ImageClassificationTask):
         images, labels = batch
         logits = self(images)
         weight = batch_weight(self)
-        if not self.perturbed:  # asked, since the second pass takes what the first one was taught
+        if not self.perturbed:  # the second pass takes the teacher's logits from the first
             self._count_correct(logits, labels)
             with torch.no_grad():
-                self._taught = self._logits_from(self._teacher[0], "teacher", images)
-        assert self._taught is not None
+                self._teacher_logits = self._logits_from(self._teacher[0], "teacher", images)
+        assert self._teacher_logits is not None
         of_labels = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        said, taught = self._softened(logits), self._softened(self._taught)
-        of_teacher = F.kl_div(said, taught, log_target=True, reduction="batchmean")
+        own, teachers = self._softened(logits), self._softened(self._teacher_logits)
+        of_teacher = F.kl_div(own, teachers, log_target=True, reduction="batchmean")
         loss = (1 - self.teacher_share) * of_labels + self.teacher_share * self.temperature**2 * of_teacher
         return loss if weight == 1 else loss * weight
 
@@ -103,7 +103,7 @@ class DistillationTask(ImageClassificationTask):
         return (wide / self.temperature).log_softmax(1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As every module, the teacher along with it: to another device or precision."""
+        """Move the teacher to another device or precision together with the task."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._teacher[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self

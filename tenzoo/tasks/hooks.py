@@ -1,4 +1,4 @@
-"""Hooks that a subclass may write as for any LightningModule: the duties of the class above are done all the same."""
+"""Hooks of subclasses that do not call ``super()``: the parent's hook is called for them."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -6,45 +6,45 @@ from typing import Any, TypeAlias
 
 from lightning.pytorch import Callback
 
-Otherwise: TypeAlias = Callable[..., Any]
-"""Takes the module, the hook of the class above, what the own one returned, and its arguments; gives what to return."""
+ParentCall: TypeAlias = Callable[..., Any]
+"""Takes the module, the parent's hook, the result of the own hook and its arguments. Returns the result of both."""
 
 
-def do_after(module: Any, above: Callable[..., Any], result: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call the hook of the class above; what the own one returned stands."""
-    above(module, *args, **kwargs)
+def call_after(module: Any, parent: Callable[..., Any], result: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call the parent's hook after the own one, and return the result of the own one."""
+    parent(module, *args, **kwargs)
     return result
 
 
-def all_callbacks(
-    task: Any, above: Callable[..., list[Callback]], own: Callback | Iterable[Callback]
+def add_callbacks(
+    task: Any, parent: Callable[..., list[Callback]], own: Callback | Iterable[Callback]
 ) -> list[Callback]:
-    """The own callbacks, and those of the class above."""
-    return [*([own] if isinstance(own, Callback) else own), *above(task)]
+    """The own callbacks, and those of the parent."""
+    return [*([own] if isinstance(own, Callback) else own), *parent(task)]
 
 
-def window_completed(task: Any, above: Callable[..., None], result: None, *args: Any, **kwargs: Any) -> None:
-    """Of ``backward`` all but the pass itself, which the own one has made."""
+def complete_window(task: Any, parent: Callable[..., None], result: None, *args: Any, **kwargs: Any) -> None:
+    """Do what ``backward`` of a task does after the backward pass."""
     if task.automatic_optimization:
         task._complete_window()
 
 
-def refuse_beside_sam(task: Any, above: Callable[..., Any], result: Any, *args: Any, **kwargs: Any) -> Any:
-    """Let an own ``training_step`` stand, except with SAM, which would train nothing.
+def refuse_with_sam(task: Any, parent: Callable[..., Any], result: Any, *args: Any, **kwargs: Any) -> Any:
+    """Accept an own ``training_step``, except with SAM, which would train nothing.
 
     Raises:
         ValueError: With SAM.
     """
     if task.sam is not None:
         raise ValueError(
-            f"expected {type(task).__name__}.training_step() to call super().training_step(batch, batch_idx) beside "
+            f"expected {type(task).__name__}.training_step() to call super().training_step(batch, batch_idx) with "
             "`sam`, which trains there, got one that does not; write loss() in its place"
         )
     return result
 
 
-def monitors_noted(task: Any, above: Callable[..., Any], result: Any) -> Any:
-    """In manual mode, what schedulers monitor, which Lightning would drop there; the rest of ``result`` stands."""
+def record_monitors(task: Any, parent: Callable[..., Any], result: Any) -> Any:
+    """In manual mode, move the metrics that schedulers monitor from the result to the task: Lightning drops them."""
     return result if task.automatic_optimization else _without_monitors(result, task._monitors)
 
 
@@ -57,13 +57,13 @@ def _without_monitors(value: Any, monitors: dict[int, Any]) -> Any:
     return type(value)(_without_monitors(each, monitors) for each in value) if type(value) in (list, tuple) else value
 
 
-def keep_duties(cls: type, root: type, hooks: Mapping[str, Otherwise]) -> None:
-    """See to the duties of the class above wherever a hook of a class does not call that one by ``super()``.
+def call_parent_hooks(cls: type, root: type, hooks: Mapping[str, ParentCall]) -> None:
+    """Wrap the hooks of a class, so that the parent's hook is called where the own one does not call ``super()``.
 
     Args:
-        cls: A new subclass of ``root``, or ``root``; its hooks are replaced.
-        root: The class whose hooks have duties.
-        hooks: What is done instead, by the names of hooks.
+        cls: A new subclass of ``root``, or ``root`` itself. Its hooks are replaced by wrapped ones.
+        root: The class that begins the chain of parents.
+        hooks: For each hook, how the parent's one is called.
 
     Example:
         >>> class Base:
@@ -73,19 +73,19 @@ def keep_duties(cls: type, root: type, hooks: Mapping[str, Otherwise]) -> None:
         ...     def setup(self, stage):
         ...         print("own", stage)
         >>> for each in (Base, Own):
-        ...     keep_duties(each, Base, {"setup": do_after})
+        ...     call_parent_hooks(each, Base, {"setup": call_after})
         >>> Own().setup("fit")
         own fit
         base fit
     """
-    above = None if cls is root else next(each for each in cls.__mro__[1:] if issubclass(each, root))
-    for name, otherwise in hooks.items():
+    parent = None if cls is root else next(each for each in cls.__mro__[1:] if issubclass(each, root))
+    for name, parent_call in hooks.items():
         own = getattr(cls, name)
-        if not hasattr(own, "_keeps_duties"):  # else it is that of the class above
-            setattr(cls, name, _watched(own, name, above, otherwise))
+        if not hasattr(own, "_calls_parent"):  # else it is inherited from the parent
+            setattr(cls, name, _wrapped(own, name, parent, parent_call))
 
 
-def _watched(own: Callable[..., Any], name: str, above: type | None, otherwise: Otherwise) -> Callable[..., Any]:
+def _wrapped(own: Callable[..., Any], name: str, parent: type | None, parent_call: ParentCall) -> Callable[..., Any]:
     counter = f"_calls_of_{name}"
 
     @functools.wraps(own)
@@ -93,9 +93,9 @@ def _watched(own: Callable[..., Any], name: str, above: type | None, otherwise: 
         reached = self.__dict__.get(counter, 0) + 1
         self.__dict__[counter] = reached
         result = own(self, *args, **kwargs)
-        if above is None or self.__dict__[counter] > reached:
+        if parent is None or self.__dict__[counter] > reached:
             return result
-        return otherwise(self, getattr(above, name), result, *args, **kwargs)
+        return parent_call(self, getattr(parent, name), result, *args, **kwargs)
 
-    hook._keeps_duties = True  # type: ignore[attr-defined]
+    hook._calls_parent = True  # type: ignore[attr-defined]
     return hook

@@ -1,4 +1,4 @@
-"""What is logged by one of several processes, and is to hold for all of them."""
+"""Metrics that are logged in each of several processes, and must hold for all of them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -16,7 +16,7 @@ _MEANS = ("training_step", "validation_step", "test_step")
 
 
 def logged_names(monitored: Iterable[object]) -> frozenset[str]:
-    """The names that were logged for names that are monitored, which may say more: of which loader, step or epoch.
+    """The names under which monitored metrics are logged. A monitored name may add the loader, ``_step`` or ``_epoch``.
 
     Example:
         >>> sorted(logged_names(["val/loss/dataloader_idx_1", "train/loss_epoch", None]))
@@ -31,22 +31,22 @@ def logged_names(monitored: Iterable[object]) -> frozenset[str]:
 
 
 def as_of_all_ranks(module: LightningModule, value: Any, settings: dict[str, Any], *, monitored: bool) -> Any:
-    """Make what is about to be logged that of all ranks, where it has to be.
+    """Prepare a value and the arguments of ``log``, so that a metric holds for all ranks.
 
-    A metric that is monitored is reduced, unless the caller says otherwise: ranks that each follow a number of their
-    own would stop, step their schedulers and choose checkpoints apart. So is one over an epoch of validation or test:
-    a rank knows its share of the data, and rank 0's would be taken for that of all. And a mean over an epoch counts
-    every item of all ranks once: Lightning divides by the mean size of the ranks' data *as an integer*, unless sizes
-    are floats.
+    A monitored metric is reduced, unless the caller says otherwise: if each rank followed its own value, ranks would
+    stop, step their schedulers and choose checkpoints at different times. A metric over an epoch of validation or test
+    is reduced too: a rank knows its share of the data, and that of rank 0 would be logged. A mean over an epoch counts
+    every item of all ranks once: Lightning divides by the mean size of the ranks' data, rounded down unless sizes are
+    floats.
 
     Args:
-        module: The one that logs; it has a trainer with several processes.
-        value: What is logged.
-        settings: The other arguments of ``log``, which are completed.
-        monitored: Whether something follows this metric.
+        module: The module that logs, with a trainer of several processes.
+        value: The value.
+        settings: The other arguments of ``log``. Missing ones are added.
+        monitored: Whether a callback or scheduler follows this metric.
 
     Returns:
-        The value, on the device of the module if it is to be reduced.
+        The value, on the device of the module if it will be reduced.
     """
     if isinstance(value, Metric):  # reduces itself
         return value
@@ -79,7 +79,7 @@ def _size_of_batch(module: LightningModule) -> int | None:
 
 
 def warn_of_repeats(loaders: Any) -> None:
-    """Say it where a DistributedSampler fills up the ranks' shares: the metrics are not those of one process."""
+    """Warn if a DistributedSampler repeats items: the metrics then differ from those of one process."""
     for sampler in map(shared_out, tree_leaves(loaders)):
         repeated = 0 if sampler is None else sampler.total_size - len(sampler.dataset)  # type: ignore[arg-type]
         if repeated > 0:

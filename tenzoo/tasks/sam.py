@@ -1,8 +1,8 @@
-"""What a step of Sharpness-Aware Minimization needs around its two passes."""
+"""Settings of Sharpness-Aware Minimization, and the state that its two passes must share."""
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch import Tensor, nn
 
-from tenzoo.dynamics import own_part
-from tenzoo.snapshot import Row, Snapshot, is_metric, put
+from tenzoo.dynamics import by_device_and_dtype, own_part
+from tenzoo.snapshot import Kinds, Row, Snapshot, put
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class SAM:
 
     Args:
         rho: Radius ρ of the perturbation, at least 0; at 0 training equals that of the plain optimizer bit for bit.
-        adaptive: ASAM: measure the neighborhood relative to the size of each weight.
+        adaptive: Use ASAM, which measures the neighborhood relative to the size of each weight.
         scope: Perturb ``"all"`` trainable parameters, or only the ``"cores"`` of tensorized weights.
-        sync_ascent: Under DDP, average the ascent gradient over all ranks. False saves that communication and lets
-            every rank climb by its own batch.
+        sync_ascent: Under DDP, average the ascent gradient over all ranks. False saves that communication, and every
+            rank perturbs by its own batch.
 
     Raises:
         ValueError: For a radius that is negative or not finite, or an unknown scope.
@@ -48,18 +48,19 @@ class SAM:
 
 
 class ForwardState:
-    """What a forward pass changes besides its result: buffers, attributes, metrics, and random numbers.
+    """The state that a forward pass changes: buffers, attributes, metrics, and random numbers.
 
-    SAM runs the network twice for a batch, and the two passes are to be one: the second begins where the first began,
-    with the same vectors of a spectral norm, the same dropout masks and the same shares of a mixup, and leaves no
-    trace. Random numbers are those of torch, NumPy and Python, and of generators in attributes; metrics are those of
-    torchmetrics; attributes are those of a user's modules, with what lists, dicts, sets, arrays and tensors in them
-    hold, unless the task asks for ``perturbed`` and so decides itself: then metrics that the first pass has used are
-    put back, and nothing else. Objects of a user's own classes are out of reach.
+    SAM makes two passes over a batch. The second starts from the same state as the first, with the same vectors of a
+    spectral norm, dropout masks and shares of a mixup, and its changes are undone. Random numbers are those of torch,
+    NumPy and Python, and of generators in attributes. Metrics are those of torchmetrics. Attributes are those of a
+    user's modules, with the contents of lists, dicts, sets, arrays and tensors in them. If the task reads
+    ``perturbed``, it handles its attributes itself: only metrics that the first pass has used are then restored.
+    Objects of a user's own classes are not restored.
 
     Args:
-        module: What it holds is remembered, that of all submodules included.
-        device: Whose random numbers are replayed beside those of the CPU.
+        module: The module whose state is remembered, with that of all submodules.
+        device: The device whose random numbers are replayed, besides those of the CPU.
+        kinds: A table that is shared with the states of other batches, which saves time.
 
     Example:
         >>> norm = nn.BatchNorm1d(1)
@@ -74,38 +75,40 @@ class ForwardState:
         (True, tensor(1))
     """
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self._module, self._modules = module, _walked(module)
+    def __init__(self, module: nn.Module, device: torch.device, kinds: Kinds | None = None) -> None:
+        self._module, self._modules = module, _all_modules(module)
+        self._kinds = kinds = kinds or Kinds()
         self._before = _buffers_with_copies(self._modules)
         self._after: list[_Buffer] = []
         self._held = Snapshot(
-            each for each in self._modules if is_metric(each) or not type(each).__module__.startswith(_KNOWN)
+            (each for each in self._modules if kinds.is_metric(each) or not type(each).__module__.startswith(_KNOWN)),
+            kinds=kinds,
         )
         self._keep = False
         self._first: list[Row] = []
         self._tensors: list[Row] = []
         self._device = device
         self._python, self._cpu = random.getstate(), torch.get_rng_state()
-        numpy: Any = np.random.get_state()  # noqa: NPY002  (what most code draws from)
-        if isinstance(numpy, tuple):  # a list is taken back in a fifth of the time of an array
+        numpy: Any = np.random.get_state()  # noqa: NPY002  (the generator that most code uses)
+        if isinstance(numpy, tuple):  # a list is restored in a fifth of the time of an array
             numpy = numpy[0], numpy[1].tolist(), *numpy[2:]
         self._numpy = numpy
         self._own = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
 
     def note(self, *, keep: bool) -> None:
-        """The first pass forward is over: what is assigned from here on is not its doing.
+        """Note what the first forward pass has changed, right after it.
 
         Args:
-            keep: Leave all attributes to the passes: one that knows which one it is may hand values to the other.
+            keep: Do not restore attributes: the passes may hand values to each other.
         """
         self._keep = keep
         self._first = self._changed(self._held)
 
     def rewind(self) -> None:
-        """Go back to where the first pass began."""
+        """Restore the state from which the first pass started."""
         if self._keep:
             used = {id(thing) for thing, *_ in self._first}
-            held = Snapshot(filter(is_metric, _walked(self._module)), changing=used)
+            held = Snapshot(filter(self._kinds.is_metric, _all_modules(self._module)), used, kinds=self._kinds)
             held.rows = {key: row for key, row in held.rows.items() if key in used or key not in self._held.rows}
             self._held, self._first = held, []
         else:
@@ -120,21 +123,21 @@ class ForwardState:
             torch.get_device_module(self._device).set_rng_state(self._own, self._device)
 
     def restore(self) -> None:
-        """The second pass forward is over: undo what it has changed, and do again what the first one has.
+        """Undo the changes of the second forward pass, and restore those of the first.
 
-        The backward pass may need tensors as they are now: those wait for its end.
+        Tensors wait for :meth:`finish`: the backward pass may need them as they are.
         """
         rows = [*self._changed(self._held), *self._first]
         self._tensors = [row for row in rows if isinstance(row[0], Tensor)]
         put(row for row in rows if not isinstance(row[0], Tensor))
 
     def finish(self) -> None:
-        """Leave tensors and buffers as the first pass left them."""
+        """Restore tensors and buffers as the first pass left them, after the second backward pass."""
         put(self._tensors)
         _put_back(self._after)
 
     def _changed(self, held: Snapshot) -> list[Row]:
-        """What is not as it was, but for tensors that share their memory with a weight."""
+        """The objects that have changed, without tensors that share their memory with a weight."""
         rows = held.changed()
         if not any(isinstance(row[0], Tensor) for row in rows):
             return rows
@@ -143,11 +146,11 @@ class ForwardState:
 
 
 _KNOWN = ("torch.", "tenzoo.", "torchvision.", "lightning.")
-"""Packages whose modules change nothing but buffers in a forward pass."""
+"""Packages whose modules change only buffers in a forward pass."""
 
 
-def _walked(module: nn.Module) -> list[nn.Module]:
-    """As ``module.modules()``, in a fifth of its time beside metrics, which are slow to hash."""
+def _all_modules(module: nn.Module) -> list[nn.Module]:
+    """Like ``module.modules()``, in a fifth of the time where there are metrics, which are slow to hash."""
     found, todo = {id(module): module}, [module]
     while todo:
         for each in todo.pop()._modules.values():
@@ -171,7 +174,7 @@ class _Buffer(NamedTuple):
 def _buffers_with_copies(modules: Sequence[nn.Module]) -> list[_Buffer]:
     found = [(owner, *named) for owner in modules for named in owner._buffers.items()]
     rows = [_Buffer(owner, name, each, torch.empty_like(each)) for owner, name, each in found if each is not None]
-    _copy((row.copy, row.tensor) for row in rows)
+    _copy([row.copy for row in rows], [row.tensor for row in rows])
     return rows
 
 
@@ -179,23 +182,18 @@ def _put_back(rows: list[_Buffer]) -> None:
     for owner, name, tensor, _ in rows:
         if getattr(owner, name) is not tensor:
             setattr(owner, name, tensor)
-    _copy((row.tensor, row.copy) for row in rows)
+    _copy([row.tensor for row in rows], [row.copy for row in rows])
 
 
 @torch.no_grad()
-def _copy(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Copy each second tensor into the first, in few kernels."""
-    kinds: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
-    for to, source in pairs:
-        targets, sources = kinds.setdefault((to.device, to.dtype), ([], []))
-        targets.append(to)
-        sources.append(source)
-    for targets, sources in kinds.values():
+def _copy(to: Sequence[Tensor], source: Sequence[Tensor]) -> None:
+    """Copy each tensor of ``source`` into that of ``to``, in few kernels."""
+    for targets, sources in by_device_and_dtype(to, source):
         torch._foreach_copy_(targets, sources)
 
 
 def without_sync(strategy: Strategy, condition: bool) -> AbstractContextManager[None]:
-    """Keep a backward pass to this rank where ``condition`` holds and there are several."""
+    """Do not reduce gradients over ranks in a backward pass, if ``condition`` holds."""
     if condition and isinstance(strategy, ParallelStrategy):
         return strategy.block_backward_sync()
     return nullcontext()

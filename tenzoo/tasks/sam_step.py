@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def sam_step(task: Task, sam: SAM, batch: Any, batch_idx: int) -> Tensor:
-    """All that happens to one batch in manual mode.
+    """Train on one batch in manual mode.
 
     Args:
-        task: In training.
-        sam: Its settings.
-        batch: Of its data.
+        task: The task.
+        sam: The settings of SAM.
+        batch: The batch.
         batch_idx: Number of the batch in the epoch.
 
     Returns:
@@ -54,16 +54,16 @@ def _backward(task: Task, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -
     """Add the gradient at the perturbed weights to ``.grad``; see :func:`sharpness_perturbation`."""
     strategy = task.trainer.strategy
     parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
-    # Copies: under DDP a gradient can be a view of the memory that the ascent is about to reduce in.
+    # Copies: under DDP a gradient can be a view of memory that the reduction of the ascent overwrites.
     accumulated = [parameter.grad if parameter.grad is None else parameter.grad.clone() for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
-    state = ForwardState(task, task.device)
-    task._asked = False
+    state = ForwardState(task, task.device, task._kinds)
+    task._perturbed_was_read = False
     first = _pass(task, batch, batch_idx)
-    state.note(keep=task._asked)
+    state.note(keep=task._perturbed_was_read)
     task._note_loss(first, batch)
-    with without_sync(strategy, not sam.sync_ascent), _unnoticed(task):
+    with without_sync(strategy, not sam.sync_ascent), _without_hooks(task):
         task.manual_backward(first)
     scope = None if sam.scope == "all" else [core for group in find_core_groups(task) for core in group.cores]
     with sharpness_perturbation(parameters, rho=sam.rho, adaptive=sam.adaptive, perturbed=scope) as known:
@@ -71,7 +71,7 @@ def _backward(task: Task, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -
         task.sharpness_state = _unscaled(task, known if one else task._ascents.add(known))
         for parameter, grad in zip(parameters, accumulated, strict=True):
             parameter.grad = grad
-        task._perturbed = True  # before what the second pass is to leave is remembered
+        task._perturbed = True  # before `rewind`, which remembers attributes
         try:
             state.rewind()
             try:
@@ -87,8 +87,8 @@ def _backward(task: Task, sam: SAM, batch: Any, batch_idx: int, *, sync: bool) -
 
 
 @contextmanager
-def _unnoticed(task: Task) -> Iterator[None]:
-    """Keep a backward pass from hooks: they are called for the one whose gradient the optimizer takes."""
+def _without_hooks(task: Task) -> Iterator[None]:
+    """Call no hooks for a backward pass. They are called for the pass whose gradient the optimizer takes."""
     callbacks, hooks = task.trainer.callbacks, ("on_before_backward", "on_after_backward")  # type: ignore[attr-defined]
     own = vars(task)
     kept = {hook: own[hook] for hook in hooks if hook in own}
@@ -107,7 +107,7 @@ def _pass(task: Task, batch: Any, batch_idx: int) -> Tensor:
     """The loss of a batch, in the precision of the trainer."""
     with task.trainer.precision_plugin.forward_context():
         loss = task.loss(batch, batch_idx)
-    torch.clear_autocast_cache()  # the context around the step keeps casts of weights that are about to move
+    torch.clear_autocast_cache()  # which holds casts of weights that are about to move
     return loss
 
 

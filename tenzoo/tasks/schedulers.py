@@ -1,4 +1,4 @@
-"""Learning-rate schedules that span the run, and schedulers under manual optimization."""
+"""Learning-rate schedules over the whole run, and schedulers under manual optimization."""
 
 import math
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from typing_extensions import override
 from tenzoo.training import steps_of_run
 
 Schedule: TypeAlias = Literal["cosine", "one_cycle"]
-"""Names of the schedules that span the run: they step after every step of the optimizer."""
+"""Names of the schedules over the run. They step after every step of the optimizer."""
 
 
 def check_schedule(name: str) -> None:
     """Refuse an unknown name.
 
     Raises:
-        ValueError: Listing the valid ones.
+        ValueError: With the valid names.
 
     Example:
         >>> check_schedule("cosine")
@@ -32,10 +32,10 @@ def check_schedule(name: str) -> None:
 
 
 def check_periods(scheduler: object) -> None:
-    """Refuse a period of no steps, by which torch would divide after the first epoch.
+    """Refuse a period below one step, by which torch would divide after the first epoch.
 
     Raises:
-        ValueError: Naming the argument.
+        ValueError: With the name of the argument.
     """
     for name in ("step_size", "T_max", "T_0"):
         period = getattr(scheduler, name, 1)
@@ -46,19 +46,19 @@ def check_periods(scheduler: object) -> None:
 def schedule_over_run(name: Schedule, optimizer: Optimizer, trainer: Trainer) -> LRScheduler:
     """A schedule over all optimizer steps of the run, from the optimizer's learning rates.
 
-    A run that is resumed with another length follows the schedule of that length from its first step on.
+    A run that is resumed with another length follows the schedule of that length.
 
     Args:
-        name: Half a cosine from the learning rate of each parameter group down to 0, or torch's ``OneCycleLR`` with
-            that rate as the highest.
-        optimizer: Freshly made.
-        trainer: Knows its training data.
+        name: ``"cosine"``: half a cosine from the learning rate of each parameter group down to 0. ``"one_cycle"``:
+            torch's ``OneCycleLR`` with that rate as the highest.
+        optimizer: A new optimizer.
+        trainer: The Trainer, with its training data.
 
     Raises:
         ValueError: If the run has no end.
     """
     total_steps = steps_of_run(trainer, f"`lr_scheduler` {name!r}")
-    if not 0 <= total_steps < math.inf:  # Lightning says -1 for data of unknown length
+    if not 0 <= total_steps < math.inf:  # Lightning gives -1 for data of unknown length
         raise ValueError(
             f"expected max_steps or max_epochs on the Trainer, and data of known length, for `lr_scheduler` {name!r}, "
             "got a run without an end"
@@ -67,30 +67,30 @@ def schedule_over_run(name: Schedule, optimizer: Optimizer, trainer: Trainer) ->
     return kind(optimizer, max(int(total_steps), 1))
 
 
-class _OverRun(LRScheduler):
-    """Takes the length of the run from its own, and not from the state that it resumes."""
+class _RunSchedule(LRScheduler):
+    """A schedule that keeps the length of its own run when it loads the state of a run of another length."""
 
-    _of_the_run = frozenset({"total_steps", "_schedule_phases"})
+    _length_settings = frozenset({"total_steps", "_schedule_phases"})
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in super().state_dict().items() if key not in self._of_the_run}
+        return {key: value for key, value in super().state_dict().items() if key not in self._length_settings}
 
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        super().load_state_dict({key: value for key, value in state_dict.items() if key not in self._of_the_run})
-        if self.last_epoch > 0:  # the optimizer has the rates of the old length: set those of this one
+        super().load_state_dict({key: value for key, value in state_dict.items() if key not in self._length_settings})
+        if self.last_epoch > 0:  # the optimizer has the rates of the other length
             count = self._step_count
             self.last_epoch -= 1
             self.step()
             self._step_count = count
 
 
-class _Cosine(_OverRun, LambdaLR):
+class _Cosine(_RunSchedule, LambdaLR):
     """``lr_t = lr/2 (1 + cos(π t/T))`` at the step t of T (Loshchilov and Hutter 2017, arXiv:1608.03983), 0 from T on.
 
     Args:
-        optimizer: With the learning rate lr in each of its parameter groups.
+        optimizer: The optimizer, with the learning rate lr in each parameter group.
         total_steps: T.
 
     Example:
@@ -106,13 +106,13 @@ class _Cosine(_OverRun, LambdaLR):
         super().__init__(optimizer, lambda step: (1 + math.cos(math.pi * min(step / self.total_steps, 1))) / 2)
 
 
-class _OneCycle(_OverRun, OneCycleLR):
-    """Torch's ``OneCycleLR`` with the optimizer's learning rates as the highest, and the last rate kept at the end.
+class _OneCycle(_RunSchedule, OneCycleLR):
+    """Torch's ``OneCycleLR`` with the optimizer's learning rates as the highest. The last rate stays after the end.
 
-    The momentum, or Adam's first beta, is cycled the other way round, between 0.95 and 0.85, if there is one.
+    The momentum, or Adam's first beta, is cycled in the other direction, between 0.95 and 0.85, if there is one.
 
     Args:
-        optimizer: With the highest learning rate in each of its parameter groups.
+        optimizer: The optimizer, with the highest learning rate in each parameter group.
         total_steps: Steps of the optimizer.
     """
 
@@ -133,12 +133,12 @@ def step_schedulers(module: LightningModule, *, interval: str, plateau: bool) ->
     """Step the module's schedulers as Lightning does in automatic mode.
 
     Args:
-        module: Attached to a trainer.
-        interval: Those that step after an ``"epoch"``, or after a ``"step"`` of the optimizer.
+        module: The module, attached to a trainer.
+        interval: Step the schedulers of an ``"epoch"``, or those of a ``"step"`` of the optimizer.
         plateau: Step the ``ReduceLROnPlateau`` schedulers, or all others.
 
     Raises:
-        ValueError: If the metric that one of them monitors was not logged.
+        ValueError: If a monitored metric was not logged.
     """
     for config in module.trainer.lr_scheduler_configs:
         if isinstance(config.scheduler, ReduceLROnPlateau) != plateau or config.interval != interval:

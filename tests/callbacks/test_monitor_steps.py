@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 
-from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor
+from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor, PredictsDeviationRate
 from tenzoo.dynamics import norm_deviation, norm_gradient_covariance, squared_norms
 from tenzoo.factorizations import CP
 from tenzoo.tasks import SAM
@@ -114,6 +114,35 @@ def test_what_callbacks_do_to_the_cores_before_a_step_is_part_of_it(tmp_path, fi
     assert float(row["norms/first/deviation"]) == pytest.approx(before)
     assert float(row["norms/first/covariance"]) == pytest.approx(covariance)
     assert float(row["norms/first/measured_rate"]) == pytest.approx((after - before) / 1e-3)
+
+
+def test_any_callback_that_predicts_its_rate_is_asked(tmp_path):
+    class Shrinking(Callback):
+        """Of a user's own, so weak that its first order is exact."""
+
+        def deviation_rate(self, trainer, optimizer, squared_norms, squared_grad_norms, setting):
+            assert squared_norms.shape == squared_grad_norms.shape == (2, 3)
+            return norm_deviation(squared_norms) * -4e-6 / setting["lr"]
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            with torch.no_grad():
+                for core in [*pl_module.first.cores, *pl_module.second.cores]:
+                    core.mul_(1 - 1e-6)
+
+    assert isinstance(Shrinking(), PredictsDeviationRate)
+    assert isinstance(DeviationAwareScaling(0.5), PredictsDeviationRate)
+    assert not isinstance(NormDynamicsMonitor(), PredictsDeviationRate)
+    (plain,), (own,) = (
+        logged_of(tmp_path / str(len(callbacks)), Manual(one_step), 1, callbacks, precision="64-true")
+        for callbacks in ([], [Shrinking()])
+    )
+    for group in ("first", "second", "total"):
+        predicted, measured = (
+            float(own[f"norms/{group}/{key}_rate"]) - float(plain[f"norms/{group}/{key}_rate"])
+            for key in ("predicted", "measured")
+        )
+        assert predicted < -1e-3
+        assert predicted == pytest.approx(measured, rel=1e-2)
 
 
 def test_das_has_no_part_in_a_step_that_goes_past_lightning(tmp_path):

@@ -45,7 +45,7 @@ def parted(disturbance: Callback, every_n_steps: int, **task: Any) -> tuple[str,
 def test_all_ranks_stop_in_one_step(disturbance, every, name, step):
     for message, stopped in in_processes(parted, disturbance, every):
         assert message.startswith(
-            f"expected the same weights on all 2 ranks, got others in {name!r} after {step} steps"
+            f"expected the same weights on all 2 ranks, got different ones in {name!r} after {step} steps"
         )
         assert "\n" not in message
         assert stopped == step
@@ -75,7 +75,7 @@ def test_a_look_is_one_all_reduce_every_n_steps_and_one_in_the_end(every, accumu
 
 
 def test_one_process_is_not_watched(monkeypatch):
-    monkeypatch.setattr(RankWatch, "_look", lambda *args: pytest.fail("there is nothing to compare with"))
+    monkeypatch.setattr(RankWatch, "_check", lambda *args: pytest.fail("there is nothing to compare with"))
     fitted(callbacks=[RankWatch(1)])
 
 
@@ -116,11 +116,11 @@ def test_what_is_reduced_lies_on_the_device_of_the_strategy(monkeypatch, kind):
     monkeypatch.setattr(torch.distributed, kind, record)
     stub = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")), world_size=2, global_step=7)
     with pytest.raises(SeenError):
-        RankWatch()._look(stub, nn.Linear(2, 3))  # type: ignore[arg-type]
+        RankWatch()._check(stub, nn.Linear(2, 3))  # type: ignore[arg-type]
 
 
 def test_ranks_that_part_on_purpose_are_let_go():
     watch = RankWatch(1)
     stub = SimpleNamespace(strategy=DDPStrategy(model_averaging_period=4), world_size=2, global_step=0)
     watch.on_train_start(stub, nn.Linear(1, 1))  # type: ignore[arg-type]
-    assert not watch._watches
+    assert not watch._enabled

@@ -121,6 +121,20 @@ def test_each_core_uses_the_learning_rate_and_momentum_of_its_own_parameter_grou
         torch.testing.assert_close(core.detach(), old * (1 + factor) - rate * grad)
 
 
+def test_the_formula_is_given_the_rate_and_the_strength_by_name(monkeypatch):
+    given = []
+
+    def spy(s, gamma, **kwargs):
+        given.append((kwargs["lr"], kwargs["alpha"]))
+        return deviation_aware_factors(s, gamma, **kwargs)
+
+    monkeypatch.setattr("tenzoo.callbacks.scaling.deviation_aware_factors", spy)
+    fitted(callbacks=[DeviationAwareScaling(0.4)], optimizer=sgd(), fit={"max_epochs": 1}, batches=Batches(count=1))
+    corrected = DeviationAwareScaling(0.04, momentum_correction=True)
+    fitted(callbacks=[corrected], optimizer=sgd(momentum=0.5), fit={"max_epochs": 1}, batches=Batches(count=1))
+    assert given == [(0.1, 0.4), (0.1, 0.08)]
+
+
 def test_a_tensor_learning_rate():
     def optimizer(parameters):
         return torch.optim.SGD(parameters, lr=torch.tensor(0.1))

@@ -62,6 +62,7 @@ def test_what_each_form_conserves():
     torch.testing.assert_close(gauge.exp().prod(), torch.ones((), dtype=torch.float64), rtol=1e-14, atol=0)
     per_core = torch.tensor([0.1, 0.2, 0.0, 0.4], dtype=torch.float64)
     assert deviation_aware_factors(s, gamma, lr=per_core, alpha=0.5, gauge_fixed=True).sum().abs() < 1e-15
+    assert deviation_aware_factors(s, gamma, lr=0.5, alpha=per_core, gauge_fixed=True).sum().abs() < 1e-15
 
 
 def test_learning_rate_and_strength_may_differ_by_core():

@@ -118,7 +118,7 @@ def test_a_task_uses_it_and_training_survives_with_the_last_good_checkpoint(tmp_
         return model, run
 
     monkeypatch.setattr(Fills, "full", True)
-    with pytest.raises(CheckpointWriteError, match="expected room"):
+    with pytest.raises(CheckpointWriteError, match="expected a checkpoint that can be written"):
         fit()
     monkeypatch.undo()
     assert names(tmp_path) == ["only.ckpt"]

@@ -55,7 +55,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path, fit, capsys, monkeypatch,
     capsys.readouterr()
     assert fit() == 1
     line = one_line(capsys)
-    assert line.startswith("tenzoo: error: expected room for a checkpoint that can be written, got ")
+    assert line.startswith("tenzoo: error: expected a checkpoint that can be written, got ")
     assert os.strerror(number) in line
     assert "step=5.ckpt" in line
     monkeypatch.undo()

@@ -62,7 +62,8 @@ def test_a_run_goes_on_after_sigterm_as_if_nothing_had_happened(tmp_path, capsys
     saved = tmp_path / "1" / "preempted.ckpt"
     step = torch.load(saved, weights_only=True)["global_step"]
     assert (
-        f"tenzoo: SIGTERM after step {step}: saved {saved}; give it as `ckpt_path` to go on" in capsys.readouterr().err
+        f"tenzoo: SIGTERM after step {step}: saved {saved}; give it as `ckpt_path` to continue"
+        in capsys.readouterr().err
     )
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # the handlers are as they were
     (tmp_path / "2").mkdir()

@@ -23,20 +23,20 @@ def test_rebuilding_and_gathering_agree(name, monkeypatch):
 
 def test_what_is_cheaper_is_chosen():
     covid = TensorCompletion((438, 6, 11), "tucker", [8, 6, 8])
-    assert covid.rebuilds(8672)
-    assert covid.rebuilds(1)  # it is small
+    assert covid.reconstructs(8672)
+    assert covid.reconstructs(1)  # it is small
     pines = TensorCompletion((145, 145, 200), "tt", [40, 16])
-    assert pines.rebuilds(262_144)
-    assert not pines.rebuilds(1000)
+    assert pines.reconstructs(262_144)
+    assert not pines.reconstructs(1000)
     large = TensorCompletion((10_000, 10_000, 10), "cp", 4)
-    assert not large.rebuilds(65_536)
-    assert not large.rebuilds(10**9)  # beyond what memory should hold
+    assert not large.reconstructs(65_536)
+    assert not large.reconstructs(10**9)  # beyond what memory should hold
 
 
 def test_an_index_that_changed_in_place_is_read_anew():
     model = TensorCompletion((4, 3), "cp", 2)
     index = torch.randint(0, 3, (500, 2))
-    assert model.rebuilds(len(index))
+    assert model.reconstructs(len(index))
     first = model(index)
     index.zero_()
     assert model(index).equal(model.tensor.reconstruct()[0, 0].expand(500))
@@ -46,7 +46,7 @@ def test_an_index_that_changed_in_place_is_read_anew():
 @pytest.mark.parametrize("index", [[0, 3], [-1, 0], [4, 0]])
 def test_an_index_out_of_range_reads_no_other_cell(index):
     model = TensorCompletion((4, 3), "cp", 2)
-    assert model.rebuilds(1)
+    assert model.reconstructs(1)
     with pytest.raises(IndexError, match="of `index`"):
         model(torch.tensor([index]))
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from tenzoo.cores import CoreProvider, find_core_groups
+from tenzoo.cores import CoreContainer, find_core_groups
 from tenzoo.factorizations import FACTORIZATIONS
 from tenzoo.layers import TensorizedConv2d
 from tenzoo.models import CIFARResNet
@@ -123,15 +123,12 @@ def test_the_dense_network_is_that_of_the_paper(depth, size):
     torch.testing.assert_close(network(images), expected)
 
 
-class Provider(nn.Module, CoreProvider):
-    """The network is no provider, since its layers are: this one lists their groups."""
+class Container(nn.Module, CoreContainer):
+    """Lists the groups of a network that is no provider itself."""
 
     def __init__(self, network):
         super().__init__()
         self.network = network
-
-    def core_groups(self):
-        return find_core_groups(self.network)
 
 
 class NetworkConformance(CoreProviderConformance):
@@ -144,7 +141,7 @@ class NetworkConformance(CoreProviderConformance):
         network = CIFARResNet(
             20, num_classes=3, factorization=self.factorization, rank=2, tensorization=self.tensorization
         )
-        return Provider(with_statistics(network.double()))
+        return Container(with_statistics(network.double()))
 
     def output(self, provider):
         images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -272,9 +269,9 @@ def test_gradients_reach_every_core(name):
         ({"depth": 18}, r"expected one of \[20, 32, 44, 56\] in `depth`, got 18"),
         ({"depth": "20"}, r"`depth`, got '20'"),
         ({"num_classes": 0}, "int >= 1 in `num_classes`, got 0"),
-        ({"rank": 5}, "expected a `factorization` beside `rank`, got 5 without one"),
-        ({"tensorization": {16: [4, 4]}}, "expected a `factorization` beside `tensorization`, got {16"),
-        ({"factorization": "tr"}, "expected a `rank` beside `factorization`, got 'tr' without one"),
+        ({"rank": 5}, "expected a `factorization` with `rank`, got 5 without one"),
+        ({"tensorization": {16: [4, 4]}}, "expected a `factorization` with `tensorization`, got {16"),
+        ({"factorization": "tr"}, "expected a `rank` with `factorization`, got 'tr' without one"),
         ({"factorization": "tr", "rank": 0}, r"^expected an int >= 1.*`rank`, got 0 in conv1$"),
         ({"factorization": "tr", "rank": [2] * 5}, r"^expected 7 ints in `rank`.* in layer1\.0\.conv1$"),
         ({"factorization": "tr", "rank": 0.01}, r"^expected a fraction in `rank`.*use at least [\d.]+ in conv1$"),

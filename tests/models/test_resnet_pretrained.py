@@ -82,7 +82,7 @@ def test_no_file(tmp_path):
 
 def test_dense_weights_do_not_fit_cores(tmp_path):
     path = write(CIFARResNet(20), tmp_path / "resnet20.th")
-    with pytest.raises(ValueError, match=r"expected a dense network to load .*, got one made of cores"):
+    with pytest.raises(ValueError, match=r"expected a dense network to load .*, got a tensorized one"):
         CIFARResNet(20, factorization="cp", rank=2).load_pretrained(path)
 
 

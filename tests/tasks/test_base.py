@@ -66,7 +66,7 @@ def test_a_plateau_scheduler_without_its_metric():
 def test_clipping_a_fused_optimizer_under_float16_is_refused():
     plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
     model = Regression(optimizer=adam(fused=True), gradient_clip_val=1.0)
-    with pytest.raises(ValueError, match="without fused=True beside `gradient_clip_val`"):
+    with pytest.raises(ValueError, match="without fused=True with `gradient_clip_val`"):
         trainer(plugins=[plugin]).fit(model, Batches(), Batches())
 
 

@@ -121,7 +121,7 @@ def test_an_optimizer_without_decay(optimizer):
     assert len(group["params"]) == len(list(model.parameters()))
     for argument in ("core_weight_decay", "norm_weight_decay"):
         other = task(optimizer=optimizer, **{argument: 0.1})
-        with pytest.raises(ValueError, match=f"with weight_decay beside `{argument}` = 0.1, got {optimizer.__name__}"):
+        with pytest.raises(ValueError, match=f"with weight_decay with `{argument}` = 0.1, got {optimizer.__name__}"):
             fit(other)
 
 
@@ -319,5 +319,5 @@ def test_a_subclass_keeps_its_network_out_as_well():
 
 def test_data_of_another_number_of_classes_are_refused_before_training(tmp_path, root):
     data = CIFAR10DataModule(root, batch_size=4, validation_size=2)
-    with pytest.raises(ValueError, match="expected 10 in `num_classes`, as many as the data have, got 5"):
+    with pytest.raises(ValueError, match="expected 10 in `num_classes`, as in the data, got 5"):
         trainer(tmp_path, max_epochs=1).fit(task(), data)

@@ -62,7 +62,7 @@ def test_sparse_gradients_only_where_optimizer_and_size_allow():
     assert not fitted(optimizer=sgd(weight_decay=0.1)).model.sparse_grad
     assert not fitted(gradient_clip_val=1.0).model.sparse_grad
     assert not fitted(CompletionDataModule("il2")).model.sparse_grad
-    with pytest.raises(ValueError, match="no `gradient_clip_val` beside SparseAdam, got 1"):
+    with pytest.raises(ValueError, match="no `gradient_clip_val` with SparseAdam, got 1"):
         fitted(optimizer=torch.optim.SparseAdam, gradient_clip_val=1.0)
 
 

@@ -138,7 +138,9 @@ def test_a_run_whose_ranks_part_ends_in_one_line(tmp_path):
     part = ["--trainer.callbacks+=tests.tasks.test_ddp.OwnRate"]
     (code, _, errors), (other, _, nothing) = in_processes(words_in, ["fit", "--config", str(config), *part, *IN_TWO])
     assert code == other == 1
-    assert errors.startswith("tenzoo: error: expected the same weights on all 2 ranks, got others in 'model.tensor.")
+    assert errors.startswith(
+        "tenzoo: error: expected the same weights on all 2 ranks, got different ones in 'model.tensor."
+    )
     assert errors.count("\n") == 1
     assert nothing == ""
 
@@ -148,7 +150,7 @@ def test_a_run_whose_ranks_part_ends_in_one_line(tmp_path):
     [
         (
             ["--trainer.strategy=DDPStrategy", "--trainer.strategy.static_graph=true", *METHODS["sam"]],
-            "expected static_graph=False in the DDP strategy beside `sam`, got True",
+            "expected static_graph=False in the DDP strategy with `sam`, got True",
         ),
     ],
 )

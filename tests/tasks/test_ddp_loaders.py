@@ -61,7 +61,7 @@ def test_each_image_is_judged_once(count, batch_size):
 def predicted(folder: str) -> str:
     task = ImageClassificationTask(nn.Sequential(nn.Flatten(), nn.Linear(48, 10)))
     two: Any = {"strategy": "ddp", "devices": 2, "callbacks": [PredictedClassesWriter()]}
-    with pytest.raises(ValueError, match="every process sees in full") as caught:
+    with pytest.raises(ValueError, match="expected all data in every process") as caught:
         trainer(Path(folder), **two).predict(task, datamodule=Own(9, 2))
     trainer(Path(folder), **two, use_distributed_sampler=False).predict(task, datamodule=Own(9, 2))
     return str(caught.value)
@@ -69,7 +69,7 @@ def predicted(folder: str) -> str:
 
 def test_a_part_of_the_predictions_is_not_written_for_all_of_them(tmp_path):
     for message in in_processes(predicted, str(tmp_path)):
-        assert "got a DataLoader that is shared out among 2; set trainer.use_distributed_sampler: false" in message
+        assert "got a DataLoader that is divided among 2; set trainer.use_distributed_sampler: false" in message
     with np.load(tmp_path / "classes.npz") as written:
         assert len(written["classes"]) == 9
 

@@ -130,7 +130,7 @@ def test_a_schedule_over_the_run_beside_an_accumulation_that_changes_it_is_refus
     callbacks = [GradientAccumulationScheduler({0: 2})]
     if not method:
         callbacks.append(DeviationAwareScaling(0.01, alpha_schedule="linear"))
-    with pytest.raises(ValueError, match=r"no GradientAccumulationScheduler beside `(lr_scheduler|alpha_schedule)` '"):
+    with pytest.raises(ValueError, match=r"no GradientAccumulationScheduler with `(lr_scheduler|alpha_schedule)` '"):
         trainer(callbacks=callbacks).fit(Regression(optimizer=adam(), **method), Batches(), Batches())
 
 
@@ -138,7 +138,7 @@ def test_a_schedule_over_the_run_beside_an_accumulation_that_changes_it_is_refus
 @pytest.mark.parametrize(
     ("arguments", "flags", "reason"),
     [
-        ({}, {"check_val_every_n_epoch": 2}, "in each epoch, where validation is in every 2th"),
+        ({}, {"check_val_every_n_epoch": 2}, "in each epoch, with a validation in every 2th"),
         ({}, {"limit_val_batches": 0}, "without validation"),
         ({"lr_scheduler_interval": "step"}, {}, "after each step, before the first validation"),
     ],
@@ -158,11 +158,11 @@ def test_a_plateau_of_a_metric_that_is_not_there_yet_is_refused(arguments, flags
 @pytest.mark.parametrize("setting", [{"lr_scheduler_interval": "step"}, {"lr_scheduler_monitor": "val/loss"}])
 def test_settings_of_no_scheduler_are_refused(setting):
     with pytest.raises(
-        ValueError, match="`lr_scheduler` beside `lr_scheduler_interval` and `lr_scheduler_monitor`, got none"
+        ValueError, match="`lr_scheduler` with `lr_scheduler_interval` and `lr_scheduler_monitor`, got none"
     ):
         trainer().fit(Regression(optimizer=adam(), **setting), Batches(), Batches())
 
 
 def test_an_algorithm_of_no_clipping_is_refused():
-    with pytest.raises(ValueError, match="`gradient_clip_val` beside `gradient_clip_algorithm` 'value', got none"):
+    with pytest.raises(ValueError, match="`gradient_clip_val` with `gradient_clip_algorithm` 'value', got none"):
         Regression(optimizer=adam(), gradient_clip_algorithm="value")

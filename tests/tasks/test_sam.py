@@ -1,8 +1,11 @@
 """SAM's manual mode against the automatic mode of the plain optimizer."""
 
+import warnings
+from contextlib import nullcontext
+
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
@@ -207,6 +210,44 @@ def test_max_steps_and_checkpoints_count_optimizer_steps(tmp_path, sam):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step=2.ckpt", "step=4.ckpt"]
 
 
+class ByHand(LightningModule):
+    """Manual optimization, of a module that is no task."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.layer = nn.Linear(6, 3)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward((self.layer(batch[0]) - batch[1]).square().mean())
+        optimizer.step()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_lightning_s_warnings_are_silenced_in_the_fit_alone(tmp_path, fails):
+    class Failing(Callback):
+        def on_train_batch_end(self, *args):
+            if fails:
+                raise KeyError("on purpose")
+
+    def fit(model, name, *callbacks):
+        saver = ModelCheckpoint(tmp_path / name, every_n_train_steps=1)
+        one = trainer(max_epochs=1, enable_checkpointing=True, callbacks=[saver, *callbacks])
+        one.fit(model, Batches(), None if isinstance(model, ByHand) else Batches())
+
+    before = list(warnings.filters)
+    with pytest.raises(KeyError, match="on purpose") if fails else nullcontext():
+        fit(Regression(optimizer=sgd(), sam=SAM()), "sam", Failing())
+    assert warnings.filters == before
+    with pytest.warns(UserWarning, match="ModelCheckpoint with manual optimization"):
+        fit(ByHand(), "by hand")
+
+
 def test_a_loss_that_raises_leaves_the_weights_as_they_were():
     class Broken(Regression):
         def loss(self, batch, batch_idx):
@@ -242,7 +283,7 @@ def test_a_mapping_is_taken_for_the_settings():
 
 def test_lbfgs_is_refused():
     model = Regression(optimizer=torch.optim.LBFGS, sam=SAM())
-    with pytest.raises(ValueError, match="first-order optimizer beside `sam`, got LBFGS"):
+    with pytest.raises(ValueError, match="first-order optimizer with `sam`, got LBFGS"):
         trainer().fit(model, Batches(), Batches())
 
 

@@ -100,7 +100,7 @@ def test_the_second_pass_sees_the_perturbed_weights_under_autocast(precision):
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
 def test_true_half_precision_is_refused(precision):
     """There most weights are too coarse to be moved by ρ."""
-    with pytest.raises(ValueError, match=r"expected float32 or float64 weights beside `sam`, got torch\.\w*float16 in"):
+    with pytest.raises(ValueError, match=r"expected float32 or float64 weights with `sam`, got torch\.\w*float16 in"):
         trainer(precision=precision).fit(Regression(optimizer=sgd(), sam=SAM()), Batches(), Batches())
 
 

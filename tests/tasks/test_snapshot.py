@@ -1,6 +1,10 @@
 """What a loss changes in place counts once under SAM, and stays the same object."""
 
+import copy
+import gc
+import pickle
 import random
+import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
 
 import numpy as np
@@ -8,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tenzoo.snapshot import Snapshot, put
+from tenzoo.snapshot import Kinds, Snapshot, put
 from tenzoo.tasks import SAM
 from tests.tasks.toy import Batches, Regression, assert_same_weights, sgd, trainer
 
@@ -179,6 +183,34 @@ def test_a_second_pass_that_raises_leaves_what_the_first_has_changed():
     with pytest.raises(KeyError, match="second pass"):
         trainer().fit(model, Batches(), Batches())
     assert (model.losses, model.total) == ([1.0, 1.0], 2)
+
+
+def test_nothing_of_a_trainer_stays_in_the_process():
+    def train():
+        class Own:
+            pass
+
+        class Holding(Regression):
+            def loss(self, batch, batch_idx):
+                self.own = Own()
+                return super().loss(batch, batch_idx)
+
+        model = Holding(optimizer=sgd(), sam=SAM())
+        trainer(max_epochs=1).fit(model, Batches(), Batches())
+        return model, weakref.ref(Own)
+
+    (first, of_first), (second, of_second) = train(), train()
+    assert not first._kinds.of.keys() & {of_second()}
+    assert {of_first()} <= first._kinds.of.keys()
+    del first, second
+    gc.collect()
+    assert of_first() is of_second() is None
+
+
+def test_a_task_with_snapshots_is_copied_and_sent_to_other_processes():
+    model = changing(SAM(), [])
+    assert Kinds in map(type, vars(copy.deepcopy(model)).values())
+    assert type(pickle.loads(pickle.dumps(model._kinds))) is Kinds
 
 
 class Holder(nn.Module):

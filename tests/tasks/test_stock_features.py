@@ -250,16 +250,16 @@ def data(**kwargs):
         (lambda: StochasticWeightAveraging(swa_lrs=0.1), late, "built before training for StochasticWeightAveraging"),
         (lambda: ModelPruning("l1_unstructured"), late, "built before training for ModelPruning"),
         (lambda: BackboneFinetuning(), late, "built before training for BackboneFinetuning"),
-        (lambda: LearningRateFinder(), late, "LearningRateFinder that sets the rate beside a task"),
+        (lambda: LearningRateFinder(), late, "LearningRateFinder that sets the rate with a task"),
         (
             lambda: GradientAccumulationScheduler({1: 2}),
             lambda: late(sam=SAM()),
-            "no GradientAccumulationScheduler beside `sam`",
+            "no GradientAccumulationScheduler with `sam`",
         ),
         (
             lambda: GradientAccumulationScheduler({1: 2}),
             lambda: late(accumulate_grad_batches=2),
-            "beside `accumulate_grad_batches` of the task, got both",
+            "with `accumulate_grad_batches` of the task, got both",
         ),
     ],
 )
@@ -276,7 +276,7 @@ def test_a_batch_size_to_start_from():
 @pytest.mark.parametrize("hook", ["optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping"])
 def test_hooks_that_sam_would_not_call_are_refused(hook):
     kind = type("Own", (Regression,), {hook: lambda self, *args, **kwargs: None})
-    with pytest.raises(ValueError, match=rf"expected no {hook}\(\) in Own beside `sam`"):
+    with pytest.raises(ValueError, match=rf"expected no {hook}\(\) in Own with `sam`"):
         trainer().fit(kind(optimizer=sgd(), sam=SAM()), Batches(), Batches())
 
 

@@ -10,9 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from tenzoo.callbacks import CompletedEntriesWriter, PredictedClassesWriter
-from tenzoo.callbacks.growing import GrowingArrays
 from tenzoo.cli import main
 from tenzoo.data import CompletionDataModule
+from tenzoo.prediction.arrays import GrowingArrays
 from tests.processes import in_processes
 
 QUIET = {
@@ -77,7 +77,7 @@ def test_indices_stay_whole_in_a_csv(tmp_path):
 
 def test_it_is_said_what_was_written(tmp_path, caplog, monkeypatch):
     said = []
-    monkeypatch.setattr("tenzoo.callbacks.prediction.rank_zero_info", said.append)
+    monkeypatch.setattr("tenzoo.prediction.writers.rank_zero_info", said.append)
     source = data()
     predict(tmp_path, source=source)
     train, missing = len(source.splits["train"]), 60 * 50 * 40 - 900
@@ -140,7 +140,7 @@ def test_predictions_that_are_not_finite_are_refused(tmp_path, value):
         def predict_step(self, batch, batch_idx):
             return batch._replace(value=torch.full((len(batch.index),), value))
 
-    with pytest.raises(ValueError, match=r"finite predictions, got 65536 that are not, .* earlier checkpoint"):
+    with pytest.raises(ValueError, match=r"finite predictions, got 65536 that are not .* earlier checkpoint"):
         predict(tmp_path, Diverged())
     assert list(tmp_path.iterdir()) == []
 

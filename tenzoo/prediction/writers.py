@@ -1,4 +1,4 @@
-"""Writing what was predicted."""
+"""Callbacks that write predictions to a file."""
 
 import math
 from abc import abstractmethod
@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from tenzoo.callbacks.growing import Array, GrowingArrays
 from tenzoo.distributed import shared_out
+from tenzoo.prediction.arrays import Array, GrowingArrays
 
 
 class _Writer(Callback):
-    """Writes each batch of predictions as it comes, to one file in the log directory, which appears when all are there.
+    """Writes the predictions of all batches to one file in the log directory, which appears when it is complete.
 
     An existing file is never overwritten: a number is appended to the name. Under DDP every rank predicts everything
     and the first one writes.
@@ -26,13 +26,13 @@ class _Writer(Callback):
 
     def __init__(self, name: str) -> None:
         if not isinstance(name, str):
-            raise TypeError(f"expected a file name as str in `name`, got {name!r}; give a string")
+            raise TypeError(f"expected a file name as str in `name`, got {name!r}")
         if Path(name).suffix not in (".npz", ".csv"):
-            raise ValueError(f"expected a file name ending in .npz or .csv in `name`, got {name!r}; change it")
+            raise ValueError(f"expected a file name ending in .npz or .csv in `name`, got {name!r}")
         if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
             raise ValueError(
-                f"expected a file name inside the log directory in `name`, got {name!r}; give a name alone, and set "
-                "trainer.default_root_dir to choose the folder"
+                f"expected a file name inside the log directory in `name`, got {name!r}; set trainer.default_root_dir "
+                "to choose the folder"
             )
         self.name = name
         self._growing: GrowingArrays | None = None
@@ -44,25 +44,24 @@ class _Writer(Callback):
 
     @abstractmethod
     def _column_names(self, name: str, count: int) -> list[str]:
-        """What the m columns of an array are called."""
+        """The names of the m columns of an array."""
 
     @abstractmethod
     def _summary(self, trainer: Trainer, count: int) -> str:
-        """What so many predictions are."""
+        """A description of this many predictions, for a message."""
 
     def _note(self, batch: Any) -> None:
-        """Look at a batch that was predicted."""
+        """Called with each batch that was predicted."""
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse data of which this process sees a part only; make the folder, and see whether it can be written to."""
+        """Refuse data that is divided among processes, and a folder that cannot be written to."""
         if any(map(shared_out, tree_leaves(trainer.predict_dataloaders))):
             raise ValueError(
-                f"expected data that every process sees in full for {type(self).__name__}, got a DataLoader that is "
-                f"shared out among {trainer.world_size}; set trainer.use_distributed_sampler: false, or "
-                "trainer.devices: 1"
+                f"expected all data in every process for {type(self).__name__}, got a DataLoader that is divided among "
+                f"{trainer.world_size}; set trainer.use_distributed_sampler: false, or trainer.devices: 1"
             )
-        folder = trainer.log_dir or trainer.default_root_dir  # every rank has to ask: the first one tells the others
+        folder = trainer.log_dir or trainer.default_root_dir  # a collective: asked on every rank
         self._growing = GrowingArrays(Path(folder) / self.name) if trainer.is_global_zero else None
 
     @override
@@ -75,7 +74,7 @@ class _Writer(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write a batch."""
+        """Add the predictions of a batch."""
         if self._growing is None:
             return
         arrays = {name: _to_numpy(array) for name, array in self._arrays(outputs).items()}
@@ -86,7 +85,7 @@ class _Writer(Callback):
 
     @override
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the complete file its name."""
+        """Write the file."""
         if self._growing is not None and self._growing.count:
             count = self._growing.count
             path = self._growing.finish(self._columns)
@@ -94,7 +93,7 @@ class _Writer(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing behind."""
+        """Delete what was not written."""
         if self._growing is not None:
             self._growing.discard()
 
@@ -102,9 +101,9 @@ class _Writer(Callback):
 class CompletedEntriesWriter(_Writer):
     """Write the completed entries to ``completed.npz`` in the log directory: ``indices`` (n, order), ``values`` (n,).
 
-    It says how many of them stand in cells of which the data know nothing, of how many such cells there are. An
-    existing file is never overwritten: a number is appended to the name. Under DDP every rank predicts all entries and
-    the first one writes.
+    A message says how many of them are in cells without a known value, and how many such cells there are. An existing
+    file is never overwritten: a number is appended to the name. Under DDP every rank predicts all entries and the first
+    one writes.
 
     Args:
         name: File name. ``.csv`` writes a text file of indices and values.
@@ -113,13 +112,13 @@ class CompletedEntriesWriter(_Writer):
         TypeError: If ``name`` is not a string.
         ValueError: For a name that ends in neither ``.npz`` nor ``.csv``, or leads out of the log directory; while
             predicting, for predictions that are not finite.
-        OSError: While predicting, if the folder cannot be written to, or its disk is full.
+        OSError: While predicting, if the folder cannot be written to or the disk is full.
 
     Example:
         >>> CompletedEntriesWriter("completed.txt")
         Traceback (most recent call last):
         ...
-        ValueError: expected a file name ending in .npz or .csv in `name`, got 'completed.txt'; change it
+        ValueError: expected a file name ending in .npz or .csv in `name`, got 'completed.txt'
     """
 
     def __init__(self, name: str = "completed.npz") -> None:
@@ -128,7 +127,7 @@ class CompletedEntriesWriter(_Writer):
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count, then as every writer."""
+        """Begin to count cells without a known value."""
         self._missing = 0
         super().on_predict_start(trainer, pl_module)
 
@@ -168,7 +167,7 @@ class PredictedClassesWriter(_Writer):
         TypeError: If ``name`` is not a string.
         ValueError: For a name that ends in neither ``.npz`` nor ``.csv``, or leads out of the log directory; while
             predicting, for predictions that are not finite.
-        OSError: While predicting, if the folder cannot be written to, or its disk is full.
+        OSError: While predicting, if the folder cannot be written to or the disk is full.
 
     Example:
         >>> PredictedClassesWriter().name

@@ -1,4 +1,4 @@
-"""Arrays that grow while they are predicted, on the disk, and become one file at the end."""
+"""Arrays that grow on disk, row by row, and become one file at the end."""
 
 import os
 import shutil
@@ -17,21 +17,21 @@ from tenzoo.atomic import atomic_write
 Array = npt.NDArray[Any]
 
 _BLOCK = 2**20
-"""Bytes, or a sixteenth of it in rows, that are held in memory at a time."""
+"""Bytes in memory at a time; of a text file, a sixteenth of it in rows."""
 
 
 class GrowingArrays:
     """Named arrays to which rows are added, written as one ``.npz`` or ``.csv`` file once they are complete.
 
-    Until then the rows lie in files without a name in the target's folder: memory does not grow with them, and what is
-    left by a process that is killed is freed by the operating system. The file appears as a whole or not at all (see
-    :func:`~tenzoo.atomic.atomic_write`), and replaces none: a number is added to its name.
+    The rows are kept in unnamed files in the folder of the target: memory does not grow with them, and the operating
+    system frees them if the process is killed. The file appears as a whole or not at all (see
+    :func:`~tenzoo.atomic.atomic_write`). It replaces no other file: if there is one, a number is added to the name.
 
     Args:
-        path: The target. Its folder is made.
+        path: The file to write. Its folder is created.
 
     Raises:
-        OSError: If the folder cannot be written to; also from the methods, if its disk is full.
+        OSError: If the folder cannot be written to; from the methods also if the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,13 +39,13 @@ class GrowingArrays:
         self._rows: dict[str, IO[bytes]] = {}
         self._kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         self.count = 0
-        """Rows so far."""
+        """Number of rows."""
         with self._in_folder():
             path.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=path.parent).close()
 
     def add(self, arrays: Mapping[str, Array]) -> None:
-        """Add the same number of rows to each array; names, types and shapes of rows are those of the first call.
+        """Add the same number of rows to each array. Names, dtypes and shapes of rows are the same in every call.
 
         Raises:
             ValueError: If a value is not finite.
@@ -53,8 +53,8 @@ class GrowingArrays:
         for name, array in arrays.items():
             if bad := int((~np.isfinite(array)).sum()):
                 raise ValueError(
-                    f"expected finite predictions, got {bad} that are not, among {array.size} {name}: the weights are "
-                    "of a training that diverged; give an earlier checkpoint in `ckpt_path`"
+                    f"expected finite predictions, got {bad} that are not among {array.size} {name}: training had "
+                    "diverged; give an earlier checkpoint in `ckpt_path`"
                 )
             with self._in_folder():
                 if name not in self._rows:
@@ -67,7 +67,7 @@ class GrowingArrays:
         """Write the file.
 
         Args:
-            columns: What the columns of each array are called in a ``.csv`` file.
+            columns: For each array the names of its columns in a ``.csv`` file.
 
         Returns:
             Its path.
@@ -83,9 +83,9 @@ class GrowingArrays:
         return path
 
     def discard(self) -> None:
-        """Free what was not written."""
+        """Delete the rows."""
         for rows in self._rows.values():
-            with suppress(OSError):  # a full disk takes not even what is buffered
+            with suppress(OSError):  # on a full disk, where the buffer cannot be flushed
                 rows.close()
         self._rows.clear()
 
@@ -132,7 +132,7 @@ class GrowingArrays:
 
 
 def _form(kind: np.dtype[Any]) -> str:
-    """Enough digits to read the same number again."""
+    """A format with enough digits to read the same number again."""
     return "%d" if np.issubdtype(kind, np.integer) else "%.9g" if kind.itemsize <= 4 else "%.17g"
 
 

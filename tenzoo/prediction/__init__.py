@@ -1,0 +1,5 @@
+"""Writers of predictions: callbacks that know no task, and that a task may name."""
+
+from tenzoo.prediction.writers import CompletedEntriesWriter, PredictedClassesWriter
+
+__all__ = ["CompletedEntriesWriter", "PredictedClassesWriter"]
