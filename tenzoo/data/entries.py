@@ -40,6 +40,7 @@ class Entries:
     Args:
         index: Shape ``(n, order)``, int64.
         value: Shape ``(n,)``, float32.
+        mode_names: The names of the modes, if the data has any.
 
     Example:
         >>> entries = Entries(torch.tensor([[0, 1], [2, 0]]), torch.tensor([1.0, -1.0]))
@@ -49,13 +50,14 @@ class Entries:
 
     index: Tensor
     value: Tensor
+    mode_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return self.value.numel()
 
     def take(self, rows: Tensor) -> "Entries":
         """The entries of the given rows, in the order of ``rows``, shape ``(m,)``."""
-        return Entries(self.index[rows], self.value[rows])
+        return Entries(self.index[rows], self.value[rows], self.mode_names)
 
 
 def check_shape(shape: Sequence[int], *, arg: str = "shape") -> tuple[int, ...]:

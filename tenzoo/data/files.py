@@ -4,6 +4,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -72,6 +73,8 @@ def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset
         >>> entries, shape = read_entries(path, None)
         >>> entries.value.tolist(), shape
         ([4.0, 5.0], (3, 2))
+        >>> entries.mode_names
+        ('user', 'film')
     """
     match path.suffix.lower():
         case ".npy":
@@ -82,30 +85,15 @@ def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset
             table = _table(path, arg)
             check_columns(table.names, arg=arg)
             check_no_times(table.numbers[:, -1], table.names, arg=arg)
-            entries = _sparse(table.numbers[:, :-1], table.numbers[:, -1], shape, table.names, arg)
-            if shape is None and table.names is None:
+            entries, sizes = _sparse(table.numbers[:, :-1], table.numbers[:, -1], shape, table.names, arg)
+            if table.names is not None:
+                return replace(entries, mode_names=tuple(table.names[:-1])), sizes
+            if shape is None:
                 check_last_columns(table.numbers, padded=table.padded, arg=arg)
-            return entries
+            return entries, sizes
         case ".npz":
             return _npz_entries(_read(path, read_npz, arg), shape, arg)
     raise ValueError(f"expected a file ending in {', '.join(FILE_ENDINGS)} in `{arg}`, got {str(path)!r}; convert it")
-
-
-def index_names(path: Path) -> list[str] | None:
-    r"""What the columns of indices are called in a list of entries that can be read; ``None`` without a header.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "ratings.csv"
-        >>> _ = path.write_text("user,film,stars\n0,1,4\n2,0,5\n")
-        >>> index_names(path)
-        ['user', 'film']
-    """
-    if path.suffix.lower() != ".csv":
-        return None
-    with path.open(encoding="utf-8-sig") as file:
-        fields = file.readline().rstrip("\n").split(",")
-    return fields[:-1] if _is_header(fields) else None
 
 
 def read_index(

@@ -215,7 +215,7 @@ class EntryLoader(ShuffledLoader[CompletionBatch]):
             in_flight=in_flight,
             device=device,
         )
-        self._entries = entries = Entries(*(upload(part, self._device) for part in (entries.index, entries.value)))
+        self._entries = entries = Entries(upload(entries.index, self._device), upload(entries.value, self._device))
         everything = entries if world_size == 1 else Entries(self._shard(entries.index), self._shard(entries.value))
         self._everything = CompletionBatch(constant(everything.index), everything.value)
 

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from tenzoo.data.entries import Entries
-from tenzoo.data.files import INDEX_ENDINGS, index_names, read_index
+from tenzoo.data.files import INDEX_ENDINGS, read_index
 from tenzoo.data.sources import DATASETS, load_entries
 from tenzoo.data.splits import split_entries
 
@@ -86,7 +86,7 @@ def prepare(
         "num_entries": {name: len(split) for name, split in splits.items()},
         "checksum": {name: checksum(split) for name, split in splits.items()},
     }
-    wanted = _wanted(predict_index, dataset, splits, sizes)
+    wanted = _wanted(predict_index, splits, sizes)
     return PreparedData(known, sizes, splits, location, scale, wanted, fingerprint)
 
 
@@ -130,13 +130,11 @@ def described(dataset: str, data: PreparedData) -> str:
     )
 
 
-def _wanted(
-    predict_index: str | None, dataset: str, splits: dict[str, Entries], shape: tuple[int, ...]
-) -> Tensor | None:
+def _wanted(predict_index: str | None, splits: dict[str, Entries], shape: tuple[int, ...]) -> Tensor | None:
     if predict_index is None:
         return None
     if predict_index != HELD_OUT:
-        return read_index(Path(predict_index), shape, names=index_names(Path(dataset)))
+        return read_index(Path(predict_index), shape, names=splits["train"].mode_names)
     if HELD_OUT not in splits:
         raise ValueError(
             f"expected a path or None in `predict_index` where nothing is held out, got {predict_index!r}; leave it out"
