@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from tenzoo.data.entries import Array
 from tenzoo.memory import free_memory, in_gigabytes
+
+Array = npt.NDArray[Any]
 
 _MAX_INFLATION = 100
 """An archive may hold so many times its own size, and _MAX_INFLATED bytes in any case."""

@@ -3,8 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tenzoo.data import CompletionDataModule, Entries, EntryLoader
-from tenzoo.data.images import ImageLoader, Images
+from tenzoo.data import CompletionDataModule, Entries, EntryLoader, ImageLoader, Images
 from tenzoo.data.transfer import MAX_RESIDENT_BYTES, home_of, upload
 from tests.accelerator import Calls, fake_cuda
 
@@ -47,7 +46,9 @@ def test_small_data_lives_on_the_accelerator_and_large_data_does_not():
 
 def test_data_modules_keep_their_training_data_with_the_trainer(monkeypatch):
     made = []
-    monkeypatch.setattr("tenzoo.data.completion.EntryLoader", lambda *args, **kwargs: made.append(kwargs["device"]))
+    monkeypatch.setattr(
+        "tenzoo.data.completion.datamodule.EntryLoader", lambda *args, **kwargs: made.append(kwargs["device"])
+    )
     data = CompletionDataModule("covid")
     data.setup()
     for device in (torch.device("cuda", 1), torch.device("cpu")):

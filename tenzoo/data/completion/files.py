@@ -11,10 +11,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from tenzoo.data.arrays import TooLargeError, check_inflation, read_npy, read_npz
-from tenzoo.data.entries import Array, Entries, check_index, check_shape, dense_entries, sparse_entries
-from tenzoo.data.markers import check_markers
-from tenzoo.data.meaning import (
+from tenzoo.data.arrays import Array, TooLargeError, check_inflation, read_npy, read_npz
+from tenzoo.data.completion.ambiguity import (
     check_columns,
     check_dense,
     check_last_columns,
@@ -23,6 +21,8 @@ from tenzoo.data.meaning import (
     check_same_columns,
     is_rating,
 )
+from tenzoo.data.completion.entries import Entries, check_index, check_shape, dense_entries, sparse_entries
+from tenzoo.data.completion.missing_values import check_markers
 from tenzoo.weights import OversizedError, load_torch
 
 FILE_ENDINGS = (".csv", ".npy", ".npz", ".pt")

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from tenzoo.data.entries import Entries
-from tenzoo.data.files import INDEX_ENDINGS, read_index
-from tenzoo.data.sources import DATASETS, load_entries
-from tenzoo.data.splits import split_entries
+from tenzoo.data.completion.entries import Entries
+from tenzoo.data.completion.files import INDEX_ENDINGS, read_index
+from tenzoo.data.completion.sources import DATASETS, load_entries
+from tenzoo.data.completion.splits import split_entries
 
 BENCHMARK_FRACTION = 0.3
 """Of the known entries that are observed of a public data set, unless it is said otherwise."""

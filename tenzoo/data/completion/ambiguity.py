@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tenzoo.data.entries import Array
-from tenzoo.data.markers import check_markers
+from tenzoo.data.arrays import Array
+from tenzoo.data.completion.missing_values import check_markers
 
 _MAX_MODES = 8
 """A list of entries with more columns of indices than this is a dense table, unless a shape says otherwise."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from tenzoo.data.entries import Entries
+from tenzoo.data.completion.entries import Entries
 
 SPLIT_NAMES = ("train", "val", "held_out")
 """All splits there can be, in their fixed order."""

@@ -12,8 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from tenzoo.data.checks import check_bool, check_int
-from tenzoo.data.cifar10_files import fetch, read
-from tenzoo.data.images import (
+from tenzoo.data.images.batches import (
     EVALUATION_IMAGES,
     ImageBatch,
     ImageLoader,
@@ -21,7 +20,8 @@ from tenzoo.data.images import (
     SequentialImageLoader,
     augment_and_normalize,
 )
-from tenzoo.data.label_noise import LabelNoise, check_noise, noise_settings
+from tenzoo.data.images.cifar10_files import fetch, read
+from tenzoo.data.images.label_noise import LabelNoise, check_noise, noise_settings
 from tenzoo.data.resumable import ResumableDataModule
 
 Normalization = Literal["cifar10", "imagenet"]
@@ -68,7 +68,7 @@ class CIFAR10DataModule(ResumableDataModule[PreparedImages, ImageLoader]):
     image is padded by 4 zeros, cropped at random to its size and mirrored with probability 1/2; elsewhere it is only
     normalized.
 
-    Training draws from ``train`` (see :class:`~tenzoo.data.images.ImageLoader`) and resumes exactly, in mid-epoch too.
+    Training draws from ``train`` (see :class:`~tenzoo.data.ImageLoader`) and resumes exactly, in mid-epoch too.
     Validation goes through ``val``, test and prediction through ``test``; under several processes each of them sees
     all images. A checkpoint can only be loaded with the split and the noise it was made with.
 

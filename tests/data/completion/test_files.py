@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from tenzoo.data.entries import check_values
-from tenzoo.data.files import read_entries, read_index
-from tenzoo.data.sources import load_entries
+from tenzoo.data.completion.entries import check_values
+from tenzoo.data.completion.files import read_entries, read_index
+from tenzoo.data.completion.sources import load_entries
 from tests.hostile import Bomb
 
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from tenzoo.data.arrays import TooLargeError, read_npz
+from tenzoo.data.arrays import Array, TooLargeError, read_npz
 from tenzoo.data.checks import check_fraction
-from tenzoo.data.entries import Array
 
 HumanLabels = Literal["aggre_label", "clean_label", "random_label1", "random_label2", "random_label3", "worse_label"]
 """The sets of labels of CIFAR-10N."""
@@ -285,7 +284,7 @@ def noise_settings(noise: LabelNoise | None) -> Any:
 
     Example:
         >>> noise_settings(AsymmetricNoise(0.2))
-        {'class_path': 'tenzoo.data.label_noise.AsymmetricNoise', 'init_args': {'rate': 0.2}}
+        {'class_path': 'tenzoo.data.images.label_noise.AsymmetricNoise', 'init_args': {'rate': 0.2}}
     """
     return None if noise is None else {"class_path": _class_path(type(noise)), "init_args": noise.init_args}
 

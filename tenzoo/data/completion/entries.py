@@ -3,14 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Array = npt.NDArray[Any]
+from tenzoo.data.arrays import Array
 
 _MAX_INT64 = 2**63 - 1
 _MAX_EXACT_FLOAT = 2**53

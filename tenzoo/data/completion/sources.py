@@ -9,8 +9,9 @@ import tensorly as tl
 import torch
 from tensorly.datasets import load_covid19_serology, load_IL2data, load_indian_pines, load_kinetic
 
-from tenzoo.data.entries import Array, Entries, check_shape, dense_entries, group_rows
-from tenzoo.data.files import FILE_ENDINGS, SPARSE_ENDINGS, read_entries
+from tenzoo.data.arrays import Array
+from tenzoo.data.completion.entries import Entries, check_shape, dense_entries, group_rows
+from tenzoo.data.completion.files import FILE_ENDINGS, SPARSE_ENDINGS, read_entries
 
 SYNTHETIC_RANK = 4
 SYNTHETIC_NOISE = 0.1
@@ -99,7 +100,8 @@ def load_entries(
     image ``(145, 145, 200)``; all four come with TensorLy. ``synthetic`` is :func:`synthetic_entries`.
 
     Args:
-        dataset: A name of :data:`DATASETS`, or the path of a file (see :func:`tenzoo.data.files.read_entries`).
+        dataset: A name of :data:`DATASETS`, or the path of a file, see
+            :func:`~tenzoo.data.completion.files.read_entries`.
         shape: Mode sizes, see :func:`check_source`.
         num_entries: Number of synthetic entries.
         seed: Chooses the synthetic tensor; without meaning for the others.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tenzoo.data.images import Images
+from tenzoo.data.images.batches import Images
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tenzoo.data import CompletionDataModule
-from tenzoo.data.files import read_entries
+from tenzoo.data.completion.files import read_entries
 from tenzoo.models import TensorCompletion
 
 RNG = np.random.default_rng(0)
@@ -406,7 +406,7 @@ def test_line_ends_and_spaces_mean_nothing(tmp_path, text):
 @pytest.fixture
 def said(monkeypatch):
     lines: list[str] = []
-    monkeypatch.setattr("tenzoo.data.completion.rank_zero_info", lines.append)
+    monkeypatch.setattr("tenzoo.data.completion.datamodule.rank_zero_info", lines.append)
     return lines
 
 

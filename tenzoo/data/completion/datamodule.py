@@ -10,14 +10,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from tenzoo.data.checks import check_bool, check_fraction, check_int
-from tenzoo.data.entries import CompletionBatch, Entries, look_up
-from tenzoo.data.loader import EVALUATION_BATCH_SIZE, EntryLoader, SequentialLoader
-from tenzoo.data.preparation import PreparedData, check_predict_index, described, prepare
+from tenzoo.data.completion.entries import CompletionBatch, Entries, look_up
+from tenzoo.data.completion.loaders import EVALUATION_BATCH_SIZE, EntryLoader, SequentialLoader
+from tenzoo.data.completion.preparation import PreparedData, check_predict_index, described, prepare
+from tenzoo.data.completion.sources import DATASETS, check_source
+from tenzoo.data.completion.splits import SPLIT_NAMES
+from tenzoo.data.completion.unseen import UnseenLoader
 from tenzoo.data.resumable import ResumableDataModule
-from tenzoo.data.sources import DATASETS, check_source
-from tenzoo.data.splits import SPLIT_NAMES
 from tenzoo.data.transfer import upload
-from tenzoo.data.unseen import UnseenLoader
 
 MAX_PREDICTED_CELLS = 1_000_000_000
 """Cells that are completed without an explicit list of indices: a file of some 30 GB."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tenzoo.data import CompletionDataModule
-from tenzoo.data.files import read_entries, read_index
+from tenzoo.data.completion.files import read_entries, read_index
 
 ROWS = "0,0,0,4\n0,1,1,5\n1,0,2,3\n1,1,0,2\n"
 

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from tenzoo.data.entries import Array, CompletionBatch, Entries
-from tenzoo.data.loader import EVALUATION_BATCH_SIZE, OrderedLoader
+from tenzoo.data.arrays import Array
+from tenzoo.data.completion.entries import CompletionBatch, Entries
+from tenzoo.data.completion.loaders import EVALUATION_BATCH_SIZE
+from tenzoo.data.loader import OrderedLoader
 
 
 class UnseenLoader(OrderedLoader[CompletionBatch]):

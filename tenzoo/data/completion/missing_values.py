@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tenzoo.data.entries import Array
+from tenzoo.data.arrays import Array
 
 _NINES = tuple(float("9" * digits) for digits in range(3, 9))
 _HUGE = (1e20, 1e30, 1e34, 1e35, 1e36, 1e37, 1e38, 9.969209968386869e36, 9.96921e36, 1.70141e38, 1.7014118e38)
