@@ -3,9 +3,9 @@
 from tenzoo.data.completion import CompletionBatch, CompletionDataModule, Entries, EntryLoader, SequentialLoader
 from tenzoo.data.images import (
     AsymmetricNoise,
-    CIFAR10DataModule,
     HumanNoise,
     ImageBatch,
+    ImageDataModule,
     ImageLoader,
     Images,
     LabelNoise,
@@ -13,6 +13,7 @@ from tenzoo.data.images import (
     SequentialImageLoader,
     SymmetricNoise,
 )
+from tenzoo.data.images.cifar10 import CIFAR10DataModule
 
 __all__ = [
     "AsymmetricNoise",
@@ -23,6 +24,7 @@ __all__ = [
     "EntryLoader",
     "HumanNoise",
     "ImageBatch",
+    "ImageDataModule",
     "ImageLoader",
     "Images",
     "LabelNoise",

@@ -1,4 +1,4 @@
-"""Labelled images: data sets, batches that are augmented as a whole, and wrong labels on purpose."""
+"""Labelled images: what all data sets of them share. ``tenzoo.data`` lists the data sets."""
 
 from tenzoo.data.images.batches import (
     ImageBatch,
@@ -7,14 +7,14 @@ from tenzoo.data.images.batches import (
     SequentialImageLoader,
     augment_and_normalize,
 )
-from tenzoo.data.images.cifar10 import CIFAR10DataModule
+from tenzoo.data.images.datamodule import ImageDataModule
 from tenzoo.data.images.label_noise import AsymmetricNoise, HumanNoise, LabelNoise, MatrixNoise, SymmetricNoise
 
 __all__ = [
     "AsymmetricNoise",
-    "CIFAR10DataModule",
     "HumanNoise",
     "ImageBatch",
+    "ImageDataModule",
     "ImageLoader",
     "Images",
     "LabelNoise",
