@@ -7,7 +7,7 @@ def check_int(value: object, *, arg: str, least: int) -> int:
     """An integer that is large enough.
 
     Args:
-        value: What was given.
+        value: The argument.
         arg: Name of the argument, for the error.
         least: The smallest valid value.
 
@@ -30,7 +30,7 @@ def check_bool(value: object, *, arg: str) -> bool:
     """A truth value.
 
     Args:
-        value: What was given.
+        value: The argument.
         arg: Name of the argument, for the error.
 
     Raises:
@@ -46,17 +46,17 @@ def check_bool(value: object, *, arg: str) -> bool:
 
 
 def check_fraction(value: object, *, arg: str, positive: bool = False, below_one: bool = False) -> float:
-    """A number in [0, 1], with or without its ends.
+    """A number in [0, 1], with or without the ends.
 
     Args:
-        value: What was given.
+        value: The argument.
         arg: Name of the argument, for the error.
         positive: Whether 0 is refused.
         below_one: Whether 1 is refused.
 
     Raises:
         TypeError: If it is not a real number.
-        ValueError: If it is outside of the interval, or NaN.
+        ValueError: If it is outside the interval, or NaN.
 
     Example:
         >>> check_fraction(0, arg="validation_fraction", below_one=True)

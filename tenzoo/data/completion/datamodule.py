@@ -159,7 +159,7 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
             batch_size=self.batch_size,
             steps_per_epoch=self._steps_per_epoch,
             seed=self._seed,
-            device=self._home_of(entries.index, entries.value),
+            device=self._storage_device(entries.index, entries.value),
             **process,
         )
 

@@ -11,17 +11,14 @@ from tenzoo.data.transfer import upload
 from tenzoo.factorizations.gather import constant
 
 EVALUATION_BATCH_SIZE = 65536
-"""Entries per batch where nothing is learned, unless training batches are larger."""
+"""Entries per batch in evaluation, unless training batches are larger."""
 
 
 class EntryLoader(ShuffledLoader[CompletionBatch]):
-    """The training batches of a completion problem, an endless and resumable stream (see :class:`ShuffledLoader`).
+    """The training batches of a completion problem, an endless and resumable stream.
 
-    If one batch holds all entries, nothing is permuted and each step yields the very same tensors.
-
-    This is not a ``torch.utils.data.DataLoader``: that one collects a batch item by item in Python, which takes
-    longer than a step of a small tensor model, and it cannot resume in mid-epoch. Here a batch is one indexing
-    operation, and the state is two integers.
+    See :class:`~tenzoo.data.loader.ShuffledLoader`. A batch is one indexing operation. If one batch holds all entries,
+    nothing is permuted and each step yields the same tensors.
 
     Args:
         entries: What to draw from.
@@ -30,8 +27,8 @@ class EntryLoader(ShuffledLoader[CompletionBatch]):
         seed: Chooses the permutations.
         rank: Number of this process.
         world_size: Number of processes.
-        in_flight: Says how many batches were handed out and not trained on yet, at the moment a state is asked for.
-        device: Where the entries are kept and batches are made; ``None`` is the CPU.
+        in_flight: Returns how many batches were yielded and are not trained on yet, when a state is read.
+        device: Where the entries are stored and batches are made; ``None`` is the CPU.
 
     Raises:
         TypeError: If a count is not an integer.
@@ -85,10 +82,12 @@ class EntryLoader(ShuffledLoader[CompletionBatch]):
 
 
 class SequentialLoader(OrderedLoader[CompletionBatch]):
-    """All entries in their order, in large batches, in each process (see :class:`OrderedLoader`).
+    """All entries in their order, in large batches, in each process.
+
+    See :class:`~tenzoo.data.loader.OrderedLoader`.
 
     Args:
-        entries: What to go through.
+        entries: What to iterate over.
         batch_size: Entries per batch.
 
     Raises:

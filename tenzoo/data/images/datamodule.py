@@ -192,7 +192,7 @@ class ImageDataModule(ResumableDataModule[PreparedImages, ImageLoader]):
             batch_size=self.batch_size or len(images),
             seed=self._seed,
             augment=self._augment,
-            device=self._home_of(images.image, images.label),
+            device=self._storage_device(images.image, images.label),
             **process,
         )
 
