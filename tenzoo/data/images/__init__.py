@@ -8,7 +8,8 @@ from tenzoo.data.images.batches import (
     augment_and_normalize,
 )
 from tenzoo.data.images.datamodule import ImageDataModule
-from tenzoo.data.images.label_noise import AsymmetricNoise, HumanNoise, LabelNoise, MatrixNoise, SymmetricNoise
+from tenzoo.data.images.human_noise import HumanNoise
+from tenzoo.data.images.label_noise import AsymmetricNoise, LabelNoise, MatrixNoise, SymmetricNoise
 
 __all__ = [
     "AsymmetricNoise",
