@@ -96,7 +96,9 @@ class ShuffledLoader(ABC, Generic[Batch]):
         self._world_size = check_int(world_size, arg="world_size", least=1)
         self._rank = check_int(rank, arg="rank", least=0)
         if rank >= world_size:
-            raise ValueError(f"expected less than `world_size` ({world_size}) in `rank`, got {rank}; count from 0")
+            raise ValueError(
+                f"expected less than `world_size` ({world_size}) in `rank`, got {rank}; count ranks from 0"
+            )
         self._in_flight = in_flight
         self._device = torch.device("cpu") if device is None else device
         self._step = 0

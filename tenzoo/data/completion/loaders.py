@@ -58,7 +58,7 @@ class EntryLoader(ShuffledLoader[CompletionBatch]):
         device: torch.device | None = None,
     ) -> None:
         if len(entries) == 0:
-            raise ValueError("expected at least one entry in `entries`, got none; give a non-empty split")
+            raise ValueError("expected at least one entry in `entries`, got none")
         super().__init__(
             len(entries),
             batch_size=batch_size,

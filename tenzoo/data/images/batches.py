@@ -108,7 +108,7 @@ class ImageLoader(ShuffledLoader[ImageBatch]):
         device: torch.device | None = None,
     ) -> None:
         if len(images) == 0:
-            raise ValueError("expected at least one image in `images`, got none; give a non-empty split")
+            raise ValueError("expected at least one image in `images`, got none")
         super().__init__(
             len(images),
             batch_size=batch_size,

@@ -88,8 +88,7 @@ class CIFAR10DataModule(ImageDataModule):
         )
         if normalization not in get_args(Normalization):
             raise ValueError(
-                f"expected one of {', '.join(get_args(Normalization))} in `normalization`, got {normalization!r}; "
-                "choose one of them"
+                f"expected one of {', '.join(get_args(Normalization))} in `normalization`, got {normalization!r}"
             )
         self._normalization = normalization
         self.mean, self.std = NORMALIZATIONS[normalization]

@@ -112,7 +112,7 @@ class ImageDataModule(ResumableDataModule[PreparedImages, ImageLoader]):
     ) -> None:
         super().__init__()
         if not isinstance(root, str):
-            raise TypeError(f"expected a path as str in `root`, got {root!r}; give a string")
+            raise TypeError(f"expected a path as str in `root`, got {root!r}")
         check_int(batch_size, arg="batch_size", least=1)
         self._validation_size = check_int(validation_size, arg="validation_size", least=0)
         self._seed = check_int(seed, arg="seed", least=0)
@@ -225,10 +225,7 @@ class ImageDataModule(ResumableDataModule[PreparedImages, ImageLoader]):
             labels = self._noise.noisy(whole.label, num_classes=self.num_classes, generator=generator)
         size = self._validation_size
         if size >= len(whole):
-            raise ValueError(
-                f"expected less than the {len(whole)} training images in `validation_size`, got {size}; leave some to "
-                "train on"
-            )
+            raise ValueError(f"expected less than the {len(whole)} training images in `validation_size`, got {size}")
         order = torch.from_numpy(np.random.default_rng([self._seed, _SPLIT_STREAM]).permutation(len(whole)))
         val, train = order[:size].sort().values, order[size:].sort().values
         splits = {"train": Images(whole.image, labels).take(train)}

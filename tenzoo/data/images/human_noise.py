@@ -45,13 +45,11 @@ class HumanNoise(LabelNoise):
 
     def __init__(self, path: str, labels: HumanLabels = "worse_label") -> None:
         if not isinstance(path, str):
-            raise TypeError(f"expected a path as str in `path`, got {path!r}; give a string")
+            raise TypeError(f"expected a path as str in `path`, got {path!r}")
         if Path(path).suffix.lower() != ".npz":
-            raise ValueError(f"expected a file ending in .npz in `path`, got {path!r}; convert it")
+            raise ValueError(f"expected a file ending in .npz in `path`, got {path!r}")
         if labels not in get_args(HumanLabels):
-            raise ValueError(
-                f"expected one of {', '.join(get_args(HumanLabels))} in `labels`, got {labels!r}; choose one of them"
-            )
+            raise ValueError(f"expected one of {', '.join(get_args(HumanLabels))} in `labels`, got {labels!r}")
         self._path, self._labels = path, labels
 
     @property
@@ -84,7 +82,7 @@ class HumanNoise(LabelNoise):
 def _read_arrays(path: str, names: Sequence[str]) -> dict[str, Array]:
     """The named arrays that are in the file."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"expected an existing file of labels in `path`, got {path!r}; check the path")
+        raise FileNotFoundError(f"expected an existing file of labels in `path`, got {path!r}")
     try:
         arrays = read_npz(Path(path))
     except TooLargeError as error:
@@ -105,7 +103,7 @@ def _check_labels(array: Array, name: str, count: int, num_classes: int) -> None
             "the labels of the whole training set"
         )
     if array.dtype.kind not in "iu":
-        raise ValueError(f"expected integers as {name!r} in the file in `path`, got {array.dtype}; convert them")
+        raise ValueError(f"expected integers as {name!r} in the file in `path`, got {array.dtype}; save them as int64")
     wrong = array[(array < 0) | (array >= num_classes)]
     if len(wrong):
         raise ValueError(

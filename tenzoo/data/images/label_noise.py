@@ -203,10 +203,12 @@ def check_noise(noise: object) -> LabelNoise | None:
         kind = known.get(noise["class_path"]) or known.get(str(noise["class_path"]).rpartition(".")[2])
         if kind is None:  # only classes that are imported: a checkpoint must not choose code to run
             valid = sorted(name for name in known if "." not in name)
-            raise ValueError(f"expected one of {', '.join(valid)} in `noise`, got {noise['class_path']!r}; import it")
+            raise ValueError(
+                f"expected one of {', '.join(valid)} in `noise`, got {noise['class_path']!r}; import the class first"
+            )
         return kind(**noise["init_args"])
     if isinstance(noise, bool) or not isinstance(noise, Real):
-        raise TypeError(f"expected a LabelNoise, a rate or None in `noise`, got {noise!r}; give one of them")
+        raise TypeError(f"expected a LabelNoise, a rate or None in `noise`, got {noise!r}")
     return SymmetricNoise(check_fraction(noise, arg="noise"))
 
 

@@ -33,15 +33,15 @@ def shuffled():
 MISREAD_TABLES = {
     "pandas index": (
         {"index": numbered(), "header": ",i,j,k,v"},
-        r"column 1 of `dataset`, got another one in each of 90",
+        r"column 1 of `dataset`, got a different one in each of 90",
     ),
     "named index": (
         {"index": numbered(), "header": "index,i,j,k,v"},
-        r"column 1 \(index\) of `dataset`, got another one",
+        r"column 1 \(index\) of `dataset`, got a different one",
     ),
-    "no header": ({"index": numbered()}, "row numbers are; leave the column out, or give `shape` if it is a mode"),
-    "from 1": ({"index": numbered(1)}, "in each of 90 rows, as row numbers are"),
-    "filtered, sorted": ({"index": shuffled()}, "in each of 90 rows, as row numbers are"),
+    "no header": ({"index": numbered()}, "row numbers; leave the column out, or give `shape` if it is a mode"),
+    "from 1": ({"index": numbered(1)}, "in each of 90 rows, like row numbers"),
+    "filtered, sorted": ({"index": shuffled()}, "in each of 90 rows, like row numbers"),
     "two rows": (
         {"index": KNOWN[:2] * 0 + [[0, 0, 0], [1, 0, 0]], "values": VALUES[:2], "header": ",j,k,v"},
         "column 1 ",
@@ -436,7 +436,7 @@ def test_indices_without_an_entry_to_train_on_are_told(tmp_path, said):
     np.save(tmp_path / "x.npy", values)
     CompletionDataModule(str(tmp_path / "x.npy"), validation_fraction=0).setup()
     assert said[0].endswith(
-        "nothing to train on, so that predictions mean nothing, at 2 of 6 of mode 0, 1 of 4 of mode 2"
+        "no training entries, so predictions have no meaning, at 2 of 6 of mode 0, 1 of 4 of mode 2"
     )
 
 
