@@ -24,8 +24,8 @@ class Share(NamedTuple, Generic[Batch]):
     weight: float
     """The number of its items, divided by the average number per process. The mean over a share, multiplied by its
     weight and averaged over the processes, is the mean over the batch. The weight is 0 for an item of another rank."""
-    items: float
-    """The average number of items per process."""
+    items_per_process: float
+    """The average number of items of a share."""
 
 
 class ShuffledLoader(ABC, Generic[Batch]):
@@ -102,7 +102,7 @@ class ShuffledLoader(ABC, Generic[Batch]):
         self._in_flight = in_flight
         self._device = torch.device("cpu") if device is None else device
         self._step = 0
-        self.repeats: int | None = None
+        self.num_repeated: int | None = None
         """How many batches of the stream are repeated, to overfit them; None repeats nothing."""
         self._permutation: tuple[int, Tensor] | None = None
 
@@ -112,7 +112,7 @@ class ShuffledLoader(ABC, Generic[Batch]):
 
     def __iter__(self) -> Iterator[Batch | Share[Batch]]:
         for _ in range(self._length):
-            step = self._step if self.repeats is None else self._step % self.repeats
+            step = self._step if self.num_repeated is None else self._step % self.num_repeated
             self._step += 1  # before the yield: a checkpoint is written while this batch is the last one yielded
             batch = self._batch(step)
             yield batch if self._world_size == 1 else Share(batch, *self._sizes(step))

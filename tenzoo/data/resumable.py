@@ -32,7 +32,7 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
     with its own data.
     """
 
-    _mismatch: ClassVar[str]
+    _mismatch_reason: ClassVar[str]
     """Why a checkpoint of other data is refused, for the error."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
             repeated: int | float = getattr(self.trainer, "overfit_batches", 0)
             if repeated:
                 share = isinstance(repeated, float)
-                self._train_loader.repeats = int(repeated * len(self._train_loader)) if share else int(repeated)
+                self._train_loader.num_repeated = int(repeated * len(self._train_loader)) if share else int(repeated)
         return self._train_loader
 
     @override
@@ -120,7 +120,7 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
             if state_dict.get(field) != value:
                 raise ValueError(
                     f"expected the `{field}` of the checkpoint, {state_dict.get(field)!r}, got {value!r}: "
-                    f"{self._mismatch}; set the data up as in the checkpoint, or load the model's weights alone"
+                    f"{self._mismatch_reason}; set the data up as in the checkpoint, or load the model's weights alone"
                 )
         if "train_loader" in state_dict:
             self.train_dataloader().load_state_dict(state_dict["train_loader"])

@@ -66,7 +66,7 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
         (torch.Size([8672, 3]), torch.Size([8672]))
     """
 
-    _mismatch = "its held-out numbers would be wrong"
+    _mismatch_reason = "its held-out numbers would be wrong"
 
     def __init__(
         self,
@@ -96,8 +96,7 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
         # After the checks, which leave builtins only: checkpoints hold nothing else. Loggers are left out since they
         # refuse a task with an argument of the same name (`shape`) and another value.
         self.save_hyperparameters(logger=False)
-        self._seed, self._steps_per_epoch = seed, steps_per_epoch
-        self._dataset = dataset
+        self._dataset, self._seed, self._steps_per_epoch = dataset, seed, steps_per_epoch
         self._load = functools.partial(
             prepare,
             dataset,

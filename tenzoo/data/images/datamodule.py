@@ -21,6 +21,7 @@ from tenzoo.data.images.batches import (
     Images,
     SequentialImageLoader,
     augment_and_normalize,
+    check_images,
 )
 from tenzoo.data.images.label_noise import LabelNoise, check_noise, noise_settings
 from tenzoo.data.resumable import ResumableDataModule
@@ -84,7 +85,7 @@ class ImageDataModule(ResumableDataModule[PreparedImages, ImageLoader]):
             validation set leaves nothing to train on, or the noise does not fit the labels.
     """
 
-    _mismatch = "its numbers would not compare"
+    _mismatch_reason = "its numbers would not compare"
 
     dataset: ClassVar[str]
     """Name of the data set, in checkpoints."""
@@ -217,8 +218,9 @@ class ImageDataModule(ResumableDataModule[PreparedImages, ImageLoader]):
     @override
     def _prepare(self) -> PreparedImages:
         whole, test = self.read_images()
+        shape = (self.num_channels, self.image_size, self.image_size)
         for images in (whole, test):
-            self._check(images)
+            check_images(images, shape, self.num_classes, source=f"{type(self).__name__}.read_images()")
         labels = whole.label
         if self._noise is not None:
             generator = np.random.default_rng([self._seed, _NOISE_STREAM])
@@ -233,19 +235,6 @@ class ImageDataModule(ResumableDataModule[PreparedImages, ImageLoader]):
             splits["val"] = Images(whole.image, labels if self._noisy_validation else whole.label).take(val)
         splits["test"] = test
         return PreparedImages(splits, whole.label[train], self._fingerprint(splits))
-
-    def _check(self, images: Images) -> None:
-        shape = (self.num_channels, self.image_size, self.image_size)
-        if images.image.shape != (len(images), *shape) or images.image.dtype != torch.uint8:
-            raise ValueError(
-                f"expected images of shape (n, {', '.join(map(str, shape))}), uint8, from {type(self).__name__}."
-                f"read_images(), got {tuple(images.image.shape)}, {images.image.dtype}"
-            )
-        if len(images) and not 0 <= int(images.label.min()) <= int(images.label.max()) < self.num_classes:
-            raise ValueError(
-                f"expected labels from 0 to {self.num_classes - 1} from {type(self).__name__}.read_images(), got "
-                f"{int(images.label.min())} to {int(images.label.max())}"
-            )
 
     def _fingerprint(self, splits: Mapping[str, Images]) -> dict[str, Any]:
         return {
