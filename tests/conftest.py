@@ -1,11 +1,10 @@
 import pytest
 
-from tests.data.small_cifar10 import write_cifar10
+from tests.data.small_cifar10 import write_small
 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> str:
     """The folder of a small CIFAR-10 that passes for the official one."""
-    digests = write_cifar10(tmp_path / "cifar10" / "cifar-10-batches-bin")
-    monkeypatch.setattr("tenzoo.data.cifar10_files.SHA1", digests)
+    write_small(tmp_path / "cifar10", monkeypatch)
     return str(tmp_path / "cifar10")

@@ -1,13 +1,16 @@
 """Every config under configs/ trains, and every method goes with every model."""
 
+import importlib
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tenzoo.cli import main
 from tenzoo.cli.commands import PARTS
 from tenzoo.compression import Plan
+from tenzoo.data import ImageDataModule
 from tenzoo.models import CIFARResNet
 
 ROOT = Path(__file__).parent.parent / "configs"
@@ -30,12 +33,19 @@ def test_the_methods_are_all_there():
     assert {path.stem for path in METHODS} == EXPECTED_METHODS
 
 
-def of_cifar10(config):
-    return "CIFAR10DataModule" in config.read_text()
+def images_of(config):
+    """The data module of a config, if its data are images."""
+    module, _, name = yaml.safe_load(config.read_text())["data"]["class_path"].rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    return kind if issubclass(kind, ImageDataModule) else None
 
 
-def small_cifar10(root):
-    return ["--data.init_args.root", root, "--data.init_args.validation_size", "10", "--data.init_args.batch_size", "8"]
+def small_images(kind, folder, monkeypatch):
+    """A few images, which ``write_small`` in ``tests/data/small_<module of the data>.py`` writes, as arguments."""
+    small = importlib.import_module(f"tests.data.small_{kind.__module__.rpartition('.')[2]}")
+    small.write_small(folder, monkeypatch)
+    settings = {"root": folder, "validation_size": 10, "batch_size": 8}
+    return [word for name, value in settings.items() for word in (f"--data.init_args.{name}", str(value))]
 
 
 def compressed(folder, root):
@@ -52,26 +62,29 @@ def compressed(folder, root):
 
 @pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning")
 @pytest.mark.parametrize("config", MODELS, ids=lambda path: path.stem)
-def test_every_model_trains(tmp_path, root, capsys, config):
-    runs = tmp_path / "runs"
-    arguments = small_cifar10(root) if of_cifar10(config) else SMALLER.get(config.stem, [])
+def test_every_model_trains(tmp_path, monkeypatch, capsys, config):
+    runs, folder = tmp_path / "runs", tmp_path / "images"
+    images = images_of(config)
+    arguments = SMALLER.get(config.stem, []) if images is None else small_images(images, folder, monkeypatch)
     if "CompressedNetwork" in config.read_text():
-        arguments += compressed(tmp_path, root)
+        arguments += compressed(tmp_path, str(folder))
         assert 0.99 < Plan.load(tmp_path / "compressed" / "plan.json").parameters / (269_722 / 2.6) <= 1
     assert fit(runs, config, args=arguments) == 0
     printed = capsys.readouterr().out
-    assert ("test" if of_cifar10(config) else "held out") in printed
+    assert ("held out" if images is None else "test") in printed
     assert "nan" not in printed
     written = {path.name for path in (runs / "version_0").iterdir()}
     assert {"config.yaml", "metrics.csv", "checkpoints"} <= written
-    assert ("norm_dynamics.png" in written) == (config.stem != "resnet20_cifar10")  # a dense network has no cores
+    assert ("norm_dynamics.png" in written) == ("NormDynamicsMonitor" in config.read_text())
 
 
 @pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning")
 @pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("config", ["il2_tucker", "tr_resnet20_cifar10"])
-def test_every_method_composes(tmp_path, root, capsys, config, method):
+def test_every_method_composes(tmp_path, monkeypatch, capsys, config, method):
     path = ROOT / f"{config}.yaml"
-    short = [ROOT / "schedules" / "short_cifar10.yaml"] if of_cifar10(path) else []
-    assert fit(tmp_path / "runs", path, *short, method, args=small_cifar10(root) if of_cifar10(path) else []) == 0
-    assert ("test" if of_cifar10(path) else "held out") in capsys.readouterr().out
+    images = images_of(path)
+    short = [] if images is None else [ROOT / "schedules" / "short_cifar10.yaml"]
+    arguments = [] if images is None else small_images(images, tmp_path / "images", monkeypatch)
+    assert fit(tmp_path / "runs", path, *short, method, args=arguments) == 0
+    assert ("held out" if images is None else "test") in capsys.readouterr().out

@@ -14,8 +14,8 @@ from benchmarks.gpu.run import Place
 from benchmarks.loops import quiet
 from tenzoo.callbacks import DeviationAwareScaling
 from tenzoo.data import CIFAR10DataModule
-from tenzoo.data.cifar10 import PreparedImages
-from tenzoo.data.images import Images
+from tenzoo.data.images.batches import Images
+from tenzoo.data.images.datamodule import PreparedImages
 from tenzoo.models import CIFARResNet
 from tenzoo.tasks import SAM, ImageClassificationTask
 from tenzoo.training import NoProfiler

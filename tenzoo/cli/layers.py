@@ -16,7 +16,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
 from tenzoo.cli.configs import load
-from tenzoo.data.sources import DATASETS
+from tenzoo.data.completion import DATASETS
 
 OPTIMIZER = "model.optimizer"
 _ADAPTIVE = frozenset({"Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SparseAdam", "RMSprop"})

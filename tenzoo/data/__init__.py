@@ -1,11 +1,19 @@
 """Data modules: each gives batches of one task, split by seed and checked before training."""
 
-from tenzoo.data.cifar10 import CIFAR10DataModule
-from tenzoo.data.completion import CompletionDataModule
-from tenzoo.data.entries import CompletionBatch, Entries
-from tenzoo.data.images import ImageBatch, ImageLoader, Images, SequentialImageLoader
-from tenzoo.data.label_noise import AsymmetricNoise, HumanNoise, LabelNoise, MatrixNoise, SymmetricNoise
-from tenzoo.data.loader import EntryLoader, SequentialLoader
+from tenzoo.data.completion import CompletionBatch, CompletionDataModule, Entries, EntryLoader, SequentialLoader
+from tenzoo.data.images import (
+    AsymmetricNoise,
+    HumanNoise,
+    ImageBatch,
+    ImageDataModule,
+    ImageLoader,
+    Images,
+    LabelNoise,
+    MatrixNoise,
+    SequentialImageLoader,
+    SymmetricNoise,
+)
+from tenzoo.data.images.cifar10 import CIFAR10DataModule
 
 __all__ = [
     "AsymmetricNoise",
@@ -16,6 +24,7 @@ __all__ = [
     "EntryLoader",
     "HumanNoise",
     "ImageBatch",
+    "ImageDataModule",
     "ImageLoader",
     "Images",
     "LabelNoise",

@@ -7,7 +7,7 @@ def check_int(value: object, *, arg: str, least: int) -> int:
     """An integer that is large enough.
 
     Args:
-        value: What was given.
+        value: The argument.
         arg: Name of the argument, for the error.
         least: The smallest valid value.
 
@@ -20,9 +20,9 @@ def check_int(value: object, *, arg: str, least: int) -> int:
         3
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"expected an integer in `{arg}`, got {value!r}; give an int of at least {least}")
+        raise TypeError(f"expected an integer in `{arg}`, got {value!r}")
     if value < least:
-        raise ValueError(f"expected at least {least} in `{arg}`, got {value}; give a larger number")
+        raise ValueError(f"expected at least {least} in `{arg}`, got {value}")
     return value
 
 
@@ -30,7 +30,7 @@ def check_bool(value: object, *, arg: str) -> bool:
     """A truth value.
 
     Args:
-        value: What was given.
+        value: The argument.
         arg: Name of the argument, for the error.
 
     Raises:
@@ -41,22 +41,22 @@ def check_bool(value: object, *, arg: str) -> bool:
         True
     """
     if not isinstance(value, bool):
-        raise TypeError(f"expected a bool in `{arg}`, got {value!r}; give True or False")
+        raise TypeError(f"expected a bool in `{arg}`, got {value!r}; give true or false")
     return value
 
 
 def check_fraction(value: object, *, arg: str, positive: bool = False, below_one: bool = False) -> float:
-    """A number in [0, 1], with or without its ends.
+    """A number in [0, 1], with or without the ends.
 
     Args:
-        value: What was given.
+        value: The argument.
         arg: Name of the argument, for the error.
         positive: Whether 0 is refused.
         below_one: Whether 1 is refused.
 
     Raises:
         TypeError: If it is not a real number.
-        ValueError: If it is outside of the interval, or NaN.
+        ValueError: If it is outside the interval, or NaN.
 
     Example:
         >>> check_fraction(0, arg="validation_fraction", below_one=True)
@@ -64,8 +64,8 @@ def check_fraction(value: object, *, arg: str, positive: bool = False, below_one
     """
     interval = f"{'(' if positive else '['}0, 1{')' if below_one else ']'}"
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"expected a number in {interval} in `{arg}`, got {value!r}; give a fraction")
+        raise TypeError(f"expected a number in {interval} in `{arg}`, got {value!r}")
     number = float(value)
     if not 0 <= number <= 1 or (positive and number == 0) or (below_one and number == 1):
-        raise ValueError(f"expected a number in {interval} in `{arg}`, got {value!r}; give a fraction in this interval")
+        raise ValueError(f"expected a number in {interval} in `{arg}`, got {value!r}")
     return number

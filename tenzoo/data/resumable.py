@@ -1,4 +1,4 @@
-"""What data modules have in common: data that is prepared once, and a stream of batches that a checkpoint resumes."""
+"""The base of all data modules: data that is prepared once, and training batches that a checkpoint resumes."""
 
 from abc import abstractmethod
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from tenzoo.data.checks import check_int
 from tenzoo.data.loader import Share, ShuffledLoader
-from tenzoo.data.transfer import home_of
+from tenzoo.data.transfer import storage_device
 
 
 class Prepared(Protocol):
@@ -26,28 +26,28 @@ L = TypeVar("L", bound=ShuffledLoader[Any])
 
 
 class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
-    """Prepares its data once, and gives training batches that go on where a checkpoint stopped, in mid-epoch too.
+    """Prepares its data once, and resumes the training batches of a checkpoint, in mid-epoch too.
 
-    Abstract: a subclass says how the data is prepared, and makes the stream. A checkpoint can only be loaded with the
-    data that it was made with.
+    Abstract: a subclass prepares the data and makes the loader of training batches. A checkpoint can only be loaded
+    with its own data.
     """
 
-    _mismatch: ClassVar[str]
-    """What would come of other data."""
+    _mismatch_reason: ClassVar[str]
+    """Why a checkpoint of other data is refused, for the error."""
 
     def __init__(self) -> None:
         super().__init__()
         self._prepared: P | None = None
         self._train_loader: L | None = None
         self.batch_weight = 1.0
-        """What a mean over the current batch is multiplied by, so that all items of a batch that is shared out among
-        several processes count alike (see :class:`~tenzoo.data.loader.Share`)."""
+        """The factor of a mean over the current batch: with it all items of a batch that several processes share count
+        alike (see :class:`~tenzoo.data.loader.Share`)."""
         self.batch_items: float | None = None
-        """Average number of items per process of a batch that is shared out; None for one that is not."""
+        """Average number of items per process of a batch that several processes share; None for any other batch."""
 
     @property
     def batch_size(self) -> int | None:
-        """Items per optimizer step, over all processes together; None means all. A new one begins a new stream."""
+        """Items per optimizer step, over all processes together; None means all. Setting it begins a new stream."""
         size: int | None = self.hparams["batch_size"]
         return size
 
@@ -62,7 +62,7 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
 
     @abstractmethod
     def _make_train_loader(self, **process: Any) -> L:
-        """The stream of training batches, with the arguments ``rank``, ``world_size`` and ``in_flight``."""
+        """The loader of training batches, with the arguments ``rank``, ``world_size`` and ``in_flight``."""
 
     @override
     def setup(self, stage: str | None = None) -> None:
@@ -73,7 +73,7 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
 
     @override
     def train_dataloader(self) -> L:
-        """The stream of training batches; the same object until the next ``setup``, so that it goes on if reloaded."""
+        """The loader of training batches: the same object until the next ``setup``, so reloading continues it."""
         if self._train_loader is None:
             self._train_loader = self._make_train_loader(
                 rank=0 if self.trainer is None else self.trainer.global_rank,
@@ -83,12 +83,12 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
             repeated: int | float = getattr(self.trainer, "overfit_batches", 0)
             if repeated:
                 share = isinstance(repeated, float)
-                self._train_loader.repeats = int(repeated * len(self._train_loader)) if share else int(repeated)
+                self._train_loader.num_repeated = int(repeated * len(self._train_loader)) if share else int(repeated)
         return self._train_loader
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Moves a batch, without the search through nested collections that Lightning makes, and notes its weight."""
+        """Moves a batch without Lightning's search through nested collections, and notes its weight."""
         self.batch_weight, self.batch_items = 1.0, None
         if isinstance(batch, Share):
             batch, self.batch_weight, self.batch_items = batch
@@ -99,20 +99,20 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """A fingerprint of the data, and the place in the stream of training batches; empty before ``setup``."""
+        """The fingerprint of the data, and the place in the stream of training batches; empty before ``setup``."""
         if self._prepared is None:
-            return {}  # a checkpoint may be written because setup failed
+            return {}  # as in a checkpoint that is written because setup failed
         stream = {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
         return {**self._prepared.fingerprint, **stream}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuses the state of other data, and moves to its place in the stream of batches.
+        """Refuses the state of other data, and moves to the place in the stream of training batches.
 
-        Lightning restores the loader itself too, but not from a checkpoint written at the end of an epoch.
+        Lightning restores the loader too, but not from a checkpoint written at the end of an epoch.
 
         Raises:
-            ValueError: If the state was made with other data, or with another split of it.
+            ValueError: If the state belongs to other data, or to another split.
         """
         if self._prepared is None:
             self.setup()  # load_from_checkpoint comes here with a new object
@@ -120,11 +120,11 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
             if state_dict.get(field) != value:
                 raise ValueError(
                     f"expected the `{field}` of the checkpoint, {state_dict.get(field)!r}, got {value!r}: "
-                    f"{self._mismatch}; set the data up as in the checkpoint, or load the model's weights alone"
+                    f"{self._mismatch_reason}; set the data up as in the checkpoint, or load the model's weights alone"
                 )
         if "train_loader" in state_dict:
             self.train_dataloader().load_state_dict(state_dict["train_loader"])
-        elif self._train_loader is not None:  # saved before the first batch, as by a search that is undone afterwards
+        elif self._train_loader is not None:  # saved before the first batch, as Lightning's tuner does
             self._train_loader.load_state_dict({"permutation": 0, "batch": 0})
 
     @property
@@ -133,12 +133,12 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
             raise RuntimeError("expected data that is set up, got none yet; call setup() first")
         return self._prepared
 
-    def _home_of(self, *data: Tensor) -> torch.device:
-        """Where to keep the training data."""
-        return torch.device("cpu") if self.trainer is None else home_of(data, self.trainer.strategy.root_device)
+    def _storage_device(self, *data: Tensor) -> torch.device:
+        """The device that stores the training data."""
+        return torch.device("cpu") if self.trainer is None else storage_device(data, self.trainer.strategy.root_device)
 
     def _in_flight(self) -> int:
-        # 1 where a checkpoint is written because a training step raised: that batch has to come again.
+        # 1 in a checkpoint that is written because a training step raised: that batch must come again.
         if self.trainer is None:
             return 0
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current

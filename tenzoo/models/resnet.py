@@ -112,8 +112,8 @@ class CIFARResNet(nn.Module):
     def load_pretrained(self, path: str | Path) -> Self:
         """Load the weights of a published file of this network.
 
-        It reads files of state dicts in all their forms (see :func:`~tenzoo.weight_files.load_weights_`), and runs no code
-        from them.
+        It reads files of state dicts in all their forms (see :func:`~tenzoo.weight_files.load_weights_`), and runs no
+        code from them.
 
         Args:
             path: Path of the file.

@@ -30,7 +30,7 @@ def run(folder, *words, command="fit"):
     [
         (SIX.replace("2,", "20000000,"), [], "as ids are; number them from 0 to 2, or give `shape`"),
         (SIX, ["--data.shape", "[20000000000,3]"], "number the indices of each mode without gaps, or lower `rank`"),
-        (numbered(SIX + SIX), [], "as row numbers are; leave the column"),
+        (numbered(SIX + SIX), [], "like row numbers; leave the column"),
         (",user,film,stars\n" + numbered(SIX), [], "column 1 of `dataset`"),
         ("1,1,5\n1,2,4\n2,1,3\n", [], "got 1 to 2; subtract 1 if they count from 1"),
         (SIX.replace(",5", ",-999"), [], "got 1 times -999 where all others are from 0 to 4; write NaN for it"),

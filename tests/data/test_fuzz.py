@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from tenzoo.data import HumanNoise
-from tenzoo.data.cifar10_files import fetch, read
-from tenzoo.data.files import read_entries, read_index
+from tenzoo.data.completion.files import read_entries, read_index
+from tenzoo.data.images.cifar10_files import fetch, read
 from tests.data.small_cifar10 import NAMES, write_cifar10
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -225,7 +225,7 @@ def run(read_one: Callable[[Path, int], bool], folder: Path, numbers) -> dict[st
 
 @pytest.fixture
 def digests(tmp_path, monkeypatch):
-    monkeypatch.setattr("tenzoo.data.cifar10_files.SHA1", write_cifar10(tmp_path / "for_digests", per_file=2))
+    monkeypatch.setattr("tenzoo.data.images.cifar10_files.SHA1", write_cifar10(tmp_path / "for_digests", per_file=2))
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CORPUS.iterdir()))

@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from tenzoo.data import CIFAR10DataModule, CompletionDataModule, cifar10_files
+from tenzoo.data import CIFAR10DataModule, CompletionDataModule
+from tenzoo.data.images import cifar10_files
 from tenzoo.data.loader import Share
 from tenzoo.tasks import CompletionTask, DistillationTask, ImageClassificationTask
 from tenzoo.training import batch_weight

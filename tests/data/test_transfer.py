@@ -3,9 +3,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tenzoo.data import CompletionDataModule, Entries, EntryLoader
-from tenzoo.data.images import ImageLoader, Images
-from tenzoo.data.transfer import MAX_RESIDENT_BYTES, home_of, upload
+from tenzoo.data import CompletionDataModule, Entries, EntryLoader, ImageLoader, Images
+from tenzoo.data.transfer import MAX_RESIDENT_BYTES, storage_device, upload
 from tests.accelerator import Calls, fake_cuda
 
 META = torch.device("meta")
@@ -40,14 +39,16 @@ def test_nothing_is_copied_on_the_cpu():
 def test_small_data_lives_on_the_accelerator_and_large_data_does_not():
     largest = torch.empty(MAX_RESIDENT_BYTES, dtype=torch.uint8, device=META)
     cuda, cpu = torch.device("cuda", 1), torch.device("cpu")
-    assert home_of((largest,), cuda) == cuda
-    assert home_of((largest, torch.zeros(1)), cuda) == cpu
-    assert home_of((torch.zeros(1),), cpu) == cpu
+    assert storage_device((largest,), cuda) == cuda
+    assert storage_device((largest, torch.zeros(1)), cuda) == cpu
+    assert storage_device((torch.zeros(1),), cpu) == cpu
 
 
 def test_data_modules_keep_their_training_data_with_the_trainer(monkeypatch):
     made = []
-    monkeypatch.setattr("tenzoo.data.completion.EntryLoader", lambda *args, **kwargs: made.append(kwargs["device"]))
+    monkeypatch.setattr(
+        "tenzoo.data.completion.datamodule.EntryLoader", lambda *args, **kwargs: made.append(kwargs["device"])
+    )
     data = CompletionDataModule("covid")
     data.setup()
     for device in (torch.device("cuda", 1), torch.device("cpu")):

@@ -25,7 +25,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def use_files(digests: dict[str, str]) -> None:
-    import tenzoo.data.cifar10_files as files
+    import tenzoo.data.images.cifar10_files as files
 
     files.SHA1 = digests  # type: ignore[assignment]
 
@@ -42,7 +42,7 @@ def difference(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
 
 
 def both(rows: list[tuple[str, str]], root: str, **settings: Any) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    import tenzoo.data.cifar10_files as files
+    import tenzoo.data.images.cifar10_files as files
 
     return list(zip(*in_processes(trained, rows, root, files.SHA1, settings), strict=True))
 
@@ -131,7 +131,7 @@ def climbed_alone(root: str, digests: Any) -> list[float]:
 
 
 def test_without_sync_each_rank_climbs_by_its_own_batch(root):
-    import tenzoo.data.cifar10_files as files
+    import tenzoo.data.images.cifar10_files as files
 
     for rank in in_processes(climbed_alone, root, files.SHA1):
         assert max(rank) < 1e-10

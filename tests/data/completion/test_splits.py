@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenzoo.data.entries import Entries
-from tenzoo.data.splits import split_entries
+from tenzoo.data.completion.entries import Entries
+from tenzoo.data.completion.splits import split_entries
 
 
 def grid(rows: int, columns: int) -> Entries:

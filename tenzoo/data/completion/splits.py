@@ -1,4 +1,4 @@
-"""Which entries are trained on, validated on, and held out."""
+"""Splits the known entries for training, validation and a held-out test."""
 
 import math
 from collections.abc import Sequence
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from tenzoo.data.entries import Entries
+from tenzoo.data.completion.entries import Entries
 
 SPLIT_NAMES = ("train", "val", "held_out")
-"""All splits there can be, in their fixed order."""
+"""All possible splits, in their order."""
 
 _SPLIT_STREAM = 0x5B117
 
@@ -20,21 +20,21 @@ def split_entries(
     """Splits the known entries at random.
 
     Of the n known entries ``round(observed_fraction · n)`` are observed; of these ``round(validation_fraction ·
-    observed)`` are ``val`` and the rest ``train``; all others are ``held_out``. Rounding is Python's, halves to the
-    even number. The draw has a generator of its own that depends on ``seed`` alone.
+    observed)`` are ``val`` and the rest ``train``; all others are ``held_out``. Halves are rounded to the even number.
+    The random generator depends on ``seed`` alone.
 
     Args:
         entries: The known entries.
         shape: The tensor's mode sizes.
-        observed_fraction: Fraction in (0, 1]. 1 is allowed where the tensor has unknown cells besides.
+        observed_fraction: Fraction in (0, 1]. 1 is allowed where the tensor has unknown cells.
         validation_fraction: Fraction in [0, 1) of the observed entries.
         seed: Chooses the split.
 
     Returns:
-        The splits that were asked for, in the order of :data:`SPLIT_NAMES`, the entries of each in their given order.
+        The splits with a fraction above 0, in the order of :data:`SPLIT_NAMES`. Entries keep their order.
 
     Raises:
-        ValueError: If nothing would be left to complete, or a split has fewer than 2 entries.
+        ValueError: If nothing is left to complete, or a split has fewer than 2 entries.
 
     Example:
         >>> entries = Entries(torch.cartesian_prod(torch.arange(4), torch.arange(5)), torch.arange(20.0))
@@ -44,7 +44,7 @@ def split_entries(
     """
     if observed_fraction == 1 and len(entries) == math.prod(shape):
         raise ValueError(
-            "expected less than 1 in `observed_fraction` where no entry is missing, got 1; leave something to complete"
+            "expected less than 1 in `observed_fraction` where no entry is missing, got 1: nothing is left to complete"
         )
     num_observed = round(observed_fraction * len(entries))
     num_val = round(validation_fraction * num_observed)

@@ -53,7 +53,7 @@ def publish(root: str, monkeypatch) -> Path:
     archive = Path(root) / "published.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(Path(root) / "cifar-10-batches-bin", "cifar-10-batches-bin")
-    monkeypatch.setattr("tenzoo.data.cifar10_files.MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr("tenzoo.data.images.cifar10_files.MD5", hashlib.md5(archive.read_bytes()).hexdigest())
     for name in NAMES:
         file(root, name).unlink()
     return archive

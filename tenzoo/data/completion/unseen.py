@@ -1,4 +1,4 @@
-"""The cells of a tensor that are to be completed."""
+"""The cells of a tensor that are not trained on."""
 
 import math
 from collections.abc import Sequence
@@ -8,21 +8,23 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from tenzoo.data.entries import Array, CompletionBatch, Entries
-from tenzoo.data.loader import EVALUATION_BATCH_SIZE, OrderedLoader
+from tenzoo.data.arrays import Array
+from tenzoo.data.completion.entries import CompletionBatch, Entries
+from tenzoo.data.completion.loaders import EVALUATION_BATCH_SIZE
+from tenzoo.data.loader import OrderedLoader
 
 
 class UnseenLoader(OrderedLoader[CompletionBatch]):
     """All cells of a tensor that are not trained on, in lexicographic order, with the values that are known.
 
-    A batch is made when it comes, so memory follows the known entries and not the cells. Of the cells, numbered in
-    lexicographic order, let ``t_0 < t_1 < …`` be those that are trained on: ``t_i − i`` others come before ``t_i``, so
-    the u-th of the others has the number u plus the count of all i with ``t_i − i ≤ u``.
+    Batches are made one at a time, so memory grows with the known entries and not with the cells. Number the cells in
+    lexicographic order, and let ``t_0 < t_1 < …`` be those that are trained on: ``t_i − i`` others come before ``t_i``,
+    so the u-th of the others has the number u plus the count of all i with ``t_i − i ≤ u``.
 
     Args:
         shape: Mode sizes, of at most 2^63 − 1 cells.
         train: The entries that are trained on, in lexicographic order, each once.
-        known: All known entries, likewise.
+        known: All known entries, in lexicographic order, each once.
         batch_size: Cells per batch.
 
     Example:
@@ -48,7 +50,7 @@ class UnseenLoader(OrderedLoader[CompletionBatch]):
 
     @override
     def _batch(self, rows: slice) -> CompletionBatch:
-        # In NumPy, which finds places several times faster than torch does on one core.
+        # NumPy searches several times faster than torch on one core.
         unseen = np.arange(rows.start, min(rows.stop, self._count))
         number = unseen + np.searchsorted(self._others_before, unseen, side="right")
         place = np.searchsorted(self._known, number).clip(max=len(self._known) - 1)

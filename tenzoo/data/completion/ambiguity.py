@@ -1,23 +1,23 @@
-"""What can be read in two ways in a user's own file is refused, with what makes it plain."""
+"""Refusals of user files that can be read in two ways. Each error says how to make the file unambiguous."""
 
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
-from tenzoo.data.entries import Array
-from tenzoo.data.markers import check_markers
+from tenzoo.data.arrays import Array
+from tenzoo.data.completion.missing_values import check_markers
 
 _MAX_MODES = 8
-"""A list of entries with more columns of indices than this is a dense table, unless a shape says otherwise."""
+"""A list of entries with more columns of indices is a dense table, unless a shape is given."""
 _MIN_ROWS = 10
-"""In fewer rows all indices of a column may differ by chance."""
+"""With fewer rows all indices of a column may differ by chance."""
 _MIN_DIGITS = 20
-"""So many decimals are hardly ever all from 1 to 5; three times as many of two digits hardly ever without a 0 first."""
+"""This many decimals are rarely all from 1 to 5; three times as many of two digits rarely lack a leading 0."""
 _LEAST_TIMESTAMP = 1000
 _FROM_1990, _TO_2040 = 631_152_000, 2_208_988_800
 _ROW_NAMES = frozenset({"", "unnamed: 0", "index", "row", "id"})
-"""What a column of row numbers is called, in lower case."""
+"""Names of a column of row numbers, in lower case."""
 _RATING_NAMES = frozenset({"rating", "ratings", "star", "stars"})
 _VALUE_NAMES = _RATING_NAMES | {"value", "values", "score", "scores"}
 _TIME_NAMES = frozenset({"timestamp", "timestamps", "date", "datetime", "epoch", "unix", "unixtime", "when", "created"})
@@ -26,10 +26,10 @@ _INDEX_NAMES = frozenset({"id", "ids", "idx", "index", "key", "type"})
 
 
 def check_columns(names: Sequence[str] | None, *, arg: str) -> None:
-    """Refuse a table whose header says that the last column is not the value.
+    """Refuse a table whose header shows that the last column is not the value.
 
     Raises:
-        ValueError: If so.
+        ValueError: If it does.
 
     Example:
         >>> check_columns(["user", "film", "rating"], arg="dataset")
@@ -51,7 +51,7 @@ def check_columns(names: Sequence[str] | None, *, arg: str) -> None:
 
 
 def check_no_times(values: Array, names: Sequence[str] | None, *, arg: str) -> None:
-    """Refuse values that are seconds or milliseconds since 1970, or dates such as 20260131, unless a header names them.
+    """Refuse values that are times since 1970 or dates such as 20260131, unless a header calls them values.
 
     Raises:
         ValueError: If all of them lie from 1990 to 2040.
@@ -84,12 +84,12 @@ def is_rating(names: Sequence[str] | None) -> bool:
 
 
 def check_same_columns(names: Sequence[str], expected: Sequence[str], *, arg: str) -> None:
-    """Refuse cells whose columns are called otherwise than those of the data, or stand in another order.
+    """Refuse cells whose columns have other names than those of the data, or another order.
 
-    Upper and lower case, spaces and quotes make no difference.
+    Case, spaces and quotes do not matter.
 
     Raises:
-        ValueError: If so.
+        ValueError: If the names differ.
 
     Example:
         >>> check_same_columns(["User", "film"], ["user", "film"], arg="predict_index")
@@ -97,8 +97,8 @@ def check_same_columns(names: Sequence[str], expected: Sequence[str], *, arg: st
     given, own = ([_bare(name) for name in row] for row in (names, expected))
     if [name.lower() for name in given] != [name.lower() for name in own]:
         raise ValueError(
-            f"expected the columns {','.join(own)} of the data in `{arg}`, got {','.join(given)}; write them in that "
-            "order, under those names"
+            f"expected the columns {','.join(own)} of the data in `{arg}`, got {','.join(given)}; use that order and "
+            "those names"
         )
 
 
@@ -117,11 +117,11 @@ def _is_value(name: str) -> bool:
 
 
 def check_numbering(index: Array, names: Sequence[str] | None, *, arg: str) -> None:
-    """Refuse indices that are no plain numbering of each mode from 0 on. Not asked where the user gives a shape.
+    """Refuse indices that do not number each mode from 0. Call it only where the user gives no shape.
 
     Args:
         index: Shape ``(n, order)``, int64, at least 0, each row once.
-        names: Of the columns, if the file has a header.
+        names: The names of the columns, if the file has a header.
         arg: Name of the argument, for the errors.
 
     Raises:
@@ -144,8 +144,8 @@ def check_numbering(index: Array, names: Sequence[str] | None, *, arg: str) -> N
         named = names is not None and name.lower() in _ROW_NAMES
         if different == count and count >= (2 if named else _MIN_ROWS):
             raise ValueError(
-                f"expected indices that occur again in {where}, got another one in each of {count} rows, as row "
-                "numbers are; leave the column out, or give `shape` if it is a mode"
+                f"expected repeated indices in {where}, got a different one in each of {count} rows, like row "
+                "numbers; leave the column out, or give `shape` if it is a mode"
             )
         if 2 * different <= largest:
             raise ValueError(
@@ -160,18 +160,18 @@ def check_numbering(index: Array, names: Sequence[str] | None, *, arg: str) -> N
 
 
 def check_last_columns(table: Array, *, padded: bool, arg: str) -> None:
-    """Refuse a table without names whose last two columns may be one number with a decimal comma, or a timestamped one.
+    """Refuse a table without names whose last two columns may be a number with a decimal comma, or value and time.
 
-    So it may be where all numbers are whole and the rows differ without the last index. Not asked where the user gives
-    a shape.
+    They may be if all numbers are whole and the rows differ without the last index. Call it only where the user gives
+    no shape.
 
     Args:
         table: Shape ``(n, order + 1)``.
-        padded: Whether a number of the last column is written with a zero in front.
+        padded: Whether a number of the last column starts with a zero.
         arg: Name of the argument, for the error.
 
     Raises:
-        ValueError: If so.
+        ValueError: If they may be.
 
     Example:
         >>> check_last_columns(np.array([[0, 0, 0, 2], [0, 0, 1, 5]]), padded=False, arg="dataset")
@@ -192,10 +192,10 @@ def check_last_columns(table: Array, *, padded: bool, arg: str) -> None:
 
 
 def check_dense(values: Array, *, arg: str) -> None:
-    """Refuse a dense array in which a number may stand for a missing value.
+    """Refuse a dense array in which a number may mark a missing value.
 
     Raises:
-        ValueError: For zeros in an array of integers, which has no NaN, and for the usual markers.
+        ValueError: For zeros in an array of integers, which has no NaN, and for markers.
 
     Example:
         >>> check_dense(np.array([[0.0, 1.0], [2.0, np.nan]]), arg="dataset")

@@ -1,4 +1,4 @@
-"""Labelled images as bytes: batches of them, and their augmentation and normalization as whole batches."""
+"""Labelled images as bytes: their batches, and the augmentation and normalization of whole batches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ PADDING = 4
 """Zeros on each side of an image, from which a crop of the image's own size is taken."""
 
 EVALUATION_IMAGES = 500
-"""Images per batch where nothing is learned, unless training batches are larger."""
+"""Images per batch in evaluation, unless training batches are larger."""
 
 _AUGMENTATION_STREAM = 0xC80F
 
 
 class ImageBatch(NamedTuple):
-    """Images as they are stored, and what was drawn to augment them.
+    """Images as they are stored, and the random numbers that augment them.
 
     Args:
         image: Shape ``(B, C, H, W)``, uint8.
         label: Shape ``(B,)``, int64.
         crop: Row and column of each crop's corner in the padded image, shape ``(B, 2)``, int64, from 0 to 8;
-            ``None`` leaves the images where they are.
+            ``None`` crops nothing.
         flip: Which images are mirrored left to right, shape ``(B,)``, bool; ``None`` mirrors none.
     """
 
@@ -64,23 +64,48 @@ class Images:
         return Images(self.image[rows], self.label[rows])
 
 
+def check_images(images: Images, shape: tuple[int, ...], num_classes: int, *, source: str) -> None:
+    """Refuse no images, images of another shape or type, and labels that are not classes.
+
+    Args:
+        images: To be checked.
+        shape: Of each image, ``(C, H, W)``.
+        num_classes: Number of classes; labels count from 0.
+        source: Where the images come from, for the errors.
+
+    Raises:
+        ValueError: If they are not as expected.
+
+    Example:
+        >>> images = Images(torch.zeros(2, 1, 28, 28, dtype=torch.uint8), torch.tensor([0, 4]))
+        >>> check_images(images, (1, 28, 28), 5, source="a file")
+    """
+    if len(images) == 0 or images.image.shape != (len(images), *shape) or images.image.dtype != torch.uint8:
+        raise ValueError(
+            f"expected images of shape (n, {', '.join(map(str, shape))}), n >= 1, uint8, from {source}, got "
+            f"{tuple(images.image.shape)}, {images.image.dtype}"
+        )
+    smallest, largest = int(images.label.min()), int(images.label.max())
+    if smallest < 0 or largest >= num_classes:
+        raise ValueError(f"expected labels from 0 to {num_classes - 1} from {source}, got {smallest} to {largest}")
+
+
 class ImageLoader(ShuffledLoader[ImageBatch]):
     """Training batches of images, an endless and resumable stream (see :class:`~tenzoo.data.loader.ShuffledLoader`).
 
-    With ``augment`` each batch carries the place of every image's crop and whether it is mirrored, drawn uniformly
-    by a generator that depends on the seed and on the batch's place in the stream alone: a resumed run, or one with
-    more processes, augments each image the same way. The images themselves stay bytes until
-    :func:`augment_and_normalize`.
+    With ``augment`` each batch carries the corner of each crop and whether it is mirrored, drawn uniformly. The random
+    generator depends only on the seed and on the place of the batch in the stream: a resumed run, or one with more
+    processes, augments each image in the same way. The images stay bytes until :func:`augment_and_normalize`.
 
     Args:
-        images: What to draw from.
+        images: The images to draw from.
         batch_size: Images per batch over all ranks together.
         seed: Chooses the permutations, crops and flips.
         augment: Whether to draw crops and flips.
         rank: Number of this process.
         world_size: Number of processes.
-        in_flight: Says how many batches were handed out and not trained on yet, at the moment a state is asked for.
-        device: Where the images are kept and batches are made; ``None`` is the CPU.
+        in_flight: Returns how many batches were yielded and are not trained on yet, when a state is read.
+        device: Where the images are stored and batches are made; ``None`` is the CPU.
 
     Raises:
         TypeError: If a count is not an integer.
@@ -108,7 +133,7 @@ class ImageLoader(ShuffledLoader[ImageBatch]):
         device: torch.device | None = None,
     ) -> None:
         if len(images) == 0:
-            raise ValueError("expected at least one image in `images`, got none; give a non-empty split")
+            raise ValueError("expected at least one image in `images`, got none")
         super().__init__(
             len(images),
             batch_size=batch_size,
@@ -131,15 +156,17 @@ class ImageLoader(ShuffledLoader[ImageBatch]):
         generator = np.random.default_rng([self._seed, _AUGMENTATION_STREAM, *divmod(step, self._num_batches)])
         crop = torch.from_numpy(generator.integers(2 * PADDING + 1, size=(len(rows), 2)))
         flip = torch.from_numpy(generator.integers(2, size=len(rows)).astype(np.bool_))
-        # Ranks share the draws for the batch, as they share its images.
+        # Each rank takes the numbers of its own images.
         return ImageBatch(image, label, *(upload(self._shard(drawn), self._device) for drawn in (crop, flip)))
 
 
 class SequentialImageLoader(OrderedLoader[ImageBatch]):
-    """All images in their order, in each process (see :class:`~tenzoo.data.loader.OrderedLoader`); none is augmented.
+    """All images in their order, in each process, without augmentation.
+
+    See :class:`~tenzoo.data.loader.OrderedLoader`.
 
     Args:
-        images: What to go through.
+        images: The images to iterate over.
         batch_size: Images per batch.
 
     Raises:
@@ -166,16 +193,16 @@ def augment_and_normalize(
 ) -> tuple[Tensor, Tensor]:
     """Crops, mirrors and normalizes a whole batch on its device.
 
-    An image x becomes ``(x / 255 - mean) / std`` per channel; what a crop takes of the padding is 0 before that, as
-    in He et al. (2016, arXiv:1512.03385, section 4.2). It is cropped and mirrored as bytes, a quarter of the memory
-    traffic of float32.
+    An image x becomes ``(x / 255 - mean) / std`` per channel; the padding is 0 before that, as in He et al. (2016,
+    arXiv:1512.03385, section 4.2). Images are cropped and mirrored as bytes, with a quarter of the memory traffic of
+    float32.
 
     Args:
-        batch: As a loader gives it. Without crops and flips the images are only normalized.
+        batch: A batch of a loader. Without crops and flips the images are only normalized.
         mean: Per channel, shape ``(C,)``, of values in [0, 1]; on the batch's device.
         std: Per channel, shape ``(C,)``; on the batch's device.
-        memory_format: How the result is laid out. Convolutions on CPUs, and in half precision on GPUs, are fastest in
-            ``channels_last``.
+        memory_format: The memory layout of the result. Convolutions on CPUs, and in half precision on GPUs, are
+            fastest in ``channels_last``.
 
     Returns:
         Images, shape ``(B, C, H, W)``, float32, and labels, shape ``(B,)``, int64.

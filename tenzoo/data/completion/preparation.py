@@ -1,4 +1,4 @@
-"""From the arguments of a completion data module to checked, split data with a fingerprint."""
+"""Makes checked and split data, with a fingerprint, from the arguments of a completion data module."""
 
 import hashlib
 import math
@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from tenzoo.data.entries import Entries
-from tenzoo.data.files import INDEX_ENDINGS, index_names, read_index
-from tenzoo.data.sources import DATASETS, load_entries
-from tenzoo.data.splits import split_entries
+from tenzoo.data.completion.entries import Entries
+from tenzoo.data.completion.files import INDEX_ENDINGS, read_index
+from tenzoo.data.completion.sources import DATASETS, load_entries
+from tenzoo.data.completion.splits import split_entries
 
 BENCHMARK_FRACTION = 0.3
-"""Of the known entries that are observed of a public data set, unless it is said otherwise."""
+"""Fraction of the known entries of a public data set that is observed, unless one is given."""
 
 HELD_OUT = "held_out"
-"""The split that ``predict_index`` may name in place of a file."""
+"""The split that ``predict_index`` may name instead of a file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +30,9 @@ class PreparedData:
         known: Every known entry.
         shape: Mode sizes of the tensor.
         splits: The non-empty splits of ``known``, by name.
-        location: What to subtract from values, in their unit.
-        scale: What to divide values by, in their unit.
-        wanted: Indices to predict, shape ``(m, order)``, if the user chose some.
+        location: The number to subtract from values, in their unit.
+        scale: The number to divide values by, in their unit.
+        predict_index: Indices to predict, shape ``(m, order)``, if the user chose some.
         fingerprint: Builtins that tell this data and split from any other.
     """
 
@@ -41,7 +41,7 @@ class PreparedData:
     splits: dict[str, Entries]
     location: float
     scale: float
-    wanted: Tensor | None
+    predict_index: Tensor | None
     fingerprint: dict[str, Any]
 
 
@@ -56,7 +56,7 @@ def prepare(
     num_entries: int | None,
     predict_index: str | None,
 ) -> PreparedData:
-    """Loads, checks and splits. The arguments are those of :class:`tenzoo.data.CompletionDataModule`.
+    """Loads, checks and splits. For the arguments see :class:`tenzoo.data.CompletionDataModule`.
 
     Raises:
         ValueError: If a file is not valid, a split has fewer than 2 entries, or constant values are to be standardized.
@@ -86,8 +86,8 @@ def prepare(
         "num_entries": {name: len(split) for name, split in splits.items()},
         "checksum": {name: checksum(split) for name, split in splits.items()},
     }
-    wanted = _wanted(predict_index, dataset, splits, sizes)
-    return PreparedData(known, sizes, splits, location, scale, wanted, fingerprint)
+    chosen = _chosen_index(predict_index, splits, sizes)
+    return PreparedData(known, sizes, splits, location, scale, chosen, fingerprint)
 
 
 def _check_something_missing(dataset: str, known: Entries, shape: tuple[int, ...], observed_fraction: float) -> None:
@@ -97,17 +97,17 @@ def _check_something_missing(dataset: str, known: Entries, shape: tuple[int, ...
     raise ValueError(
         f"expected a number in (0, 1) in `observed_fraction` for {dataset!r}, whose {' × '.join(map(str, shape))} "
         f"cells are all known{f' ({zeros} of them 0)' if zeros else ''}, got None; write NaN where a value is missing, "
-        "write a list of entries as .csv, or say which fraction to train on"
+        "write a list of entries as .csv, or set `observed_fraction` to the fraction to train on"
     )
 
 
-def described(dataset: str, data: PreparedData) -> str:
-    """What was made of a file, in a line.
+def summary(dataset: str, data: PreparedData) -> str:
+    """One line on the data of a file and its splits.
 
     Example:
         >>> options = {"standardize": False, "shape": None, "num_entries": None, "predict_index": None}
         >>> data = prepare("il2", observed_fraction=0.5, validation_fraction=0.0, seed=1, **options)
-        >>> described("x", data).removesuffix(" to train on, 0 to validate, 2400 held out")
+        >>> summary("x", data).removesuffix(" to train on, 0 to validate, 2400 held out")
         "'x': 13 × 4 × 12 × 8 cells, 4800 known (96.2 %) from 0 to 1, 828 of them 0: 2400"
     """
     cells, count = math.prod(data.shape), len(data.known)
@@ -125,18 +125,14 @@ def described(dataset: str, data: PreparedData) -> str:
         for mode, length in enumerate(data.shape)
         if (lacking := length - len(np.unique(trained[:, mode])))
     ]
-    return (
-        f"{line}; nothing to train on, so that predictions mean nothing, at {', '.join(without)}" if without else line
-    )
+    return f"{line}; no training entries, so predictions have no meaning, at {', '.join(without)}" if without else line
 
 
-def _wanted(
-    predict_index: str | None, dataset: str, splits: dict[str, Entries], shape: tuple[int, ...]
-) -> Tensor | None:
+def _chosen_index(predict_index: str | None, splits: dict[str, Entries], shape: tuple[int, ...]) -> Tensor | None:
     if predict_index is None:
         return None
     if predict_index != HELD_OUT:
-        return read_index(Path(predict_index), shape, names=index_names(Path(dataset)))
+        return read_index(Path(predict_index), shape, names=splits["train"].mode_names)
     if HELD_OUT not in splits:
         raise ValueError(
             f"expected a path or None in `predict_index` where nothing is held out, got {predict_index!r}; leave it out"
@@ -157,7 +153,7 @@ def moments(value: Tensor) -> tuple[float, float]:
     if value.min() == value.max():
         raise ValueError(
             f"expected training values that differ for `standardize`, got {len(value)} times {value[0].item()}; "
-            "turn it off"
+            "set it to false"
         )
     return value.double().mean().item(), value.double().std(correction=0).item()
 
@@ -188,9 +184,9 @@ def check_predict_index(predict_index: object) -> None:
     if predict_index is None or predict_index == HELD_OUT:
         return
     if not isinstance(predict_index, str):
-        raise TypeError(f"expected a path as str in `predict_index`, got {predict_index!r}; give a string")
+        raise TypeError(f"expected a path as str in `predict_index`, got {predict_index!r}")
     if Path(predict_index).suffix.lower() not in INDEX_ENDINGS:
         raise ValueError(
             f"expected a file ending in {' or '.join(INDEX_ENDINGS)}, or {HELD_OUT!r}, in `predict_index`, got "
-            f"{predict_index!r}; convert it"
+            f"{predict_index!r}"
         )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tenzoo.data import AsymmetricNoise, HumanNoise, LabelNoise, MatrixNoise, SymmetricNoise
-from tenzoo.data.label_noise import check_noise, noise_settings
+from tenzoo.data.images.label_noise import check_noise, noise_settings
 
 CLEAN = torch.arange(10).repeat(10_000)
 
@@ -239,8 +239,12 @@ def test_a_number_is_the_rate_of_symmetric_noise():
     assert noise_settings(check_noise(0.4)) == noise_settings(SymmetricNoise(0.4))
     assert check_noise(None) is None
     assert noise_settings(None) is None
-    short = {"class_path": "tenzoo.data.SymmetricNoise", "init_args": {"rate": 0.4}}
-    assert noise_settings(check_noise(short)) == noise_settings(SymmetricNoise(0.4))
+
+
+@pytest.mark.parametrize("module", ["tenzoo.data", "tenzoo.data.label_noise", "tenzoo.data.images.label_noise"])
+def test_checkpoints_name_the_class_by_where_it_is_or_was(module):
+    settings = {"class_path": f"{module}.SymmetricNoise", "init_args": {"rate": 0.4}}
+    assert noise_settings(check_noise(settings)) == noise_settings(SymmetricNoise(0.4))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""Numbers that stand for a missing value: what they look like, and when they are refused."""
+"""Numbers that mark missing values: what they look like, and when they are refused."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from tenzoo.data.entries import Array
+from tenzoo.data.arrays import Array
 
 _NINES = tuple(float("9" * digits) for digits in range(3, 9))
 _HUGE = (1e20, 1e30, 1e34, 1e35, 1e36, 1e37, 1e38, 9.969209968386869e36, 9.96921e36, 1.70141e38, 1.7014118e38)
@@ -15,17 +15,18 @@ _USUAL = (
     *(-99.0, -99.9, -99.99, -999.9, -999.99, -9999.9, -888.0, -7777.0, -1e10),
     *map(float, _LIMITS),
 )
-"""Stand for missing values wherever they are far off. NumPy's masked arrays write 999999 and 1e20, netCDF 9.97e36."""
+"""Mark missing values wherever they are far from all others. NumPy's masked arrays write 999999 and 1e20, netCDF writes
+9.97e36."""
 _POSSIBLE = (
     *(-1.0, -77.0, 77.0, -88.0, 88.0, 99.0, -777.0, 777.0, 888.0, 99.9, 999.9, 1e10, 1e15),
     *(-127.0, -128.0, 127.0, 255.0, 32767.0, -65504.0, 65504.0, 65535.0, -1e3, -1e4, -1e5, -1e6),
     *(63.0, 16959.0),  # 999999 in one byte and in two
 )
-"""Stand for missing values only where they occur again, among at least three others."""
+"""Mark missing values only if they are repeated, among at least three others."""
 _SATURATED = (127.0, 255.0)
-"""Bytes are cut off there, with or without a gap below."""
+"""Bytes saturate here, with or without a gap below."""
 _LEAST_PEAK = 9999
-"""A price may be 999 again and again."""
+"""A price may often be 999."""
 _LEAST_CODE = 256
 """Smaller whole numbers are limits of bytes, percentages and scales."""
 _FEW = 3
@@ -34,7 +35,15 @@ _MANY = 10
 
 @dataclass(frozen=True)
 class _Rest:
-    """What is no marker: its smallest and largest value, widest gap, how many differ, the most one but 0 occurs."""
+    """The values that are not markers.
+
+    Args:
+        low: The smallest.
+        high: The largest.
+        spacing: The widest gap between neighbors.
+        different: The number of different values.
+        most: How often the most frequent value except 0 occurs.
+    """
 
     low: float
     high: float
@@ -53,20 +62,20 @@ class _Rest:
         return self.high - self.low
 
     def gap(self, value: float) -> float:
-        """How far below or above all others, at most 0 for what lies between them."""
+        """The distance below or above all others, at most 0 for a value between them."""
         return max(self.low - value, value - self.high)
 
 
 def check_markers(values: Array, *, arg: str, rated: bool = False) -> None:
-    """Refuse values that stand for missing ones: usual markers apart from all others, and what else is far off.
+    """Refuse markers of missing values: the usual ones if they are far from all others, and any other far value.
 
     Args:
         values: Of any shape and real type; NaN means missing.
         arg: Name of the argument, for the error.
-        rated: Whether these are ratings by their name, which are never −1, and 0 only as one grade among others.
+        rated: Whether the values are called ratings, which are never −1, and 0 only as one grade of several.
 
     Raises:
-        ValueError: If there are some.
+        ValueError: If there are any.
 
     Example:
         >>> check_markers(np.array([-999.0, -998.0, 3.0]), arg="dataset")
@@ -98,8 +107,8 @@ def check_markers(values: Array, *, arg: str, rated: bool = False) -> None:
 
 
 def _among(exact: Array, markers: tuple[float, ...]) -> Array:
-    """Which values are a marker, as far as the type tells."""
-    kind = np.float16 if exact.dtype == np.float16 else np.float32  # a float64 array may hold what float32 rounded
+    """Which values equal a marker in the precision of their type."""
+    kind = np.float16 if exact.dtype == np.float16 else np.float32  # a float64 array may hold rounded float32
     with np.errstate(over="ignore"):
         return np.isin(exact.astype(kind), np.array(markers).astype(kind)) & np.isfinite(exact)
 
@@ -121,9 +130,9 @@ def _is_marker(value: float, count: int, rest: _Rest, *, usual: bool, rated: boo
 
 
 def _far_off(numbers: Array, counts: Array) -> list[int]:
-    """The place of a value that occurs again and again, far from all others.
+    """The place of a value that occurs often, far from all others.
 
-    It is ten times farther off than these are apart, or a large whole number and a peak beyond any gap between them.
+    Its distance is ten times their span, or it is a large whole number, a peak, and farther than ten of their gaps.
     """
     if len(numbers) <= _FEW:
         return []

@@ -1,19 +1,17 @@
-"""The user's own files. Nothing in them is ever executed: no pickles, no code."""
+"""Entries and indices from the user's own files. Nothing in them is ever executed: no pickles, no code."""
 
-import re
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from tenzoo.data.arrays import TooLargeError, check_inflation, read_npy, read_npz
-from tenzoo.data.entries import Array, Entries, check_index, check_shape, dense_entries, sparse_entries
-from tenzoo.data.markers import check_markers
-from tenzoo.data.meaning import (
+from tenzoo.data.arrays import Array, TooLargeError, check_inflation, read_npy, read_npz
+from tenzoo.data.completion.ambiguity import (
     check_columns,
     check_dense,
     check_last_columns,
@@ -22,48 +20,37 @@ from tenzoo.data.meaning import (
     check_same_columns,
     is_rating,
 )
+from tenzoo.data.completion.csv_files import Table, csv_fault, parse_csv
+from tenzoo.data.completion.entries import Entries, dense_entries, sparse_entries
+from tenzoo.data.completion.entry_checks import check_index, check_shape
+from tenzoo.data.completion.missing_values import check_markers
 from tenzoo.weight_files import OversizedError, load_torch
 
 FILE_ENDINGS = (".csv", ".npy", ".npz", ".pt")
 INDEX_ENDINGS = (".csv", ".npz")
 SPARSE_ENDINGS = (".csv", ".npz")
 
-_PADDED = re.compile(rb",[ \t]*0\d+[ \t]*(?:[\r\n]|$)")
-
 T = TypeVar("T")
-
-
-class Table(NamedTuple):
-    """A ``.csv`` file."""
-
-    names: list[str] | None
-    """Of the columns, if it has a header."""
-    numbers: Array
-    padded: bool
-    """Whether a last number starts with 0."""
-    numbered: bool
-    """Whether the first line may number the columns from 0, as data frames without names are written."""
 
 
 def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset") -> tuple[Entries, tuple[int, ...]]:
     r"""The known entries of a file, and the tensor's shape.
 
-    What can be read in two ways is refused: indices that count from 1 or are ids, row numbers beside the indices, zeros
-    in a dense array of integers, what stands for a missing value such as −999, times behind the values, the whole part
-    of a decimal comma. A ``shape`` makes indices plain, and a header the columns. A first line such as 0,1,2,3 is
-    refused too: it may number the columns.
+    Ambiguous files are refused: indices that count from 1 or are ids, a column of row numbers, zeros in a dense array
+    of integers, markers of missing values such as −999, times after the values, decimal commas, and a first line such
+    as 0,1,2,3, which may number the columns. A ``shape`` makes indices unambiguous, and a header the columns.
 
     Args:
         path: A dense tensor with NaN for missing entries (``.npy``, ``.npz`` with one array, ``.pt`` with one
             tensor), or a list of entries (``.npz`` with ``indices``, ``values`` and possibly ``shape``; ``.csv``,
             separated by commas, whose last column is the value and whose other columns are the indices, with or
             without a header line).
-        shape: The mode sizes of a list of entries; ``None`` takes the file's own, else the largest index plus 1.
+        shape: The mode sizes of a list of entries; ``None`` takes those of the file, else the largest index plus 1.
         arg: Name of the argument, for the errors.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read, or does not hold what its ending promises.
+        ValueError: If the file cannot be read, is ambiguous, or its content does not match its ending.
 
     Example:
         >>> import tempfile
@@ -72,6 +59,8 @@ def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset
         >>> entries, shape = read_entries(path, None)
         >>> entries.value.tolist(), shape
         ([4.0, 5.0], (3, 2))
+        >>> entries.mode_names
+        ('user', 'film')
     """
     match path.suffix.lower():
         case ".npy":
@@ -82,41 +71,26 @@ def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset
             table = _table(path, arg)
             check_columns(table.names, arg=arg)
             check_no_times(table.numbers[:, -1], table.names, arg=arg)
-            entries = _sparse(table.numbers[:, :-1], table.numbers[:, -1], shape, table.names, arg)
-            if shape is None and table.names is None:
+            entries, sizes = _sparse(table.numbers[:, :-1], table.numbers[:, -1], shape, table.names, arg)
+            if table.names is not None:
+                return replace(entries, mode_names=tuple(table.names[:-1])), sizes
+            if shape is None:
                 check_last_columns(table.numbers, padded=table.padded, arg=arg)
-            return entries
+            return entries, sizes
         case ".npz":
             return _npz_entries(_read(path, read_npz, arg), shape, arg)
-    raise ValueError(f"expected a file ending in {', '.join(FILE_ENDINGS)} in `{arg}`, got {str(path)!r}; convert it")
-
-
-def index_names(path: Path) -> list[str] | None:
-    r"""What the columns of indices are called in a list of entries that can be read; ``None`` without a header.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "ratings.csv"
-        >>> _ = path.write_text("user,film,stars\n0,1,4\n2,0,5\n")
-        >>> index_names(path)
-        ['user', 'film']
-    """
-    if path.suffix.lower() != ".csv":
-        return None
-    with path.open(encoding="utf-8-sig") as file:
-        fields = file.readline().rstrip("\n").split(",")
-    return fields[:-1] if _is_header(fields) else None
+    raise ValueError(f"expected a file ending in {', '.join(FILE_ENDINGS)} in `{arg}`, got {str(path)!r}")
 
 
 def read_index(
     path: Path, shape: Sequence[int], *, names: Sequence[str] | None = None, arg: str = "predict_index"
 ) -> torch.Tensor:
-    r"""The indices of a file, in its own order and with its repetitions.
+    r"""The indices of a file, in its order and with its repetitions.
 
     Args:
         path: A ``.csv`` with one column per mode, or an ``.npz`` with one array or an array ``indices``.
         shape: The mode sizes that they must fit.
-        names: What the modes are called, if they have names: a header must say the same.
+        names: The names of the modes, if there are any: a header must have the same.
         arg: Name of the argument, for the errors.
 
     Returns:
@@ -124,7 +98,7 @@ def read_index(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read, the indices do not fit, or a header has other names.
+        ValueError: If the file cannot be read, the indices do not fit the shape, or a header has other names.
 
     Example:
         >>> import tempfile
@@ -147,12 +121,12 @@ def read_index(
                 )
             index = arrays.get("indices", next(iter(arrays.values())))
         case ending:
-            raise ValueError(f"expected a file ending in .csv or .npz in `{arg}`, got {ending!r}; convert it")
+            raise ValueError(f"expected a file ending in .csv or .npz in `{arg}`, got {ending!r}")
     return torch.from_numpy(check_index(index, shape, arg=arg)[0])
 
 
 def _table(path: Path, arg: str) -> Table:
-    table = _read(path, _parse_csv, arg)
+    table = _read(path, parse_csv, arg)
     if table.numbered:
         line = ",".join(map(str, range(table.numbers.shape[1])))
         raise ValueError(
@@ -164,7 +138,7 @@ def _table(path: Path, arg: str) -> Table:
 
 def _read(path: Path, parse: Callable[[Path], T], arg: str) -> T:
     if not path.is_file():
-        raise FileNotFoundError(f"expected an existing file in `{arg}`, got {str(path)!r}; check the path")
+        raise FileNotFoundError(f"expected an existing file in `{arg}`, got {str(path)!r}")
     if path.stat().st_size == 0:
         raise ValueError(f"expected a file with data in `{arg}`, got the empty {str(path)!r}; write it again")
     try:
@@ -175,8 +149,8 @@ def _read(path: Path, parse: Callable[[Path], T], arg: str) -> T:
         raise
     except TooLargeError as error:
         raise ValueError(f"expected a file that fits into memory in `{arg}`, got {error}") from None
-    except Exception as error:  # the parsers raise a dozen types on broken files, and none of them helps the user
-        if path.suffix.lower() == ".csv" and (fault := _csv_fault(path)):
+    except Exception as error:  # the parsers raise a dozen types on broken files
+        if path.suffix.lower() == ".csv" and (fault := csv_fault(path)):
             raise ValueError(f"expected {fault[0]} of {str(path)!r} in `{arg}`, got {fault[1]}") from error
         raise ValueError(
             f"expected a readable {path.suffix.lower()} file of plain numbers in `{arg}`, got {str(path)!r} "
@@ -189,59 +163,6 @@ def _parse_pt(path: Path) -> object:
         with zipfile.ZipFile(path) as archive:
             check_inflation(archive, path.stat().st_size)
     return load_torch(path, "a .pt file of plain numbers in `dataset`")
-
-
-def _parse_csv(path: Path) -> Table:
-    with path.open(encoding="utf-8-sig") as file:
-        first = file.readline()
-        if first.strip() and "," not in first:
-            raise ValueError("not separated by commas")  # nor a header, in which it would go unnoticed
-        fields = first.split(",")
-        header = _is_header(fields)
-        if not header:
-            file.seek(0)
-        table = np.loadtxt(file, delimiter=",", comments=None, ndmin=2, dtype=np.float64)
-        if header and len(table) and table.shape[1] != len(fields):
-            raise ValueError("as many names as columns")  # else a decimal comma would make an index of a number
-        padded = not header and _PADDED.search(path.read_bytes()) is not None
-        numbered = [field.strip() for field in fields] == [str(column) for column in range(len(fields))]
-        return Table(first.rstrip("\n").split(",") if header else None, table, padded, numbered)
-
-
-def _csv_fault(path: Path) -> tuple[str, str] | None:
-    """What is expected in the first line that is not valid, and what stands there; ``None`` if no line is to blame."""
-    width = 0
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            fields, text = line.split(","), line.rstrip("\n")
-            remedy = (
-                "write commas between columns, points in numbers" if ";" in text or "\t" in text else "check the line"
-            )
-            given = f"{text if len(text) <= 60 else text[:60] + '…'!r}; {remedy}"
-            header = number == 1 and len(fields) > 1 and _is_header(fields)
-            if "\ufffd" in line or "\0" in line:
-                return None  # no text at all
-            if header:
-                width = len(fields)
-            if not text or header:
-                continue
-            if len(fields) == 1 or not all(map(_is_number, fields)):
-                return f"numbers separated by commas in line {number}", given
-            if len(fields) != (width := width or len(fields)):
-                return f"{width} columns in line {number}", f"{len(fields)}: {given}"
-    return None
-
-
-def _is_header(fields: Sequence[str]) -> bool:
-    return not any(_is_number(field.strip().strip("\"'")) for field in fields)  # numbers in quotes are none
-
-
-def _is_number(field: str) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return True
 
 
 def _tensor_values(loaded: object, arg: str) -> Array:
@@ -260,7 +181,7 @@ def _tensor_values(loaded: object, arg: str) -> Array:
         )
     values = loaded.detach().resolve_neg()
     if values.is_floating_point() and values.dtype != torch.float64:
-        values = values.float()  # numpy knows neither bfloat16 nor float8
+        values = values.float()  # numpy has neither bfloat16 nor float8
     return np.asarray(values.numpy())
 
 
@@ -290,7 +211,7 @@ def _npz_entries(arrays: dict[str, Array], shape: Sequence[int] | None, arg: str
     if len(arrays) != 1 or {"indices", "values"} & set(arrays):
         raise ValueError(
             f"expected one array, or `indices` and `values` (and `shape`), in `{arg}`, got {sorted(arrays)}; "
-            "rename them"
+            "use these names"
         )
     if shape is not None:
         raise ValueError(f"expected no `shape` for the dense file in `{arg}`, got {tuple(shape)}; leave it out")
@@ -300,6 +221,7 @@ def _npz_entries(arrays: dict[str, Array], shape: Sequence[int] | None, arg: str
 def _own_shape(array: Array, arg: str) -> tuple[int, ...]:
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ValueError(
-            f"expected a row of integers as `shape` in `{arg}`, got {array.dtype} of {array.shape}; fix it"
+            f"expected a row of integers as `shape` in `{arg}`, got {array.dtype} of {array.shape}; write one size "
+            "per mode"
         )
     return check_shape([int(size) for size in array], arg=arg)

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenzoo.data.entries import look_up
-from tenzoo.data.sources import check_source, load_entries, synthetic_entries
+from tenzoo.data.completion.entries import look_up
+from tenzoo.data.completion.sources import check_source, load_entries, synthetic_entries
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,18 @@
-"""Wrong labels on purpose: drawn from transition matrices, or given by people."""
+"""Wrong labels on purpose, drawn from transition matrices."""
 
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from tenzoo.data.arrays import TooLargeError, read_npz
+from tenzoo.data.arrays import Array
 from tenzoo.data.checks import check_fraction
-from tenzoo.data.entries import Array
-
-HumanLabels = Literal["aggre_label", "clean_label", "random_label1", "random_label2", "random_label3", "worse_label"]
-"""The sets of labels of CIFAR-10N."""
 
 _CONFUSED = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 _ROW_SUM_TOLERANCE = 1e-6
@@ -26,28 +21,28 @@ _ROW_SUM_TOLERANCE = 1e-6
 class LabelNoise(ABC):
     """Changes some labels of a training set.
 
-    A subclass of your own keeps its arguments, of builtin types, in :attr:`init_args`: checkpoints store them.
+    A subclass returns its arguments, of builtin types, from :attr:`init_args`: checkpoints store them.
     """
 
     @property
     @abstractmethod
     def init_args(self) -> dict[str, Any]:
-        """The arguments that make an equal object, of builtin types only."""
+        """The arguments of the constructor that make an equal object, of builtin types only."""
 
     @abstractmethod
     def noisy(self, labels: Tensor, *, num_classes: int, generator: np.random.Generator) -> Tensor:
         """The labels with noise.
 
         Args:
-            labels: The correct labels of the whole training set in its own order, shape ``(n,)``, int64.
+            labels: The correct labels of the whole training set in its order, shape ``(n,)``, int64.
             num_classes: Number of classes.
-            generator: What to draw from.
+            generator: The source of random numbers.
 
         Returns:
             Shape ``(n,)``, int64, a new tensor.
 
         Raises:
-            ValueError: If the noise is not for such labels.
+            ValueError: If the noise does not fit the labels.
         """
 
     def __repr__(self) -> str:
@@ -55,20 +50,20 @@ class LabelNoise(ABC):
 
 
 class TransitionNoise(LabelNoise):
-    """Noise that depends on the class alone: a label i becomes j with probability ``T[i, j]``, each on its own."""
+    """Noise that depends on the class alone: each label i becomes j with probability ``T[i, j]``, independently."""
 
     @abstractmethod
     def transition(self, num_classes: int) -> Array:
         """The matrix T, shape ``(num_classes, num_classes)``, float64, rows of sum 1.
 
         Raises:
-            ValueError: If there is none for so many classes.
+            ValueError: If there is no such matrix for this number of classes.
         """
 
     @override
     def noisy(self, labels: Tensor, *, num_classes: int, generator: np.random.Generator) -> Tensor:
         cumulative = self.transition(num_classes).cumsum(axis=1)
-        cumulative /= cumulative[:, -1:]  # 1 exactly where the last possible class ends: nothing is drawn beyond it
+        cumulative /= cumulative[:, -1:]  # exactly 1 at the end, so that no draw exceeds it
         drawn = generator.random(len(labels))
         return torch.from_numpy((drawn[:, None] >= cumulative[labels.numpy()]).sum(axis=1, dtype=np.int64))
 
@@ -76,15 +71,15 @@ class TransitionNoise(LabelNoise):
 class SymmetricNoise(TransitionNoise):
     """With probability ``rate`` a label becomes one of the *other* classes, each equally likely.
 
-    So ``rate`` is the expected fraction of wrong labels. Where the new label is drawn from all classes, the correct
-    one among them, as in some publications, it is ``(1 - 1/C)`` times their rate that counts here.
+    So ``rate`` is the expected fraction of wrong labels. Some publications draw the new label from all C classes, the
+    correct one included; their rate times ``1 - 1/C`` is the rate here.
 
     Args:
         rate: Probability in [0, 1] that a label is wrong.
 
     Raises:
         TypeError: If it is not a number.
-        ValueError: If it is outside of [0, 1].
+        ValueError: If it is outside [0, 1].
 
     Example:
         >>> SymmetricNoise(0.3).transition(4)[0].round(6).tolist()
@@ -107,7 +102,7 @@ class SymmetricNoise(TransitionNoise):
 
 
 class AsymmetricNoise(TransitionNoise):
-    """With probability ``rate`` a label of CIFAR-10 becomes that of a class that looks alike.
+    """With probability ``rate`` a label of CIFAR-10 becomes that of a similar class.
 
     Truck → automobile, bird → airplane, deer → horse, cat ↔ dog, as in Patrini et al. (2017, arXiv:1609.03683). The
     other five classes keep their labels, so the expected fraction of wrong labels is ``rate / 2``.
@@ -117,7 +112,7 @@ class AsymmetricNoise(TransitionNoise):
 
     Raises:
         TypeError: If it is not a number.
-        ValueError: If it is outside of [0, 1].
+        ValueError: If it is outside [0, 1].
 
     Example:
         >>> matrix = AsymmetricNoise(0.25).transition(10)
@@ -148,14 +143,14 @@ class AsymmetricNoise(TransitionNoise):
 
 
 class MatrixNoise(TransitionNoise):
-    """Noise by a transition matrix of your own.
+    """Noise with a given transition matrix.
 
     Args:
         matrix: ``matrix[i][j]`` is the probability that a label i becomes j: one row per class, numbers in [0, 1],
             rows of sum 1.
 
     Raises:
-        TypeError: If it holds anything but numbers.
+        TypeError: If it is not rows of numbers.
         ValueError: If it is not square, or a row is not a distribution.
 
     Example:
@@ -186,81 +181,16 @@ class MatrixNoise(TransitionNoise):
         return f"MatrixNoise({len(self._matrix)} × {len(self._matrix)})"
 
 
-class HumanNoise(LabelNoise):
-    """Labels that people gave to the same images, such as CIFAR-10N (Wei et al., ICLR 2022, arXiv:2110.12088).
-
-    The file is an ``.npz`` of integer arrays of shape ``(n,)`` in the order of the training set, named as in
-    CIFAR-10N: ``clean_label``, ``aggre_label`` (majority of three people, 9 % wrong), ``random_label1`` to
-    ``random_label3`` (one person each, 17 to 18 %), ``worse_label`` (a wrong one if any of the three was, 40 %). If it
-    has ``clean_label``, that must equal the data's own labels, which proves the order. Nothing is drawn.
-
-    The authors publish ``CIFAR-10_human.pt`` (github.com/UCSC-REAL/cifar-10-100n, CC BY-NC 4.0: not for commercial
-    use), a pickle, which can run code when it is loaded and so is not read here. Convert it once, if you trust it:
-    ``numpy.savez("cifar10n.npz", **torch.load("CIFAR-10_human.pt", weights_only=False))``.
-
-    Args:
-        path: Of the ``.npz`` file.
-        labels: Which of its arrays to train on.
-
-    Raises:
-        TypeError: If ``path`` is not a string.
-        ValueError: If ``path`` does not end in ``.npz``, ``labels`` is unknown, or, from ``noisy``, the file is not
-            valid or belongs to other data.
-        FileNotFoundError: From ``noisy``, if there is no such file.
-
-    Example:
-        >>> HumanNoise("cifar10n.npz", "aggre_label")
-        HumanNoise(labels='aggre_label')
-    """
-
-    def __init__(self, path: str, labels: HumanLabels = "worse_label") -> None:
-        if not isinstance(path, str):
-            raise TypeError(f"expected a path as str in `path`, got {path!r}; give a string")
-        if Path(path).suffix.lower() != ".npz":
-            raise ValueError(f"expected a file ending in .npz in `path`, got {path!r}; convert it")
-        if labels not in get_args(HumanLabels):
-            raise ValueError(
-                f"expected one of {', '.join(get_args(HumanLabels))} in `labels`, got {labels!r}; choose one of them"
-            )
-        self._path, self._labels = path, labels
-
-    @property
-    @override
-    def init_args(self) -> dict[str, Any]:
-        return {"path": self._path, "labels": self._labels}
-
-    @override
-    def noisy(self, labels: Tensor, *, num_classes: int, generator: np.random.Generator) -> Tensor:
-        arrays = _read_arrays(self._path, ("clean_label", self._labels))
-        if self._labels not in arrays:
-            raise ValueError(
-                f"expected an array {self._labels!r} in the file in `path`, got {self._path!r} without it; choose "
-                "another one in `labels`, or another file"
-            )
-        for name, array in arrays.items():
-            _check_labels(array, name, len(labels), num_classes)
-        if "clean_label" in arrays and (differing := int((arrays["clean_label"] != labels.numpy()).sum())):
-            raise ValueError(
-                f"expected the labels of the data as 'clean_label' in the file in `path`, got {differing} of "
-                f"{len(labels)} that differ; give the labels of the same images in the same order"
-            )
-        return torch.from_numpy(arrays[self._labels].astype(np.int64))
-
-    @override
-    def __repr__(self) -> str:
-        return f"HumanNoise(labels={self._labels!r})"  # files may move to another folder
-
-
 def check_noise(noise: object) -> LabelNoise | None:
-    """What is given for label noise, as an object.
+    """The argument ``noise`` of a data module as an object.
 
     Args:
-        noise: A :class:`LabelNoise`, the rate of a :class:`SymmetricNoise`, ``None``, or what :func:`noise_settings`
-            returned, which is what a checkpoint holds.
+        noise: A :class:`LabelNoise`, the rate of a :class:`SymmetricNoise`, ``None``, or a result of
+            :func:`noise_settings`, as checkpoints hold it.
 
     Raises:
         TypeError: If it is anything else.
-        ValueError: If a rate is outside of [0, 1], or there is no such class.
+        ValueError: If a rate is outside [0, 1], or there is no such class.
 
     Example:
         >>> check_noise(0.4)
@@ -271,12 +201,14 @@ def check_noise(noise: object) -> LabelNoise | None:
     if isinstance(noise, Mapping) and set(noise) == {"class_path", "init_args"}:
         known = {name: kind for kind in _subclasses(LabelNoise) for name in (_class_path(kind), kind.__name__)}
         kind = known.get(noise["class_path"]) or known.get(str(noise["class_path"]).rpartition(".")[2])
-        if kind is None:  # only what is imported already: a checkpoint must not choose code to run
+        if kind is None:  # only classes that are imported: a checkpoint must not choose code to run
             valid = sorted(name for name in known if "." not in name)
-            raise ValueError(f"expected one of {', '.join(valid)} in `noise`, got {noise['class_path']!r}; import it")
+            raise ValueError(
+                f"expected one of {', '.join(valid)} in `noise`, got {noise['class_path']!r}; import the class first"
+            )
         return kind(**noise["init_args"])
     if isinstance(noise, bool) or not isinstance(noise, Real):
-        raise TypeError(f"expected a LabelNoise, a rate or None in `noise`, got {noise!r}; give one of them")
+        raise TypeError(f"expected a LabelNoise, a rate or None in `noise`, got {noise!r}")
     return SymmetricNoise(check_fraction(noise, arg="noise"))
 
 
@@ -285,7 +217,7 @@ def noise_settings(noise: LabelNoise | None) -> Any:
 
     Example:
         >>> noise_settings(AsymmetricNoise(0.2))
-        {'class_path': 'tenzoo.data.label_noise.AsymmetricNoise', 'init_args': {'rate': 0.2}}
+        {'class_path': 'tenzoo.data.images.label_noise.AsymmetricNoise', 'init_args': {'rate': 0.2}}
     """
     return None if noise is None else {"class_path": _class_path(type(noise)), "init_args": noise.init_args}
 
@@ -319,35 +251,3 @@ def _check_matrix(matrix: object) -> list[list[float]]:
     if len(matrix) < 2:
         raise ValueError(f"expected at least 2 rows in `matrix`, got {len(matrix)}; give one row per class")
     return [[float(value) for value in row] for row in matrix]
-
-
-def _read_arrays(path: str, names: Sequence[str]) -> dict[str, Array]:
-    """Those of the named arrays that the file has."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"expected an existing file of labels in `path`, got {path!r}; check the path")
-    try:
-        arrays = read_npz(Path(path))
-    except TooLargeError as error:
-        raise ValueError(f"expected a file of labels that fits into memory in `path`, got {error}") from None
-    except Exception as error:  # zip and numpy raise half a dozen types on broken files, and none of them helps
-        raise ValueError(
-            f"expected a readable .npz file of integers in `path`, got {path!r} ({type(error).__name__}); check that "
-            "it is complete and holds no Python objects"
-        ) from error
-    return {name: arrays[name] for name in names if name in arrays}
-
-
-def _check_labels(array: Array, name: str, count: int, num_classes: int) -> None:
-    if array.shape != (count,):
-        given = f"{len(array)}" if array.ndim == 1 else f"an array of shape {array.shape}"
-        raise ValueError(
-            f"expected {count} labels as {name!r} in the file in `path`, one per training image, got {given}; give "
-            "the labels of the whole training set"
-        )
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"expected integers as {name!r} in the file in `path`, got {array.dtype}; convert them")
-    wrong = array[(array < 0) | (array >= num_classes)]
-    if len(wrong):
-        raise ValueError(
-            f"expected labels from 0 to {num_classes - 1} as {name!r} in the file in `path`, got {wrong[0]}; fix them"
-        )

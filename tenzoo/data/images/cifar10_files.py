@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tenzoo.data.images import Images
+from tenzoo.data.images.batches import Images
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 FOLDER = "cifar-10-batches-bin"
-"""The archive, where it is published, its digest, and the folder that it holds."""
+"""The archive: its file name, its address, its digest, and the folder in it."""
 
 SHA1 = {
     "data_batch_1.bin": "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
@@ -24,34 +24,34 @@ SHA1 = {
     "data_batch_5.bin": "26e2849e66a845b7f1e4614ae70f4889ae604628",
     "test_batch.bin": "67eb016db431130d61cd03c7ad570b013799c88c",
 }
-"""The digests of the official files; the last one is the test set, the others are the training set in its order."""
+"""The digests of the official files: the training set in its order, then the test set."""
 
 _RECORD = 1 + 3 * 32 * 32
 _LARGEST = 10_000 * _RECORD
-"""Bytes of an official file."""
+"""Number of bytes of an official file."""
 
 
 def fetch(root: Path, *, download: bool) -> None:
-    """Downloads the archive if need be, and unpacks what is missing of its files.
+    """Unpacks the files that are missing, and downloads the archive if it is missing too.
 
     Args:
-        root: Where the files, the folder ``cifar-10-batches-bin`` or the archive are, or shall be.
-        download: Whether to download an archive that is not there.
+        root: Folder of the files, of the folder ``cifar-10-batches-bin`` or of the archive.
+        download: Whether to download a missing archive.
 
     Raises:
-        FileNotFoundError: If there is no archive, and it is not or cannot be downloaded.
+        FileNotFoundError: If there is no archive and no download.
         ValueError: If the archive is not the official one.
     """
     if not _missing(root):
         return
-    from torchvision.datasets.utils import check_integrity, download_url  # here: its import takes a second
+    from torchvision.datasets.utils import check_integrity, download_url  # a slow import, about 1 s
 
     archive = root / ARCHIVE
     remedy = f"fetch {URL} on a machine with network and put it, or its unpacked files, there"
     if download:
         existed = root.exists()
         try:
-            download_url(URL, root, md5=MD5)  # leaves an archive alone that is there and whole
+            download_url(URL, root, md5=MD5)  # keeps a complete archive
         except (OSError, RuntimeError, HTTPException) as error:
             if not existed and root.is_dir() and not any(root.iterdir()):
                 root.rmdir()
@@ -73,7 +73,7 @@ def fetch(root: Path, *, download: bool) -> None:
             if (content := tar.extractfile(f"{FOLDER}/{name}")) and not (root / FOLDER / name).is_file():
                 part = root / FOLDER / f"{name}.part"
                 part.write_bytes(content.read())
-                part.replace(root / FOLDER / name)  # so that what is there is always whole
+                part.replace(root / FOLDER / name)  # so that no incomplete file has this name
 
 
 def read(root: Path) -> tuple[Images, Images]:

@@ -1,9 +1,11 @@
 """The first line of a csv: names, numbers of columns, or data."""
 
+from pathlib import Path
+
 import pytest
 
 from tenzoo.data import CompletionDataModule
-from tenzoo.data.files import read_entries, read_index
+from tenzoo.data.completion.files import read_entries, read_index
 
 ROWS = "0,0,0,4\n0,1,1,5\n1,0,2,3\n1,1,0,2\n"
 
@@ -90,3 +92,16 @@ def test_names_in_a_csv_are_not_compared_with_data_that_have_none(tmp_path):
     data.setup()
     (batch,) = data.predict_dataloader()
     assert batch.index.tolist() == [[1, 2, 3]]
+
+
+def test_a_file_with_a_header_is_opened_once(tmp_path, monkeypatch):
+    opened = []
+    original = Path.open
+
+    def noting(path, *args, **kwargs):
+        opened.append(path.name)
+        return original(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", noting)
+    assert wanted(tmp_path, ["user,film,week,stars"], ["user,film,week"]) == [[1, 2, 3]]
+    assert sorted(opened) == ["wanted.csv", "wanted.csv", "x.csv", "x.csv"]  # written, then read

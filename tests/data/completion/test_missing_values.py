@@ -9,8 +9,8 @@ import tensorly as tl
 import torch
 from tensorly.datasets import load_covid19_serology, load_IL2data, load_indian_pines, load_kinetic
 
-from tenzoo.data.files import read_entries
-from tenzoo.data.markers import check_markers
+from tenzoo.data.completion.files import read_entries
+from tenzoo.data.completion.missing_values import check_markers
 
 RNG = np.random.default_rng(0)
 BASE = RNG.normal(3, 1, (20, 6, 5))

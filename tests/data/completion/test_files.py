@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from tenzoo.data.entries import check_values
-from tenzoo.data.files import read_entries, read_index
-from tenzoo.data.sources import load_entries
+from tenzoo.data.completion.entry_checks import check_values
+from tenzoo.data.completion.files import read_entries, read_index
+from tenzoo.data.completion.sources import load_entries
 from tests.hostile import Bomb
 
 
@@ -125,7 +125,7 @@ WRITERS = {
     "infinite.npy": (lambda p: save_npy(p, np.array([[1, np.inf], [2, 3]])), "finite float32 values"),
     "tiny.npy": (
         lambda p: save_npy(p, np.array([[1, 1e-300], [2, 3]])),
-        "tells from 0, got 1 that it does not; rescale",
+        "tells from 0, got 1 that it rounds to 0; rescale",
     ),
     "large.npy": (lambda p: save_npy(p, np.array([[1, 1e300], [2, 3]])), "finite float32 values"),
     "offset.npy": (

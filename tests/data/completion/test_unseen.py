@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenzoo.data import CompletionDataModule, Entries
-from tenzoo.data.unseen import UnseenLoader
+from tenzoo.data.completion.unseen import UnseenLoader
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tenzoo.data import ImageBatch, ImageLoader, Images, SequentialImageLoader
-from tenzoo.data.images import augment_and_normalize
+from tenzoo.data.images.batches import augment_and_normalize
 
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
 

@@ -1,4 +1,4 @@
-"""Where the entries come from: public datasets, a synthetic sparse tensor, or the user's own file."""
+"""Sources of entries: public datasets, a synthetic sparse tensor, or the user's own file."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,16 +9,18 @@ import tensorly as tl
 import torch
 from tensorly.datasets import load_covid19_serology, load_IL2data, load_indian_pines, load_kinetic
 
-from tenzoo.data.entries import Array, Entries, check_shape, dense_entries, group_rows
-from tenzoo.data.files import FILE_ENDINGS, SPARSE_ENDINGS, read_entries
+from tenzoo.data.arrays import Array
+from tenzoo.data.completion.entries import Entries, dense_entries, group_rows
+from tenzoo.data.completion.entry_checks import check_shape
+from tenzoo.data.completion.files import FILE_ENDINGS, SPARSE_ENDINGS, read_entries
 
 SYNTHETIC_RANK = 4
 SYNTHETIC_NOISE = 0.1
-_SYNTHETIC_STREAM = 0x5EED  # keeps the synthetic values apart from what else is drawn from the same seed
+_SYNTHETIC_STREAM = 0x5EED  # differs from the other streams of the same seed
 
 
 def _kinetic() -> Array:
-    bunch = load_kinetic()  # missing entries are stored as 0, beside a mask that is True where they are
+    bunch = load_kinetic()  # missing entries are 0, with a mask that is True there
     values: Array = np.array(tl.to_numpy(bunch.tensor))
     values[np.asarray(tl.to_numpy(bunch.missing_values_position), dtype=bool)] = np.nan
     return values
@@ -32,11 +34,11 @@ _PUBLIC: dict[str, Callable[[], Array]] = {
 }
 
 DATASETS = (*sorted(_PUBLIC), "synthetic")
-"""The names that ``dataset`` knows, beside the paths of files."""
+"""The valid names in ``dataset``; paths of files are valid too."""
 
 
 def check_source(dataset: str, *, shape: Sequence[int] | None, num_entries: int | None) -> tuple[int, ...] | None:
-    """Checks the arguments that choose a dataset, without reading any file.
+    """Checks the arguments that choose a dataset, without reading a file.
 
     Args:
         dataset: A name of :data:`DATASETS`, or the path of a file.
@@ -48,7 +50,7 @@ def check_source(dataset: str, *, shape: Sequence[int] | None, num_entries: int 
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If the name is unknown, or an argument is missing or means nothing here.
+        ValueError: If the name is unknown, or an argument is missing or has no meaning for it.
 
     Example:
         >>> check_source("covid", shape=None, num_entries=None)
@@ -56,7 +58,7 @@ def check_source(dataset: str, *, shape: Sequence[int] | None, num_entries: int 
         (9, 9)
     """
     if not isinstance(dataset, str):
-        raise TypeError(f"expected a string in `dataset`, got {type(dataset).__name__}; give a name or a path as str")
+        raise TypeError(f"expected a string in `dataset`, got {type(dataset).__name__}; give a name or a path")
     sizes = None if shape is None else check_shape(shape)
     if dataset == "synthetic":
         return _check_synthetic(sizes, num_entries)
@@ -64,7 +66,7 @@ def check_source(dataset: str, *, shape: Sequence[int] | None, num_entries: int 
     if dataset not in _PUBLIC and ending not in FILE_ENDINGS:
         raise ValueError(
             f"expected one of {', '.join(DATASETS)} or a file ending in {', '.join(FILE_ENDINGS)} in `dataset`, "
-            f"got {dataset!r}; choose one of them"
+            f"got {dataset!r}"
         )
     if num_entries is not None:
         raise ValueError(f"expected `num_entries` only with 'synthetic', got {num_entries!r}; leave it out")
@@ -79,13 +81,13 @@ def _check_synthetic(shape: tuple[int, ...] | None, num_entries: int | None) -> 
     if shape is None:
         raise ValueError("expected mode sizes in `shape` for 'synthetic', got None; give one size per mode")
     if num_entries is None:
-        raise ValueError("expected a number in `num_entries` for 'synthetic', got None; say how many entries to draw")
-    if isinstance(num_entries, bool) or not isinstance(num_entries, int):
-        raise TypeError(f"expected an integer in `num_entries`, got {num_entries!r}; say how many entries to draw")
-    if not 2 <= num_entries <= math.prod(shape):
         raise ValueError(
-            f"expected 2 to {math.prod(shape)} (the cells of {shape}) in `num_entries`, got {num_entries}; change it"
+            "expected a number in `num_entries` for 'synthetic', got None; give the number of entries to draw"
         )
+    if isinstance(num_entries, bool) or not isinstance(num_entries, int):
+        raise TypeError(f"expected an integer in `num_entries`, got {num_entries!r}")
+    if not 2 <= num_entries <= math.prod(shape):
+        raise ValueError(f"expected 2 to {math.prod(shape)} (the cells of {shape}) in `num_entries`, got {num_entries}")
     return shape
 
 
@@ -99,10 +101,11 @@ def load_entries(
     image ``(145, 145, 200)``; all four come with TensorLy. ``synthetic`` is :func:`synthetic_entries`.
 
     Args:
-        dataset: A name of :data:`DATASETS`, or the path of a file (see :func:`tenzoo.data.files.read_entries`).
+        dataset: A name of :data:`DATASETS`, or the path of a file, see
+            :func:`~tenzoo.data.completion.files.read_entries`.
         shape: Mode sizes, see :func:`check_source`.
         num_entries: Number of synthetic entries.
-        seed: Chooses the synthetic tensor; without meaning for the others.
+        seed: Chooses the synthetic tensor; the others ignore it.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -128,9 +131,9 @@ def synthetic_entries(shape: tuple[int, ...], num_entries: int, *, seed: int) ->
     """Noisy samples of a low-rank tensor, in memory proportional to their number and not to the tensor.
 
     The signal ``Σ_r Π_k F_k[i_k, r]`` has CP rank 4 and factors drawn from N(1, 1), divided by its
-    standard deviation over the sampled entries; the noise is normal with standard deviation 0.1. Factors of mean 0
-    would give a signal that no method is known to find from so few entries; those of mean 1 lend it what real data
-    have, a trend along each mode. The indices are a uniform sample without repetition.
+    standard deviation over the sampled entries; the noise is normal with standard deviation 0.1. No method is known to
+    recover a signal of factors with mean 0 from so few entries; factors with mean 1 add a trend along each mode, as in
+    real data. The indices are a uniform sample without repetition.
 
     Args:
         shape: Mode sizes.
@@ -146,7 +149,7 @@ def synthetic_entries(shape: tuple[int, ...], num_entries: int, *, seed: int) ->
     index = _distinct_rows(shape, num_entries, generator)
     signal = np.ones((num_entries, SYNTHETIC_RANK), dtype=np.float32)
     for column in index.T:
-        rows, position = np.unique(column, return_inverse=True)  # factor rows are drawn where they are needed only
+        rows, position = np.unique(column, return_inverse=True)  # draws the factor rows that are needed
         signal *= 1 + generator.standard_normal((len(rows), SYNTHETIC_RANK), dtype=np.float32)[position]
     value = signal.sum(axis=1)
     value /= value.std()
@@ -160,7 +163,7 @@ def _distinct_rows(shape: tuple[int, ...], count: int, generator: np.random.Gene
         flat = np.sort(generator.permutation(cells)[:count])
         return np.stack(np.unravel_index(flat, shape), axis=1).astype(np.int64)
     index = np.empty((0, len(shape)), dtype=np.int64)
-    while len(index) < count:  # draws exactly what is missing, so nothing is cut off and the sample stays uniform
+    while len(index) < count:  # draws as many as are missing, so the sample is uniform
         drawn = [generator.integers(size, size=count - len(index)) for size in shape]
         index = np.concatenate([index, np.stack(drawn, axis=1)])
         order, group = group_rows(index)

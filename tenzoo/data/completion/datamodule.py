@@ -10,49 +10,49 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from tenzoo.data.checks import check_bool, check_fraction, check_int
-from tenzoo.data.entries import CompletionBatch, Entries, look_up
-from tenzoo.data.loader import EVALUATION_BATCH_SIZE, EntryLoader, SequentialLoader
-from tenzoo.data.preparation import PreparedData, check_predict_index, described, prepare
+from tenzoo.data.completion.entries import CompletionBatch, Entries, look_up
+from tenzoo.data.completion.loaders import EVALUATION_BATCH_SIZE, EntryLoader, SequentialLoader
+from tenzoo.data.completion.preparation import PreparedData, check_predict_index, prepare, summary
+from tenzoo.data.completion.sources import DATASETS, check_source
+from tenzoo.data.completion.splits import SPLIT_NAMES
+from tenzoo.data.completion.unseen import UnseenLoader
 from tenzoo.data.resumable import ResumableDataModule
-from tenzoo.data.sources import DATASETS, check_source
-from tenzoo.data.splits import SPLIT_NAMES
 from tenzoo.data.transfer import upload
-from tenzoo.data.unseen import UnseenLoader
 
 MAX_PREDICTED_CELLS = 1_000_000_000
-"""Cells that are completed without an explicit list of indices: a file of some 30 GB."""
+"""Most cells that are completed without a list of indices; their file takes about 30 GB."""
 
 
 class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
-    """A tensor of which some entries are observed, split for training and for honest evaluation.
+    """A tensor of which some entries are observed, split for training, validation and a held-out test.
 
-    Every split holds index-value pairs, so the cost grows with the known entries and never with the tensor. Values are
-    always raw, in float32: with ``standardize`` the task subtracts :attr:`location`, divides by :attr:`scale` and
-    undoes both. Values with an offset so large that float32 cannot tell them apart are refused.
+    Every split holds index-value pairs, so the cost grows with the known entries and not with the tensor. Values are
+    raw, in float32: with ``standardize`` the task subtracts :attr:`location`, divides by :attr:`scale` and undoes both.
+    Values with an offset so large that float32 cannot tell them apart are refused.
 
     Training draws from ``train`` (see :class:`EntryLoader`) and resumes exactly, in mid-epoch too. Validation and test
-    go through all splits that exist, one loader each, in the order of :attr:`eval_split_names`; under several
-    processes each of them sees all entries. A checkpoint can only be loaded with the data and split it was made with.
+    use all splits that exist, one loader each, in the order of :attr:`eval_split_names`; with several processes each of
+    them sees all entries. A checkpoint can only be loaded with its own data and split.
 
     Args:
         dataset: ``"covid"``, ``"il2"``, ``"indian_pines"``, ``"kinetic"``, ``"synthetic"``, or the path of a ``.npy``,
             ``.npz``, ``.pt`` or ``.csv`` file, dense with NaN for missing entries or a list of entries.
         observed_fraction: Fraction in (0, 1] of the known entries that is observed; the rest is held out. 1 is allowed
             where the tensor has unknown cells. ``None`` means 1 for a file, and 0.3 for the data sets with a name.
-        validation_fraction: Fraction in [0, 1) of the observed entries that validates instead of being trained on.
+        validation_fraction: Fraction in [0, 1) of the observed entries that is held out for validation.
         seed: Chooses the splits, the order of batches, and the synthetic tensor. Independent of global generators.
         batch_size: Observed entries per optimizer step, over all processes together; ``None`` means all.
         steps_per_epoch: Batches per epoch; ``None`` means one pass over ``train``.
         standardize: Whether ``location`` and ``scale`` are mean and standard deviation of the ``train`` values.
         shape: Mode sizes, for ``"synthetic"`` (required) and for lists of entries.
         num_entries: Number of known entries of ``"synthetic"``.
-        predict_index: What to predict: ``None`` means all cells that are not in ``train``, up to a billion;
-            ``"held_out"`` that split alone; else the path of a ``.csv`` or ``.npz`` file with indices, whose
-            columns have the names of the data where both have names.
+        predict_index: The cells to predict: ``None`` means all cells that are not in ``train``, up to a billion;
+            ``"held_out"`` means that split; else the path of a ``.csv`` or ``.npz`` file with indices, whose columns
+            have the names of the data where both have names.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument is out of range, unknown, or means nothing with this dataset; from ``setup``, if a
+        ValueError: If an argument is out of range, unknown, or has no meaning for this dataset; from ``setup``, if a
             file cannot be read or is not valid, or a split has fewer than 2 entries.
         FileNotFoundError: From ``setup``, if there is no such file.
 
@@ -66,7 +66,7 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
         (torch.Size([8672, 3]), torch.Size([8672]))
     """
 
-    _mismatch = "its held-out numbers would be wrong"
+    _mismatch_reason = "its held-out numbers would be wrong"
 
     def __init__(
         self,
@@ -96,8 +96,7 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
         # After the checks, which leave builtins only: checkpoints hold nothing else. Loggers are left out since they
         # refuse a task with an argument of the same name (`shape`) and another value.
         self.save_hyperparameters(logger=False)
-        self._seed, self._steps_per_epoch = seed, steps_per_epoch
-        self._dataset = dataset
+        self._dataset, self._seed, self._steps_per_epoch = dataset, seed, steps_per_epoch
         self._load = functools.partial(
             prepare,
             dataset,
@@ -132,7 +131,7 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
 
     @property
     def scale(self) -> float:
-        """What a task divides values by: the population deviation of ``train`` with ``standardize``, else 1."""
+        """What a task divides values by: the population deviation of ``train``, or 1 without ``standardize``."""
         return self._data.scale
 
     @property
@@ -144,7 +143,7 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
     def _prepare(self) -> PreparedData:
         data = self._load()
         if self._dataset not in DATASETS:
-            rank_zero_info(described(self._dataset, data))
+            rank_zero_info(summary(self._dataset, data))
         return data
 
     @override
@@ -159,7 +158,7 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
             batch_size=self.batch_size,
             steps_per_epoch=self._steps_per_epoch,
             seed=self._seed,
-            device=self._home_of(entries.index, entries.value),
+            device=self._storage_device(entries.index, entries.value),
             **process,
         )
 
@@ -181,8 +180,8 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
             ValueError: If there are too many cells to predict all of them.
         """
         data = self._data
-        if data.wanted is not None:
-            return self._sequential(Entries(data.wanted, look_up(data.known, data.wanted)))
+        if data.predict_index is not None:
+            return self._sequential(Entries(data.predict_index, look_up(data.known, data.predict_index)))
         train = data.splits["train"]
         cells = math.prod(data.shape) - len(train)
         if cells > MAX_PREDICTED_CELLS:
