@@ -27,6 +27,22 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return own
 
 
+def with_current_names(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with today's names of cores: files from before version 0.2 call them ``weight.cores``.
+
+    Args:
+        weights: As read.
+        own: The state dict of the network.
+
+    Example:
+        >>> core = torch.ones(2)
+        >>> list(with_current_names({"0.weight.cores.0": core}, {"0.factorization.cores.0": core}))
+        ['0.factorization.cores.0']
+    """
+    current = {name: name.replace("weight.cores.", "factorization.cores.") for name in weights}
+    return {current[name] if name not in own and current[name] in own else name: weights[name] for name in weights}
+
+
 def lost_values(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, str, str]]:
     """Names whose numbers a network cannot take from a state dict, with what is valid and what is given.
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tenzoo.state_dicts import kind_differences, lost_values, shape_differences, tensors_of
+from tenzoo.state_dicts import kind_differences, lost_values, shape_differences, tensors_of, with_current_names
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -163,10 +163,12 @@ def _described(shape: tuple[int, ...] | None) -> str:
     return "no shape" if shape is None else f"shape {shape}"
 
 
-def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, object], path: Path) -> dict[str, Tensor]:
+def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The weights under the prefix with which most names are the network's."""
     stripped = [
-        {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        with_current_names(
+            {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}, own
+        )
         for prefix in _PREFIXES
     ]
     complete = [prefix for prefix, found in zip(_PREFIXES, stripped, strict=True) if found.keys() >= own.keys()]

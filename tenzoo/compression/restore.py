@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tenzoo.compression.matching import check_plan, matched, settings_of
 from tenzoo.compression.plans import Plan
 from tenzoo.compression.replace import put_in_place
-from tenzoo.state_dicts import kind_differences, lost_values, shape_differences, tensors_of
+from tenzoo.state_dicts import kind_differences, lost_values, shape_differences, tensors_of, with_current_names
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -54,12 +54,14 @@ def restore_(model: M, plan: Plan, weights: Mapping[str, Tensor]) -> M:
     empty = [(weight, weight.empty(**settings_of(layer))) for weight, layer in matched(skeleton, plan, numbers=False)]
     with put_in_place(skeleton, plan, empty):
         pass
-    _check_weights(inner, tensors_of(skeleton), weights)
+    own = tensors_of(skeleton)
+    weights = with_current_names(weights, own)
+    _check_weights(inner, own, weights)
     device = next((value.device for value in weights.values()), torch.device("cpu"))
     replacements = []
     for weight, layer in pairs:
-        own = device if weight.dense.is_meta else weight.dense.device
-        replacement = weight.empty(**settings_of(layer)).to_empty(device=own)
+        home = device if weight.dense.is_meta else weight.dense.device
+        replacement = weight.empty(**settings_of(layer)).to_empty(device=home)
         replacement.factorization.requires_grad_(weight.trained)
         replacements.append((weight, replacement))
     with put_in_place(inner, plan, replacements):

@@ -17,6 +17,7 @@ from tenzoo.distributed import check_two_passes, share_buffers_
 from tenzoo.dynamics import SharpnessState, SharpnessWindow
 from tenzoo.jobs import secure
 from tenzoo.snapshot import Kinds
+from tenzoo.state_dicts import shape_differences, with_current_names
 from tenzoo.tasks.averaging import keep_integers
 from tenzoo.tasks.checks import check_arguments, check_callbacks, check_sam
 from tenzoo.tasks.hooks import (
@@ -179,14 +180,13 @@ class Task(OptimizedModule, CoreContainer):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, before anything is loaded, and load the means of its epoch."""
-        own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
-        other = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        for name in [*own, *other] if self.strict_loading else []:
-            if own.get(name) != other.get(name):
-                raise ValueError(
-                    f"expected a checkpoint of this model in `ckpt_path`, got one with {name!r} of shape "
-                    f"{other.get(name)} where the model has {own.get(name)}"
-                )
+        own = self.state_dict()
+        checkpoint["state_dict"] = with_current_names(checkpoint["state_dict"], own)
+        for name, mine, other in shape_differences(own, checkpoint["state_dict"]) if self.strict_loading else ():
+            raise ValueError(
+                f"expected a checkpoint of this model in `ckpt_path`, got one with {name!r} of shape {other} where the "
+                f"model has {mine}"
+            )
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             for name, mean in self._epoch_means.items():
                 mean.load(checkpoint.get("epoch_means", {}).get(name), self._trainer)

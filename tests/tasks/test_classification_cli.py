@@ -79,7 +79,7 @@ def test_a_network_of_the_command_line_is_kept(config, capsys):
     stored = torch.load(checkpoint, weights_only=True)["hyper_parameters"]
     assert stored["network"]["init_args"].items() >= NETWORK.items()
     loaded = ImageClassificationTask.load_from_checkpoint(checkpoint, weights_only=True)
-    assert loaded.network.conv1.weight.shape == (16, 9, 3)
+    assert loaded.network.conv1.factorization.shape == (16, 9, 3)
     other = CIFARResNet(20, num_classes=5, factorization="cp", rank=2)
     again = ImageClassificationTask.load_from_checkpoint(checkpoint, network=other, weights_only=True)
     assert again.network is other

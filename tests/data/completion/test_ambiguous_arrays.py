@@ -139,7 +139,7 @@ def expanded(path):
 DOUBTFUL = {
     "two.npy": (of_two_arrays, "readable .npy file"),
     "twice.npz": (of_one_name_twice, "readable .npz file"),
-    "expanded.pt": (expanded, "plain numbers in `dataset`, got .* bytes that asks for .* of memory; write"),
+    "expanded.pt": (expanded, "plain numbers in `dataset`, got .* bytes that asks for .* of memory"),
     "quantized.pt": (
         lambda path: torch.save(torch.quantize_per_tensor(torch.ones(3, 3), 0.1, 0, torch.qint8), path),
         "quantized|readable",
