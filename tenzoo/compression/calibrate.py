@@ -35,7 +35,10 @@ def in_metrics(
     }
     metrics = input_metrics(model, layers, calls)
     return [
-        replace(option, decomposer=option.decomposer.in_metric(metrics.get(option.weight.name))) for option in options
+        replace(
+            option, decomposers=tuple(each.in_metric(metrics.get(option.weight.name)) for each in option.decomposers)
+        )
+        for option in options
     ]
 
 
@@ -47,11 +50,12 @@ def weighed(model: nn.Module, options: Sequence[LayerOptions], calls: Sequence[C
     """
     changed: dict[str, tuple[Callable[[], Tensor], float]] = {}
     for option in each(options, "trying ranks of layers"):
-        errors = {} if option.reason else option.decomposer.errors
+        decomposer = option.decomposers[0]
+        errors = {} if option.reason else decomposer.errors
         inexact = {rank: error for rank, error in errors.items() if error > 0}
         if inexact:
             rank = min(inexact, key=lambda rank: abs(math.sqrt(inexact[rank]) - _TRIED_ERROR))
-            replacement = option.decomposer.decomposed(rank)
+            replacement = decomposer.decomposed(rank)
             changed[option.weight.full_name] = replacement.dense_weight, inexact[rank]
     found = sensitivities(model, changed, calls)
     least = 1e-6 * max(found.values(), default=0.0)

@@ -14,6 +14,7 @@ class Candidate:
         rank: Ranks of the factorization; None is the dense weight.
         cost: Its number under the budget, such as its parameters.
         loss: Its part of the loss of the whole model.
+        factorization: Name of the format; None is the dense weight.
 
     Example:
         >>> Candidate((2, 3), cost=52, loss=0.25).rank
@@ -23,6 +24,7 @@ class Candidate:
     rank: tuple[int, ...] | None
     cost: float
     loss: float
+    factorization: str | None = None
 
 
 def allocate(candidates: Sequence[Sequence[Candidate]], budget: float) -> list[Candidate]:

@@ -22,6 +22,9 @@ from tenzoo.compression.samples import divider
 from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.factorizations.decomposition import full_precision
 
+_AUTO = ("tt", "tucker", "cp", "tr")
+"""The formats of ``factorization="auto"``. The sensitivities are measured with the first, whose errors are known."""
+
 _WEIGHED = 64
 """Number of samples for the sensitivities, of which only the square roots count."""
 
@@ -54,7 +57,8 @@ def plan(
 
     Args:
         model: A trained module, which stays as it is.
-        factorization: Name of a format, such as ``"tt"``, or an einsum.
+        factorization: Name of a format, such as ``"tt"``, or an einsum; ``"auto"`` takes for each layer the one of CP,
+            Tucker, tensor ring and tensor train with the smallest error under the budget.
         budget: A float in (0, 1] is a fraction of the whole network's number, an int an absolute number below it.
         ranks: Instead of a budget: one rank for all layers, or a mapping from names of layers to ranks, where the
             layers it leaves out stay dense. A layer stays dense if it would not get smaller, or if rank one exceeds the
@@ -94,7 +98,7 @@ def plan(
         >>> small.parameters <= 0.5 * small.dense_parameters
         True
     """
-    factorization_class(factorization)
+    formats = _formats(factorization, ranks)
     _check_settings(budget, ranks, count, example_input)
     weights = _find_weights(model)
     divide = divider(model)
@@ -102,7 +106,7 @@ def plan(
     calls = [] if calibration is None else read_calls(calibration, "calibration", model, divide)
     calibration_hash = fingerprint(calls) if calls else None
     _check_numbers(weights)
-    options = _options(model, weights, factorization, ranks, exclude, example, calls)
+    options = _options(model, weights, formats, ranks, exclude, example, calls)
     choose: ChooseRanks
     counts: Counted
     if ranks is not None:
@@ -142,7 +146,7 @@ def _find_weights(model: nn.Module) -> list[Weight]:
 def _options(
     model: nn.Module,
     weights: Sequence[Weight],
-    factorization: str,
+    formats: Sequence[str],
     ranks: Rank | Mapping[str, Rank] | None,
     exclude: Sequence[str],
     example: Call | None,
@@ -157,7 +161,10 @@ def _options(
     _check_names(exclude, weights, "exclude")
     if isinstance(ranks, Mapping):
         _check_names(list(ranks), weights, "ranks")
-    options = [LayerOptions(Decomposer(weight, factorization), _reason(weight, ranks, exclude)) for weight in weights]
+    options = [
+        LayerOptions(tuple(Decomposer(weight, each) for each in formats), _reason(weight, ranks, exclude))
+        for weight in weights
+    ]
     if calls:
         check_seen([option.weight for option in options if option.reason is None], used)
     if example is None:
@@ -177,6 +184,15 @@ def _reason(weight: Weight, ranks: Rank | Mapping[str, Rank] | None, exclude: Se
 
 
 # --- arguments -----------------------------------------------------------------------------------------------------
+
+
+def _formats(factorization: str, ranks: object) -> tuple[str, ...]:
+    """The formats that are tried."""
+    if factorization != "auto":
+        return (factorization_class(factorization).name,)
+    if ranks is not None:
+        raise ValueError(f"expected a `budget` with factorization='auto', got ranks={ranks!r}")
+    return _AUTO
 
 
 def _check_settings(budget: object, ranks: object, count: object, example_input: object) -> None:

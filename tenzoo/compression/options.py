@@ -88,14 +88,14 @@ class LayerOptions:
     """What one layer can become, and what each option costs.
 
     Args:
-        decomposer: Of the layer's weight.
+        decomposers: Of the layer's weight, one for each format that is tried.
         reason: Why the layer stays dense; None if it need not.
         positions: Rows, pixels or indices for one sample; None if they were not counted, or the input does not reach
             the layer.
         importance: How far the layer's error moves the outputs of the model; None if that was not measured.
     """
 
-    decomposer: Decomposer
+    decomposers: tuple[Decomposer, ...]
     reason: str | None
     positions: Positions | None = None
     importance: float | None = None
@@ -103,14 +103,14 @@ class LayerOptions:
     @property
     def weight(self) -> Weight:
         """The weight of the layer."""
-        return self.decomposer.weight
+        return self.decomposers[0].weight
 
     @property
     def layer_of_cores(self) -> TensorizedLayer[Any] | None:
         """The layer with cores of rank one that could replace the layer; None for a weight that stays a parameter."""
         if not has_counterpart(self.weight.owner):
             return None
-        return layer if isinstance(layer := self.decomposer.smallest, TensorizedLayer) else None
+        return layer if isinstance(layer := self.decomposers[0].smallest, TensorizedLayer) else None
 
     @cached_property
     def dense_multiplications(self) -> int | None:
@@ -140,13 +140,19 @@ class LayerOptions:
         dense = Candidate(None, dense_cost, 0.0)
         if self.reason is not None or dense_cost == 0:
             return [dense]
-        errors = self.decomposer.errors
+        found = [each for decomposer in self.decomposers for each in self._candidates_of(decomposer, count)]
+        return [*(each for each in found if each.cost < dense_cost), dense]
+
+    def _candidates_of(self, decomposer: Decomposer, count: Counted) -> list[Candidate]:
+        """The ranks of one format."""
+        errors = decomposer.errors
         if count == "parameters":
-            costs = {rank: self.decomposer.num_parameters(rank) for rank in errors}
+            costs = {rank: decomposer.num_parameters(rank) for rank in errors}
         else:
-            costs = {rank: self.multiplications(self.decomposer.empty(rank)) or 0 for rank in _some(list(errors))}
-        smaller = [rank for rank, cost in costs.items() if cost < dense_cost]
-        return [*(Candidate(rank, costs[rank], self._loss(errors[rank])) for rank in smaller), dense]
+            costs = {rank: self.multiplications(decomposer.empty(rank)) or 0 for rank in _some(list(errors))}
+        return [
+            Candidate(rank, cost, self._loss(errors[rank]), decomposer.factorization) for rank, cost in costs.items()
+        ]
 
     def _loss(self, error: float) -> float:
         """The loss that a squared relative error adds to the whole model, as :func:`plan` states.
@@ -157,11 +163,13 @@ class LayerOptions:
         signal = max(1 - error, 1e-12)
         return (1 - signal) / signal if self.importance is None else -self.importance * math.log(signal)
 
-    def planned(self, rank: tuple[int, ...] | None, dense_parameters: int) -> tuple[LayerPlan, Replacement | None]:
-        """The plan for this layer with its replacement; dense if ``rank`` is None.
+    def planned(
+        self, chosen: tuple[str, tuple[int, ...]] | None, dense_parameters: int
+    ) -> tuple[LayerPlan, Replacement | None]:
+        """The plan for this layer with its replacement; dense if ``chosen`` is None.
 
         Args:
-            rank: The ranks that were chosen.
+            chosen: The format and the ranks that were chosen.
             dense_parameters: Number of parameters of the layer, bias included.
         """
         number = self.dense_multiplications
@@ -179,18 +187,20 @@ class LayerOptions:
             error=0.0,
             reason=self.reason or "is not worth its cores",
         )
-        if rank is None or self.reason is not None:
+        if chosen is None or self.reason is not None:
             return dense, None
-        replacement = self.decomposer.decomposed(rank)
+        factorization, rank = chosen
+        decomposer = next(each for each in self.decomposers if each.factorization == factorization)
+        replacement = decomposer.decomposed(rank)
         cores = sum(core.numel() for core in replacement.factorization.cores)
         plan = replace(
             dense,
-            factorization=self.decomposer.factorization,
+            factorization=factorization,
             rank=replacement.factorization.rank,
             tensorization=replacement.tensorization,  # type: ignore[arg-type]
             parameters=dense_parameters - self.weight.dense.numel() + cores,
             multiplications=self.multiplications(replacement),
-            error=self.decomposer.error(replacement),
+            error=decomposer.error(replacement),
             reason=None,
         )
         return plan, replacement

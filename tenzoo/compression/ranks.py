@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Self, TypeAlias
+from typing import NamedTuple, Self, TypeAlias, cast
 
 from torch import nn
 
@@ -16,8 +16,16 @@ from tenzoo.compression.progress import each
 from tenzoo.compression.replaceable import usable_rank
 from tenzoo.factorizations import Rank
 
-LayerRank: TypeAlias = tuple[int, ...] | None
-"""The ranks of a layer's cores; None leaves the layer dense."""
+
+class Cores(NamedTuple):
+    """The cores that a layer gets: the name of their format, and its ranks."""
+
+    factorization: str
+    rank: tuple[int, ...]
+
+
+LayerRank: TypeAlias = Cores | None
+"""The cores of a layer; None leaves the layer dense."""
 
 
 def given_ranks(options: Sequence[LayerOptions], ranks: Rank | Mapping[str, Rank]) -> list[LayerRank]:
@@ -42,14 +50,16 @@ def _given_rank(option: LayerOptions, ranks: Rank | Mapping[str, Rank]) -> Layer
     if option.reason is not None:
         return None
     try:
-        cores = option.decomposer.empty(ranks[name] if isinstance(ranks, Mapping) else ranks).factorization
+        decomposer = option.decomposers[0]
+        cores = decomposer.empty(ranks[name] if isinstance(ranks, Mapping) else ranks).factorization
     except (TypeError, ValueError) as error:
         if _is_fraction(ranks):
             return None  # rank one is larger
         message = str(error).replace("`rank`", "`ranks`")
         raise type(error)(f"{message} for {name!r}") from error
     usable = usable_rank(cores, cores.rank)
-    return usable if option.decomposer.num_parameters(usable) < option.weight.dense.numel() else None
+    smaller = decomposer.num_parameters(usable) < option.weight.dense.numel()
+    return Cores(decomposer.factorization, usable) if smaller else None
 
 
 def _is_fraction(ranks: object) -> bool:
@@ -103,7 +113,7 @@ class Budget:
         fixed = self.whole - sum(row[-1].cost for row in candidates)
         least = math.ceil(fixed + sum(min(choice.cost for choice in row) for row in candidates))
         try:
-            return [choice.rank for choice in allocate(candidates, self.allowed - fixed)]
+            chosen = allocate(candidates, self.allowed - fixed)
         except ValueError as error:
             stays = [
                 (option.weight, option.reason, round(row[-1].cost))
@@ -115,3 +125,4 @@ class Budget:
                 f"got {math.floor(self.allowed):,} of {self.whole:,}; what stays as it is: "
                 f"{obstacles(model, stays) if self.count == 'parameters' else multiplied(stays)}"
             ) from error
+        return [None if each.rank is None else Cores(cast(str, each.factorization), each.rank) for each in chosen]
