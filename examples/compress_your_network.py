@@ -1,4 +1,4 @@
-"""A network of torchvision, with random weights in place of yours, becomes tensor trains with 40 % of its parameters.
+"""A network of torchvision, with random weights in place of yours, is compressed to 40 % of its parameters, each layer in its best format.
 
 python examples/compress_your_network.py
 """
@@ -16,7 +16,7 @@ if __name__ == "__main__":
     model = torchvision.models.resnet18()
     images = torch.randn(8, 3, 224, 224)  # inputs of the kind it will see; labels are not needed
 
-    made = plan(model, factorization="tt", budget=0.4, calibration=images)
+    made = plan(model, factorization="auto", budget=0.4, calibration=images)
     print(made)
     apply_(model, made, calibration=images)  # from here on, train it further as it was trained before
 
