@@ -57,7 +57,7 @@ def test_it_completes_a_tensor_as_well_as_cp(format, method, tmp_path):
             max_epochs=40,
             accelerator="cpu",
             callbacks=[NormDynamicsMonitor(), *scaling],
-            default_root_dir=tmp_path,
+            default_root_dir=tmp_path / factorization[:2],
             enable_progress_bar=False,
             enable_model_summary=False,
             logger=False,
