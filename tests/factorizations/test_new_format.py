@@ -54,7 +54,7 @@ def test_it_completes_a_tensor_as_well_as_cp(format, method, tmp_path):
         )
         scaling = [DeviationAwareScaling(alpha=0.1)] if method == "DAS" else []
         trainer = Trainer(
-            max_epochs=40,
+            max_epochs=15,
             accelerator="cpu",
             callbacks=[NormDynamicsMonitor(), *scaling],
             default_root_dir=tmp_path / factorization[:2],
