@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,62 +11,10 @@ from torch.optim import SGD, Optimizer
 from typing_extensions import override
 
 from tenzoo.callbacks.groups import CoreCallback, check_first_order, check_owners, groups_for, trained_cores
+from tenzoo.callbacks.stacked_groups import FactorRecord, StackedGroups, per_core
 from tenzoo.cores import CoreGroup
 from tenzoo.dynamics import bound_factors, deviation_aware_factors, own_part, sam_deviation_rate, squared_norms
 from tenzoo.training import gradient_scale, log_to_loggers, logs_this_step, settings_of, steps_of_run, steps_so_far
-
-
-@dataclass(frozen=True, eq=False)
-class _Bucket:
-    """G groups of K cores each, on one device and of one dtype, which are scaled together."""
-
-    cores: list[Tensor]
-    settings: list[dict[str, Any]]
-    """The parameter group of each core, in its optimizer."""
-    group_size: int
-
-    def with_gradients(self) -> "_Bucket":
-        """The groups in which all cores have a gradient."""
-        kept = [
-            position
-            for start in range(0, len(self.cores), self.group_size)
-            if all(core.grad is not None for core in self.cores[start : start + self.group_size])
-            for position in range(start, start + self.group_size)
-        ]
-        return _Bucket([self.cores[i] for i in kept], [self.settings[i] for i in kept], self.group_size)
-
-
-class _Record:
-    """The λ before the bound, since the last log. They are reduced many at a time, to save a kernel in each step."""
-
-    _CAPACITY = 256
-
-    def __init__(self, max_scale: float) -> None:
-        self._max_scale = max_scale
-        self._rows: list[Tensor] = []
-        self._largest: list[Tensor] = []
-
-    @property
-    def empty(self) -> bool:
-        return not self._rows and not self._largest
-
-    def add(self, factors: Tensor) -> None:
-        self._rows.append(factors)
-        if len(self._rows) >= self._CAPACITY:
-            self._reduce()
-
-    def _reduce(self) -> None:
-        device = self._rows[0].device
-        self._largest.append(torch.cat([row.abs().amax(-1).to(device) for row in self._rows]))
-        self._rows = []
-
-    def flush(self) -> dict[str, float]:
-        if self._rows:
-            self._reduce()
-        largest = torch.cat([part.to(self._largest[0].device) for part in self._largest])
-        self._largest = []
-        values = torch.stack([largest.max(), (largest > self._max_scale).to(largest).mean()]).tolist()
-        return dict(zip(("das/max_abs_lambda", "das/bound_hit_rate"), values, strict=True))
 
 
 class DeviationAwareScaling(CoreCallback):
@@ -127,9 +74,9 @@ class DeviationAwareScaling(CoreCallback):
         self.momentum_correction = momentum_correction
         self.max_scale = max_scale
         self._groups: list[CoreGroup] = []
-        self._plans: dict[int, tuple[object, list[_Bucket]]] = {}
+        self._plans: dict[int, tuple[object, list[StackedGroups]]] = {}
         self._total_steps = math.inf
-        self._record = _Record(max_scale)
+        self._record = FactorRecord(max_scale)
 
     # --- before training ---------------------------------------------------------------------------------------
 
@@ -167,25 +114,25 @@ class DeviationAwareScaling(CoreCallback):
             for group in optimizer.param_groups
         ]
 
-    def _plan(self, trainer: Trainer, optimizer: Optimizer) -> list[_Bucket]:
+    def _plan(self, trainer: Trainer, optimizer: Optimizer) -> list[StackedGroups]:
         check_owners(self._groups, trainer.optimizers)  # again, because cores may have been unfrozen
         for group in self._groups:
             self._check_precision(group)
         settings = settings_of(optimizer)
-        buckets: dict[object, _Bucket] = {}
+        stacks: dict[object, StackedGroups] = {}
         for group in self._groups:
             cores = trained_cores(group, settings)
             if len(cores) < 2:
                 continue
             key = (len(cores), cores[0].device, cores[0].dtype)
-            bucket = buckets.setdefault(key, _Bucket([], [], len(cores)))
-            bucket.cores.extend(cores)
-            bucket.settings.extend(settings[id(core)] for core in cores)
+            stack = stacks.setdefault(key, StackedGroups([], [], len(cores)))
+            stack.cores.extend(cores)
+            stack.settings.extend(settings[id(core)] for core in cores)
         if self.momentum_correction:
-            for bucket in buckets.values():
-                for setting in bucket.settings:
+            for stack in stacks.values():
+                for setting in stack.settings:
                     self._check_momentum(optimizer, setting)
-        return list(buckets.values())
+        return list(stacks.values())
 
     @staticmethod
     def _check_momentum(optimizer: Optimizer, setting: Mapping[str, Any]) -> None:
@@ -227,55 +174,41 @@ class DeviationAwareScaling(CoreCallback):
         signature = self._signature(optimizer)
         if self._plans[id(optimizer)][0] != signature:
             self._plans[id(optimizer)] = signature, self._plan(trainer, optimizer)
-        buckets = self._plans[id(optimizer)][1]
-        if not all(core.grad is not None for bucket in buckets for core in bucket.cores):
-            buckets = [kept for bucket in buckets if (kept := bucket.with_gradients()).cores]
+        stacks = self._plans[id(optimizer)][1]
+        if not all(core.grad is not None for stack in stacks for core in stack.cores):
+            stacks = [kept for stack in stacks if (kept := stack.with_gradients()).cores]
         alpha = self.current_alpha(steps_so_far(trainer))
         unscale = gradient_scale(trainer, optimizer)
         norm = _norm_of_all(optimizer, unscale) if self.normalizer == "global" else None
-        for bucket in buckets:
-            self._record.add(self._scale_(bucket, alpha, norm, unscale))
+        for stack in stacks:
+            self._record.add(self._scale_(stack, alpha, norm, unscale))
         if logs_this_step(trainer) and not self._record.empty:
             log_to_loggers(trainer, self._record.flush())
 
-    def _scale_(self, bucket: _Bucket, alpha: float, norm: Tensor | None, unscale: Tensor | None) -> Tensor:
-        """Scale the cores of a bucket; return λ before the bound, shape ``(G, K)``."""
-        grads: list[Tensor] = [core.grad for core in bucket.cores]  # type: ignore[misc]
-        s, gamma = squared_norms([*bucket.cores, *grads]).view(2, -1, bucket.group_size).unbind()
+    def _scale_(self, stack: StackedGroups, alpha: float, norm: Tensor | None, unscale: Tensor | None) -> Tensor:
+        """Scale the cores of a stack; return λ before the bound, shape ``(G, K)``."""
+        grads: list[Tensor] = [core.grad for core in stack.cores]  # type: ignore[misc]
+        s, gamma = squared_norms([*stack.cores, *grads]).view(2, -1, stack.group_size).unbind()
         if unscale is not None:
             gamma = gamma / unscale.to(gamma).square()
         factors = deviation_aware_factors(
             s,
             gamma,
-            lr=_per_core([setting["lr"] for setting in bucket.settings], s),
-            alpha=_per_core([self._corrected(alpha, setting) for setting in bucket.settings], s),
+            lr=per_core([setting["lr"] for setting in stack.settings], s),
+            alpha=per_core([self._corrected(alpha, setting) for setting in stack.settings], s),
             gauge_fixed=self.gauge_fixed,
             grad_norm=norm,
         )
         bounded = bound_factors(factors, self.max_scale)
         scales = bounded.exp() if self.gauge_fixed else bounded + 1
         torch._foreach_mul_(
-            [own_part(core) for core in bucket.cores], list(scales.to(bucket.cores[0].dtype).flatten().unbind())
+            [own_part(core) for core in stack.cores], list(scales.to(stack.cores[0].dtype).flatten().unbind())
         )
         return factors
 
     def _corrected(self, alpha: float, setting: Mapping[str, Any]) -> float:
         """α/(1 − β) with the correction for momentum, else α."""
         return alpha / (1 - setting["momentum"]) if self.momentum_correction else alpha
-
-
-def _per_core(values: list[float | Tensor], like: Tensor) -> float | Tensor:
-    """One number if all are equal, else a tensor of the shape of ``like``, filled on the device."""
-    first = values[0]
-    if not any(isinstance(value, Tensor) for value in values) and all(value == first for value in values):
-        return first
-    scalars = [
-        value.to(like.device)
-        if isinstance(value, Tensor)
-        else torch.full((), value, dtype=like.dtype, device=like.device)
-        for value in values
-    ]
-    return torch.stack(scalars).view_as(like)
 
 
 def _norm_of_all(optimizer: Optimizer, unscale: Tensor | None) -> Tensor:

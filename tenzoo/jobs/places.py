@@ -22,7 +22,7 @@ def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
 
 
 def place_of(trainer: Trainer) -> Place:
-    """Where a Trainer is, by its counters, which do not tell whether a validation has ended."""
+    """The place of a Trainer, by its counters, which do not tell whether a validation has ended."""
     loop = trainer.fit_loop
     place = place_of_counters(
         {
@@ -34,7 +34,7 @@ def place_of(trainer: Trainer) -> Place:
 
 
 def place_of_counters(loops: Mapping[str, Any]) -> Place:
-    """Where a run was, by saved counters."""
+    """The place of a run, by saved counters."""
     epoch, batch = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]["current"]
     if epoch["ready"] == epoch["completed"] or epoch["ready"] > epoch["started"]:
         return "between epochs"
@@ -58,7 +58,7 @@ def window_is_open(trainer: Trainer, place: Place) -> bool:
 def continue_from(
     trainer: Trainer, place: Place, loops: Mapping[str, Any], *, later: Sequence[ModelCheckpoint]
 ) -> None:
-    """Do what the run had still to do where it stopped, and let Lightning go on from there.
+    """Finish the work of the place where the run stopped, and let Lightning continue from there.
 
     Args:
         trainer: The Trainer, before its first epoch.

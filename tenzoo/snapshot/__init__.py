@@ -1,4 +1,4 @@
-"""What modules hold besides weights and buffers: remembered, and put back in place."""
+"""Snapshots of the attributes of modules, and of the objects in them, which restore these objects in place."""
 
 from tenzoo.snapshot.kinds import Kinds
 from tenzoo.snapshot.snapshots import Row, Snapshot, put

@@ -141,7 +141,7 @@ def _left_out(cls: type) -> frozenset[str]:
 
 
 def _base(cls: type, package: str, name: str) -> type | None:
-    """The base class of this name, from a package that is not imported here: whoever uses the class has imported it."""
+    """The base class of this name, from a package that is not imported here."""
     return next((each for each in cls.__mro__ if each.__name__ == name and each.__module__.startswith(package)), None)
 
 

@@ -67,7 +67,7 @@ class Snapshot:
                     todo += [(each, found) for each in kind.inside(held) if (found := kinds[type(each)]) is not None]
 
     def renew(self) -> None:
-        """Remember what has changed as it is now, tensors at any size."""
+        """Take the current contents of the objects that have changed, tensors of any size included."""
         changed = self.changed()
         keys = {id(thing) for thing, *_ in changed}
         for key in keys:

@@ -93,7 +93,7 @@ class Task(OptimizedModule, CoreContainer):
         self.sam = SAM(**sam) if isinstance(sam, Mapping) else sam
         self.automatic_optimization = sam is None
         self.sharpness_state: SharpnessState | None = None
-        """What the ascents of SAM found, over the batches since the last step; None without SAM."""
+        """Gradient norms of SAM's ascents, over the batches since the last step; None without SAM."""
         self._ascents = SharpnessWindow()
         self._kinds = Kinds()
         self._perturbed = False
@@ -234,6 +234,6 @@ _PARENT_HOOKS: Mapping[str, ParentCall] = {
     "on_test_epoch_start": call_after,
     "on_test_epoch_end": call_after,
 }
-"""What a task does in each hook, if the hook of a subclass does not call ``super()``."""
+"""How the hooks of a task are called, if the hooks of a subclass do not call ``super()``."""
 
 call_parent_hooks(Task, Task, _PARENT_HOOKS)

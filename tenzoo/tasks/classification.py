@@ -213,7 +213,7 @@ class ImageClassificationTask(Task):
         self.log(f"{split}/loss", loss, batch_size=counted or _NO_WEIGHT, sync_dist=True)
 
     def _own(self, split: str, size: int) -> int:
-        """How many images of a batch this process alone judges."""
+        """The number of images in a batch that no other process judges."""
         loaders = self.trainer.val_dataloaders if split == "val" else self.trainer.test_dataloaders
         own = own_items(loaders[0] if isinstance(loaders, list) else loaders)
         before, self._judged = self._judged, self._judged + size
