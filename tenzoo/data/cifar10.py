@@ -102,8 +102,8 @@ class CIFAR10DataModule(ResumableDataModule[PreparedImages, ImageLoader]):
 
     Example:
         >>> data = CIFAR10DataModule("data/cifar10", noise=0.4)
-        >>> data.num_classes, data.image_size, data.hparams.noise["init_args"]
-        (10, 32, {'rate': 0.4})
+        >>> data.num_classes, data.image_shape, data.hparams.noise["init_args"]
+        (10, (3, 32, 32), {'rate': 0.4})
     """
 
     _mismatch = "its numbers would not compare"
@@ -154,9 +154,9 @@ class CIFAR10DataModule(ResumableDataModule[PreparedImages, ImageLoader]):
         return len(CLASSES)
 
     @property
-    def image_size(self) -> int:
-        """Height and width of an image, in pixels."""
-        return 32
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return 3, 32, 32
 
     @property
     def splits(self) -> dict[str, Images]:

@@ -33,6 +33,7 @@ from tenzoo.tasks.checks import (
     check_sam,
     searches_learning_rate,
 )
+from tenzoo.tasks.command_line import CommandLineMethods
 from tenzoo.tasks.hooks import (
     Otherwise,
     all_callbacks,
@@ -58,7 +59,7 @@ from tenzoo.training import (
 )
 
 
-class Task(LightningModule, CoreProvider):
+class Task(LightningModule, CoreProvider, CommandLineMethods):
     """A LightningModule whose subclasses write :meth:`loss`, and which trains it with or without SAM.
 
     Without ``sam`` Lightning optimizes automatically. With it the task optimizes manually: a backward pass to find the

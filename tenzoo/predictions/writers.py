@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from tenzoo.callbacks.growing import Array, GrowingArrays
 from tenzoo.distributed import shared_out
+from tenzoo.predictions.growing import Array, GrowingArrays
 
 
 class _Writer(Callback):

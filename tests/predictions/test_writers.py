@@ -10,9 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from tenzoo.callbacks import CompletedEntriesWriter, PredictedClassesWriter
-from tenzoo.callbacks.growing import GrowingArrays
 from tenzoo.cli import main
 from tenzoo.data import CompletionDataModule
+from tenzoo.predictions.growing import GrowingArrays
 from tests.processes import in_processes
 
 QUIET = {
@@ -77,7 +77,7 @@ def test_indices_stay_whole_in_a_csv(tmp_path):
 
 def test_it_is_said_what_was_written(tmp_path, caplog, monkeypatch):
     said = []
-    monkeypatch.setattr("tenzoo.callbacks.prediction.rank_zero_info", said.append)
+    monkeypatch.setattr("tenzoo.predictions.writers.rank_zero_info", said.append)
     source = data()
     predict(tmp_path, source=source)
     train, missing = len(source.splits["train"]), 60 * 50 * 40 - 900

@@ -1,0 +1,5 @@
+"""Callbacks that write predictions to a file."""
+
+from tenzoo.predictions.writers import CompletedEntriesWriter, PredictedClassesWriter
+
+__all__ = ["CompletedEntriesWriter", "PredictedClassesWriter"]
