@@ -1,15 +1,14 @@
 """The base of every task: one loss, trained in Lightning's automatic mode or, with SAM, in manual mode."""
 
-import dataclasses
-import inspect
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType
@@ -43,7 +42,7 @@ from tenzoo.tasks.hooks import (
     refuse_beside_sam,
     window_completed,
 )
-from tenzoo.tasks.hyperparameters import is_plain, modules_given
+from tenzoo.tasks.hyperparameters import note_arguments, noted_arguments, only_plain
 from tenzoo.tasks.ranks import as_of_all_ranks, logged_names, warn_of_repeats
 from tenzoo.tasks.sam import SAM
 from tenzoo.tasks.sam_step import sam_step
@@ -146,28 +145,33 @@ class Task(LightningModule, CoreProvider, CommandLineMethods):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        note_arguments(cls)
         keep_duties(cls, Task, _DUTIES)
 
-    def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
-        """Save the arguments of ``__init__`` as every LightningModule does, those that are builtins.
+    def save_hyperparameters(
+        self, *args: Any, ignore: str | Sequence[str] | None = None, frame: Any = None, logger: bool = True
+    ) -> None:
+        """Save the arguments of the constructors, of the class and its base classes, that are builtins.
 
         An optimizer, a scheduler or a network given as an object is left out: a checkpoint that loads with
         ``weights_only=True`` holds no code. From the command line all are builtins, and kept.
+
+        Args:
+            *args: Names of the arguments to save, all by default; or one mapping or namespace of other values.
+            ignore: Names of arguments that are left out.
+            frame: Is not used: the constructors note their arguments.
+            logger: Whether loggers are given them.
         """
-        frame = inspect.currentframe()
-        kwargs = {"frame": frame and frame.f_back, **kwargs}
-        ignored = kwargs.get("ignore") or []
-        modules = modules_given(kwargs["frame"])
-        super().save_hyperparameters(
-            *args, **{**kwargs, "ignore": [*([ignored] if isinstance(ignored, str) else ignored), *modules]}
-        )
-        if modules and "_instantiator" in self.hparams:  # Lightning's mark of the command line
-            super().save_hyperparameters(*args, **kwargs)
-        plain = {
-            key: dataclasses.asdict(value) if isinstance(value, SAM) else value for key, value in self.hparams.items()
-        }
-        self.hparams.clear()
-        super().save_hyperparameters({key: value for key, value in plain.items() if is_plain(value)})
+        names = [name for name in args if isinstance(name, str)]
+        if len(names) < len(args):
+            super().save_hyperparameters(*args, logger=logger)
+            values = dict(self.hparams)
+            self.hparams.clear()
+        else:
+            from_command_line = _given_hyperparameters.get()
+            noted = noted_arguments(self) if from_command_line is None else from_command_line
+            values = {name: noted[name] for name in names or noted if name in noted}
+        super().save_hyperparameters(only_plain(values, ignore=ignore), ignore=ignore, logger=logger)
 
     @abstractmethod
     def loss(self, batch: Any, batch_idx: int) -> Tensor:
