@@ -1,4 +1,4 @@
-"""A network of torchvision, with random weights in place of yours, is compressed to 40 % of its parameters, each layer in its best format.
+"""A network of torchvision, with random weights in place of yours, is compressed to 40 % of its parameters.
 
 python examples/compress_your_network.py
 """

@@ -3,23 +3,20 @@
 import argparse
 import logging
 import sys
-from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch import LightningDataModule, Trainer
-from torch import nn
+from lightning.pytorch import Trainer
 from typing_extensions import override
 
+from tenzoo.cli.causes import chain
 from tenzoo.cli.compress import compress_command
 from tenzoo.cli.messages import Answer, answer
 from tenzoo.cli.trainer import TenzooCLI, build
-from tenzoo.cli.zoo import Entry, Layer, describe, print_entries, print_layers, read_results, totals
+from tenzoo.cli.zoo import Entry, describe, print_entries, print_layers, read_results, totals
 from tenzoo.models import CompressedNetwork
-from tenzoo.tasks import CompletionTask, Task
-from tenzoo.tasks.completion import as_completion_data
+from tenzoo.models.compressed_network import NotCompressedYetError
 
 PARTS = ("methods", "schedules", "compress")
 """Folders of configs that are composed over others."""
@@ -48,8 +45,12 @@ def describe_command(argv: Sequence[str]) -> int:
     parser = _parser("describe", "Show the layers of a model; --config and overrides are those of tenzoo fit.")
     chosen, rest = parser.parse_known_args(list(argv))
     cli = _read(rest)
-    layers, batch_size = _layers(cli.model, cli.datamodule)
-    print_layers(layers, batch_size, as_json=chosen.json)
+    inputs = cli.model.example_input(cli.datamodule)
+    layers = describe(cli.model.described_network(cli.datamodule), inputs)
+    if any(layer.flops is None for layer in layers):
+        task, data = type(cli.model).__name__, type(cli.datamodule).__name__
+        print(f"tenzoo: operations are not counted: {task}.example_input() gives none for {data}", file=sys.stderr)
+    print_layers(layers, None if inputs is None else len(inputs), as_json=chosen.json)
     return 0
 
 
@@ -98,37 +99,20 @@ def _read(argv: Sequence[str]) -> _ModelOnly:
 def _entry(path: Path, results: dict[str, str | None]) -> Entry:
     try:
         cli = _read(["--config", str(path)])
-    except (ArgumentError, OSError, ValueError) as error:
-        if "tenzoo compress makes it" not in str(error):
+    except Exception as error:
+        if not any(isinstance(cause, NotCompressedYetError) for cause in chain(error)):
             raise
         return Entry(str(path), "(made by tenzoo compress)", "", None, None, **results)
-    layers, _ = _layers(cli.model, cli.datamodule)
+    network = cli.model.described_network(cli.datamodule)
+    layers = describe(network)
     formats = sorted({layer.factorization for layer in layers if layer.factorization is not None})
-    network = getattr(cli.model, "network", None)
     if isinstance(network, CompressedNetwork):
         network = network.network
-    name = "completion" if network is None else f"{type(network).__name__}-{getattr(network, 'depth', '')}".rstrip("-")
+    name = f"{type(network).__name__}-{getattr(network, 'depth', '')}".rstrip("-")
     data = cli.datamodule.hparams.get("dataset") or type(cli.datamodule).__name__.removesuffix("DataModule")
     number, dense = totals(layers)
     model = " ".join([*formats, name])
     return Entry(str(path), model, data, number, dense / number, **results)
-
-
-def _layers(task: Task, data: LightningDataModule) -> tuple[list[Layer], int | None]:
-    if isinstance(task, CompletionTask):
-        if task.shape is None:
-            tensor = as_completion_data(data)
-            tensor.prepare_data()
-            tensor.setup("fit")
-            task.build(tensor.shape)
-        return describe(task.model), None
-    network = getattr(task, "network", task)
-    assert isinstance(network, nn.Module)
-    side = getattr(data, "image_size", None)
-    if side is None:
-        return describe(network), None
-    batch_size = int(data.hparams["batch_size"])
-    return describe(network, torch.empty(batch_size, 3, side, side, device="meta")), batch_size
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -15,13 +15,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgre
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 import tenzoo.data  # noqa: F401  (its classes can be named without their module)
 from tenzoo import __version__
-from tenzoo.callbacks import CompletedEntriesWriter, PredictedClassesWriter, RankWatch
+from tenzoo.callbacks import RankWatch
 from tenzoo.cli import cluster, resumed_run
 from tenzoo.cli.checkpoints import read_checkpoint
 from tenzoo.cli.checks import check_callbacks, check_environment, check_trainer
@@ -29,15 +29,15 @@ from tenzoo.cli.configs import PARSER_MODE, check_configs
 from tenzoo.cli.layers import settle
 from tenzoo.cli.report import print_metrics, tell_of_early_stops
 from tenzoo.jobs import ExactResume
-from tenzoo.tasks import CompletionTask, ImageClassificationTask, Task
+from tenzoo.tasks import Task
 from tenzoo.training import NoProfiler
 
 _REFRESH_RATE = 25
 """Batches between two updates of the progress bar: a step of a small model takes less time than an update."""
 
 
-_WRITERS = {CompletionTask: CompletedEntriesWriter, ImageClassificationTask: PredictedClassesWriter}
-"""What writes the predictions of a task."""
+_NEEDED = {"validate": ("val_dataloader", "validation_step"), "test": ("test_dataloader", "test_step")}
+"""Methods of the data module and the task without which the Trainer cannot evaluate."""
 
 
 class Started(Callback):
@@ -149,11 +149,7 @@ class TenzooCLI(LightningCLI):
         if settings.get("enable_progress_bar") is not False and not _any_of(callbacks, ProgressBar):
             extra.append(RichProgressBar(refresh_rate=_REFRESH_RATE, leave=False))
         if self.subcommand == "predict":
-            extra += [
-                writer()
-                for task, writer in _WRITERS.items()
-                if isinstance(self.model, task) and not _any_of(callbacks, writer)
-            ]
+            extra += _writers(self.model, callbacks)
         trainer = self._instantiate_trainer({**settings, **kwargs}, extra)
         _claim_logs(trainer.loggers)
         cluster.prepare(trainer, _root(settings))
@@ -182,15 +178,10 @@ class TenzooCLI(LightningCLI):
                 trainer.strategy.broadcast(_free(Path(folder), "averaged", ".ckpt", "-v")), weights_only=True
             )
         metrics: dict[str, Any] = {}
-        judges = [
-            (trainer.validate, "val_dataloader", "validation_step"),
-            (trainer.test, "test_dataloader", "test_step"),
-        ]
-        if isinstance(self.model, CompletionTask):
-            del judges[1]  # the entries of validation again
-        for judge, loader, step in judges:
+        for name in self.model.final_evaluations():
+            loader, step = _NEEDED[name]
             if is_overridden(loader, self.datamodule) and is_overridden(step, self.model):
-                judge(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+                getattr(trainer, name)(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
                 metrics.update(trainer.logged_metrics)
         cluster.forget(trainer, _root(self._get(self.config_init, "trainer", default={})))
         print_metrics(trainer, metrics, weights=weights)
@@ -238,6 +229,21 @@ def _claim_logs(loggers: Sequence[Logger]) -> None:
                 f"expected a folder for the logs of this run alone in `trainer.logger`, got {str(folder)!r}, which is "
                 f"not empty; give {type(logger).__name__} another `version`, or none to take the next free one"
             )
+
+
+def _writers(task: Task, callbacks: Any) -> list[Callback]:
+    """The task's writer of predictions, unless the callbacks have one; a line says where nothing writes them."""
+    writer = task.prediction_writer()
+    if writer is not None:
+        return [] if _any_of(callbacks, type(writer)) else [writer]
+    hooks = ("on_predict_batch_end", "on_predict_epoch_end", "on_predict_end")
+    given = callbacks if isinstance(callbacks, list) else [callbacks]
+    if not any(is_overridden(hook, each, parent=Callback) for each in given for hook in hooks):
+        rank_zero_info(
+            f"predictions are not written: {type(task).__name__}.prediction_writer() gives None, and no callback of "
+            "`trainer.callbacks` takes them"
+        )
+    return []
 
 
 def _any_of(callbacks: Any, kind: type) -> bool:

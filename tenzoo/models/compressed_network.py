@@ -9,6 +9,10 @@ from tenzoo.compression import Plan, restore_
 from tenzoo.weight_files import read_weights
 
 
+class NotCompressedYetError(FileNotFoundError):
+    """A file of a compressed network that ``tenzoo compress`` has not written yet."""
+
+
 class CompressedNetwork(nn.Module):
     """A compressed network, restored from a dense network, its plan and its weights.
 
@@ -22,7 +26,7 @@ class CompressedNetwork(nn.Module):
         weights: File of the compressed network's weights.
 
     Raises:
-        FileNotFoundError: If a file is missing.
+        NotCompressedYetError: If a file is missing.
         ValueError: If a file is of another kind, or does not fit the network.
 
     Example:
@@ -44,7 +48,7 @@ class CompressedNetwork(nn.Module):
         super().__init__()
         for argument, path in {"plan": plan, "weights": weights}.items():
             if not Path(path).is_file():
-                raise FileNotFoundError(
+                raise NotCompressedYetError(
                     f"expected an existing file in `{argument}`, got {path!r}; tenzoo compress makes it"
                 )
         self.network = restore_(network, Plan.load(plan), read_weights(weights))

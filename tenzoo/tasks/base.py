@@ -1,14 +1,13 @@
 """The base of every task: one loss, trained in Lightning's automatic mode or, with SAM, in manual mode."""
 
-import dataclasses
-import inspect
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from tenzoo.snapshot import Kinds
 from tenzoo.state_dicts import shape_differences, with_current_names
 from tenzoo.tasks.averaging import keep_integers
 from tenzoo.tasks.checks import check_arguments, check_callbacks, check_sam
+from tenzoo.tasks.command_line import CommandLineMethods
 from tenzoo.tasks.hooks import (
     ParentCall,
     add_callbacks,
@@ -29,7 +29,7 @@ from tenzoo.tasks.hooks import (
     record_monitors,
     refuse_with_sam,
 )
-from tenzoo.tasks.hyperparameters import is_plain, modules_given
+from tenzoo.tasks.hyperparameters import note_arguments, noted_arguments, only_plain
 from tenzoo.tasks.optimized import OptimizedModule
 from tenzoo.tasks.quiet import QuietCheckpoints
 from tenzoo.tasks.sam import SAM
@@ -38,7 +38,7 @@ from tenzoo.tasks.schedulers import Schedule
 from tenzoo.training import check_finite
 
 
-class Task(OptimizedModule, CoreContainer):
+class Task(OptimizedModule, CoreContainer, CommandLineMethods):
     """A LightningModule whose subclasses write :meth:`loss`, and which trains it with or without SAM.
 
     Without ``sam`` Lightning optimizes automatically. With it the task optimizes manually: a backward pass to find the
@@ -101,28 +101,33 @@ class Task(OptimizedModule, CoreContainer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        note_arguments(cls)
         call_parent_hooks(cls, Task, _PARENT_HOOKS)
 
-    def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
-        """Save the arguments of ``__init__`` as every LightningModule does, those that are builtins.
+    def save_hyperparameters(
+        self, *args: Any, ignore: str | Sequence[str] | None = None, frame: Any = None, logger: bool = True
+    ) -> None:
+        """Save the arguments of the constructors, of the class and its base classes, that are builtins.
 
         An optimizer, a scheduler or a network given as an object is left out: a checkpoint that loads with
         ``weights_only=True`` holds no code. From the command line all are builtins, and kept.
+
+        Args:
+            *args: Names of the arguments to save, all by default; or one mapping or namespace of other values.
+            ignore: Names of arguments that are left out.
+            frame: Is not used: the constructors note their arguments.
+            logger: Whether loggers are given them.
         """
-        frame = inspect.currentframe()
-        kwargs = {"frame": frame and frame.f_back, **kwargs}
-        ignored = kwargs.get("ignore") or []
-        modules = modules_given(kwargs["frame"])
-        super().save_hyperparameters(
-            *args, **{**kwargs, "ignore": [*([ignored] if isinstance(ignored, str) else ignored), *modules]}
-        )
-        if modules and "_instantiator" in self.hparams:  # Lightning's mark of the command line
-            super().save_hyperparameters(*args, **kwargs)
-        plain = {
-            key: dataclasses.asdict(value) if isinstance(value, SAM) else value for key, value in self.hparams.items()
-        }
-        self.hparams.clear()
-        super().save_hyperparameters({key: value for key, value in plain.items() if is_plain(value)})
+        names = [name for name in args if isinstance(name, str)]
+        if len(names) < len(args):
+            super().save_hyperparameters(*args, logger=logger)
+            values = dict(self.hparams)
+            self.hparams.clear()
+        else:
+            from_command_line = _given_hyperparameters.get()
+            noted = noted_arguments(self) if from_command_line is None else from_command_line
+            values = {name: noted[name] for name in names or noted if name in noted}
+        super().save_hyperparameters(only_plain(values, ignore=ignore), ignore=ignore, logger=logger)
 
     @abstractmethod
     def loss(self, batch: Any, batch_idx: int) -> Tensor:

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.batchnorm import _NormBase
@@ -14,6 +15,7 @@ from typing_extensions import override
 
 from tenzoo.cores import find_core_groups
 from tenzoo.distributed import own_items
+from tenzoo.prediction import PredictedClassesWriter
 from tenzoo.tasks.base import Task
 from tenzoo.training import EpochMean, batch_weight, logs_this_step
 
@@ -171,6 +173,24 @@ class ImageClassificationTask(Task):
     def metric_names(self) -> set[str]:
         """Loss and accuracy in training and validation."""
         return {"train/loss_epoch", *(f"{split}/{name}" for split in ("train", "val") for name in ("loss", "accuracy"))}
+
+    # --- the command line --------------------------------------------------------------------------------------
+
+    @override
+    def prediction_writer(self) -> PredictedClassesWriter:
+        """A writer of classes and probabilities."""
+        return PredictedClassesWriter()
+
+    @override
+    def described_network(self, data: LightningDataModule) -> nn.Module:
+        """The network."""
+        return self.network
+
+    @override
+    def example_input(self, data: LightningDataModule) -> Tensor | None:
+        """Images of the shape that the data module has in ``image_shape``, as many as in its batches."""
+        shape = getattr(data, "image_shape", None)
+        return None if shape is None else torch.empty(data.hparams.get("batch_size", 1), *shape, device="meta")
 
     # --- steps -------------------------------------------------------------------------------------------------
 

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, Metric, R2Score
 
 from tenzoo.data import CompletionBatch, CompletionDataModule
 from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.models import TensorCompletion
+from tenzoo.prediction import CompletedEntriesWriter
 from tenzoo.tasks.base import Task
+from tenzoo.tasks.command_line import Evaluation
 from tenzoo.training import batch_weight
 
 
@@ -128,6 +131,25 @@ class CompletionTask(Task):
     def metric_names(self) -> set[str]:
         """The loss, R² and RMSE of every split of the data."""
         return {"train/loss", "train/loss_epoch", *self.metrics}
+
+    # --- the command line --------------------------------------------------------------------------------------
+
+    def prediction_writer(self) -> CompletedEntriesWriter:
+        """A writer of indices and values."""
+        return CompletedEntriesWriter()
+
+    def final_evaluations(self) -> tuple[Evaluation, ...]:
+        """Validation alone: a test has the same entries."""
+        return ("validate",)
+
+    def described_network(self, data: LightningDataModule) -> TensorCompletion:
+        """The model, built for the data's shape where the arguments named none."""
+        if self.shape is None:
+            tensor = as_completion_data(data)
+            tensor.prepare_data()
+            tensor.setup("fit")
+            self.build(tensor.shape)
+        return self.model
 
     # --- steps -------------------------------------------------------------------------------------------------
 

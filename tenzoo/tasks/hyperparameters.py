@@ -1,24 +1,84 @@
-"""Which arguments of a task can be saved."""
+"""The arguments of a task's constructors, which its checkpoints keep."""
 
-from collections.abc import Mapping
-from types import FrameType
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from torch import nn
+from tenzoo.tasks.sam import SAM
 
 
-def modules_given(frame: FrameType | None) -> list[str]:
-    """Names of the arguments of an ``__init__``, and of those of subclasses around it, that are modules."""
-    names: list[str] = []
-    while frame is not None and "__class__" in frame.f_locals:
-        names += [name for name, value in frame.f_locals.items() if isinstance(value, nn.Module) and name != "self"]
-        frame = frame.f_back
-    return names
+def note_arguments(cls: type) -> None:
+    """Replace the constructor of a class by one that also notes its arguments in the new object.
+
+    Arguments that are not builtins are left out, such as an optimizer or a network: a checkpoint that loads with
+    ``weights_only=True`` holds no code. Where the constructors of a class and its base class have an argument of the
+    same name, that of the class is noted.
+
+    Args:
+        cls: Is changed if it defines a constructor of its own.
+
+    Example:
+        >>> class Scale:
+        ...     def __init__(self, factor, *, offset=0.0, **kwargs):
+        ...         pass
+        >>> note_arguments(Scale)
+        >>> noted_arguments(Scale(2, name="a", optimizer=print))
+        {'factor': 2, 'offset': 0.0, 'name': 'a'}
+    """
+    constructor = vars(cls).get("__init__")
+    if constructor is not None:
+        cls.__init__ = _noting(constructor)  # type: ignore[misc]
+
+
+def noted_arguments(instance: object) -> dict[str, Any]:
+    """The arguments that the constructors of an object have noted, by name."""
+    noted: dict[str, Any] = instance.__dict__.setdefault("_constructor_arguments", {})
+    return noted
+
+
+def only_plain(values: Mapping[str, Any], *, ignore: str | Sequence[str] | None) -> dict[str, Any]:
+    """The values that consist of builtins, without those of some names; the settings of SAM become a dict."""
+    left_out = [ignore] if isinstance(ignore, str) else ignore or ()
+    plain = {key: dataclasses.asdict(value) if isinstance(value, SAM) else value for key, value in values.items()}
+    return {key: value for key, value in plain.items() if key not in left_out and is_plain(value)}
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value is of builtins alone, which a checkpoint that runs no code can hold."""
+    """Whether a value consists of builtins, which a checkpoint that runs no code can hold."""
     if isinstance(value, Mapping):
         return type(value) is dict and all(is_plain(item) for pair in value.items() for item in pair)
     if isinstance(value, list | tuple):
         return type(value) in (list, tuple) and all(is_plain(item) for item in value)
     return value is None or type(value) in (bool, int, float, str)
+
+
+def _noting(constructor: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(constructor)
+
+    @functools.wraps(constructor)
+    def __init__(self: object, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        noted = noted_arguments(self)
+        for name, value in only_plain(_by_name(signature, self, *args, **kwargs), ignore=None).items():
+            noted.setdefault(name, value)  # the constructor of a subclass has begun earlier
+        constructor(self, *args, **kwargs)
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]  # Lightning looks at it without unwrapping
+    return __init__
+
+
+def _by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call by name, with defaults and without ``self``; none of a call that Python will refuse."""
+    try:
+        call = signature.bind(*args, **kwargs)
+    except TypeError:
+        return {}
+    call.apply_defaults()
+    named: dict[str, Any] = {}
+    for name, parameter in list(signature.parameters.items())[1:]:
+        if parameter.kind == parameter.VAR_KEYWORD:
+            named.update(call.arguments[name])
+        elif parameter.kind != parameter.VAR_POSITIONAL:
+            named[name] = call.arguments[name]
+    return named

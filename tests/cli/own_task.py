@@ -2,8 +2,12 @@
 
 from typing import Any
 
+import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
+from tenzoo.data import CompletionBatch
+from tenzoo.prediction import CompletedEntriesWriter
 from tenzoo.tasks import Task
 
 
@@ -45,3 +49,27 @@ class PartlySaved(OwnTask):
 
 class Renamed(OwnTask):
     """Another one."""
+
+
+class Answering(OwnTask):
+    """Answers what the command line asks."""
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> CompletionBatch:
+        """Rate each entry."""
+        return CompletionBatch(batch[0], self.ratings(batch[0][:, 0]).squeeze(1))
+
+    def prediction_writer(self) -> CompletedEntriesWriter:
+        """A file of another name."""
+        return CompletedEntriesWriter("rated.csv")
+
+    def final_evaluations(self) -> tuple[Any, ...]:
+        """None."""
+        return ()
+
+    def described_network(self, data: LightningDataModule) -> nn.Module:
+        """Two convolutions."""
+        return nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3))
+
+    def example_input(self, data: LightningDataModule) -> Tensor | None:
+        """Images of two channels."""
+        return torch.empty(5, 2, 9, 7, device="meta")

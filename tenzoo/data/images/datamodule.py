@@ -137,6 +137,11 @@ class ImageDataModule(ResumableDataModule[PreparedImages, ImageLoader]):
         """
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return self.num_channels, self.image_size, self.image_size
+
+    @property
     def splits(self) -> dict[str, Images]:
         """``train``, ``val`` (unless it is empty) and ``test``, with the labels in use; known after ``setup``."""
         return self._data.splits

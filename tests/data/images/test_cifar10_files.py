@@ -33,7 +33,7 @@ def test_the_files_may_lie_in_the_root_itself(root):
     expected = ready(root).state_dict()
     data = ready(str(Path(root) / "cifar-10-batches-bin"))
     assert data.state_dict() == expected
-    assert (data.num_classes, data.image_size) == (10, 32)
+    assert (data.num_classes, data.image_shape) == (10, (3, 32, 32))
 
 
 @pytest.mark.parametrize("change", ["altered", "truncated", "empty"])
