@@ -111,11 +111,12 @@ def plan(
     counts: Counted
     if ranks is not None:
         given = given_ranks(options, ranks)
-        choose, smallest, counts = (lambda _: given), given, "parameters"
+        choose, counts = (lambda _: given), "parameters"
     else:
         choose = partial(Budget.of(cast(float, budget), model, options, count).ranks, model)
-        smallest, counts = given_ranks(options, 1), count
+        counts = count
     if calls:
+        smallest = given_ranks(options, 1) if ranks is None else given
         fitted, held = hold_back(calls, divide)
         by_outputs = in_metrics(model, options, smallest, fitted)
         if ranks is None:

@@ -67,7 +67,7 @@ class Decomposer:
     def num_parameters(self, rank: tuple[int, ...]) -> int:
         """Number of parameters of cores of these ranks."""
         cores = self.smallest.factorization
-        return type(cores).num_parameters(cores.shape, rank)
+        return type(cores).network(len(cores.shape)).num_parameters(cores.shape, rank)
 
     def decomposed(self, rank: tuple[int, ...]) -> Replacement:
         """The replacement with cores of these ranks that approximate the weight."""

@@ -38,17 +38,21 @@ def errors_of_tree(tensor: Tensor, kind: type["Factorization"]) -> Errors:
     growth = _Growth(tensor, network)
     rank = (1,) * network.num_ranks
     errors: Errors = {}
-    while (size := network.num_parameters(shape, rank)) < math.prod(shape):
-        if kind.usable_rank(shape, rank) == rank:
-            errors[rank] = 1 - growth.kept(rank)
 
-        def gain(raised: tuple[int, ...], rank: tuple[int, ...] = rank, size: int = size) -> float:
-            more = network.num_parameters(shape, raised) - size
-            return math.log(growth.kept(raised) / growth.kept(rank)) / more
+    def useful(steps: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        return [step for step in steps if kind.usable_rank(shape, step) == step]
+
+    steps = useful([rank])
+    while (size := network.num_parameters(shape, rank)) < math.prod(shape):
+        kept = growth.kept(rank)
+        if steps:
+            errors[rank] = 1 - kept
+
+        def gain(step: tuple[int, ...], kept: float = kept, size: int = size) -> float:
+            return math.log(growth.kept(step) / kept) / (network.num_parameters(shape, step) - size)
 
         single, together = growth.steps(rank)
-        steps = [step for step in single if kind.usable_rank(shape, step) == step]
-        steps = steps or [step for step in together if kind.usable_rank(shape, step) == step]
+        steps = useful(single) or useful(together)
         if not steps:
             break
         rank = max(steps, key=gain)

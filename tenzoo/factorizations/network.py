@@ -221,15 +221,25 @@ class Network:
         """
         while True:
             sizes = self.sizes(shape, rank)
-            bounds: dict[str, int] = {}
-            for bond in self.pairs:
-                for core, _ in self.holders[bond]:
-                    others = (sizes[leg] for leg in self.legs[core] if leg != bond and leg not in self.hyperedges)
-                    bounds[bond] = min(bounds.get(bond, sizes[bond]), math.prod(others))
+            bounds = {
+                bond: min(math.prod(sizes[leg] for leg in others) for others in sides)
+                for bond, sides in self._other_legs.items()
+            }
             clipped = self._clipped(rank, bounds)
             if clipped == tuple(rank):
                 return clipped
             rank = clipped
+
+    @cached_property
+    def _other_legs(self) -> dict[str, list[list[Leg]]]:
+        """For each bond of two cores, the other legs of either, without hyperedges."""
+        return {
+            bond: [
+                [leg for leg in self.legs[core] if leg != bond and leg not in self.hyperedges]
+                for core, _ in self.holders[bond]
+            ]
+            for bond in self.pairs
+        }
 
     def _clipped(self, rank: Sequence[int], bounds: Mapping[str, int]) -> tuple[int, ...]:
         """Ranks clipped to bounds of bonds; one of several bonds to the largest of theirs, and only if all have one."""

@@ -215,11 +215,13 @@ class TensorizedLayer(FactorizedModule, Generic[L]):
         dense: Tensor = layer.weight.detach()  # type: ignore[operator]
         if dense.is_meta:
             raise ValueError("expected a layer with numbers in its weight in `layer`, got one on the meta device")
-        made.factorization = type(made.factorization).decompose(
-            made.as_tensor(dense), made.factorization.rank, metric=metric
-        )
+        planned = made.factorization
+        made.factorization = type(planned).decompose(made.as_tensor(dense), made.factorization.rank, metric=metric)
         made.factorization.requires_grad_(bool(layer.weight.requires_grad))
-        made._count_costs()
+        if made.factorization.rank == planned.rank:
+            made.factorization.schedules = planned.schedules
+        else:
+            made._count_costs()
         made._copy_rest(layer)
         return made.train(layer.training)
 
