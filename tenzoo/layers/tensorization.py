@@ -193,11 +193,13 @@ def _default(
     if network and not network.pairs_modes and (network.has_factors or (kernel is not None and not network.has_loops)):
         return (first,), (second,)
     split = cover_size(first) if covers else split_size(first), split_size(second)
-    if _pairs_modes(kind) or _network(kind, len(split[0]) + len(split[1]) + pixels):
+    pairs = _pairs_modes(kind)
+    numbers = itertools.product(range(1, MAX_MODES + 1), repeat=2)
+    counts = [n for n in numbers if not pairs or n[0] == n[1]]
+    if _network(kind, 2 * (max(map(len, split)) + pixels) if pairs else len(split[0]) + len(split[1]) + pixels):
         return split
-    counts = sorted(itertools.product(range(1, MAX_MODES + 1), repeat=2), key=lambda n: (abs(n[0] - n[1]), n))
-    for left, right in counts:
-        if _network(kind, left + right + pixels):
+    for left, right in sorted(counts, key=lambda n: (abs(n[0] - n[1]), n)):
+        if _network(kind, left + right + (2 if pairs else 1) * pixels):
             return _factors(first, left), _factors(second, right)
     return split
 
