@@ -16,6 +16,7 @@ from tenzoo.layers.conv_transpose import (
     TensorizedConvTranspose3d,
 )
 from tenzoo.layers.embedding import TensorizedEmbedding
+from tenzoo.layers.embedding_bag import TensorizedEmbeddingBag
 from tenzoo.layers.linear import TensorizedLinear
 from tenzoo.layers.parametrized import TensorizedWeight
 from tenzoo.layers.tensorization import Tensorization
@@ -30,6 +31,7 @@ __all__ = [
     "TensorizedConvTranspose2d",
     "TensorizedConvTranspose3d",
     "TensorizedEmbedding",
+    "TensorizedEmbeddingBag",
     "TensorizedLayer",
     "TensorizedLinear",
     "TensorizedWeight",

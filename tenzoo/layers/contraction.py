@@ -217,7 +217,8 @@ def contract_rows(weight: Factorization, columns: Sequence[Tensor]) -> Tensor:
             values = (factors[0].index_select(0, columns[0]) @ core.flatten(1)).unsqueeze(1)
             for factor, column in zip(factors[1:], columns[1:], strict=True):
                 row = factor.index_select(0, column).unsqueeze(1)
-                values = multiply_batch(row, values.reshape(column.shape[0], factor.shape[1], -1))
+                rank = factor.shape[1]
+                values = multiply_batch(row, values.reshape(column.shape[0], rank, values.shape[2] // rank))
             return F.linear(values.squeeze(1), last)
         case Chain():
             *cores, last = weight.merged(*counts[0], counts[1])
