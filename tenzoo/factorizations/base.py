@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, ClassVar, Self
 
 import torch
@@ -118,6 +118,7 @@ class Factorization(nn.Module, CoreProvider):
         self.init_std = check_init_std(init_std)
         core_shapes = self.network(len(self.shape)).core_shapes(self.shape, self.rank)
         self.cores = _Cores(torch.empty(core_shape, device=device, dtype=dtype) for core_shape in core_shapes)
+        _ = self.legs_of_cores  # now, since a compiler could not follow the search for them
         self.schedules: dict[str, Schedule] = {}
         """Orders of contraction by the names of what is computed. They are found once, since no compiler follows it."""
         if type(self).reconstruct is Factorization.reconstruct:
@@ -166,7 +167,7 @@ class Factorization(nn.Module, CoreProvider):
         """
         return Network(cls.legs(order), order, cls.bond_sizes)
 
-    @property
+    @cached_property
     def legs_of_cores(self) -> Legs:
         """The legs of each core of this tensor."""
         return self.network(len(self.shape)).legs

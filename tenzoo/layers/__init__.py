@@ -8,7 +8,7 @@ Example:
     True
 """
 
-from tenzoo.layers.base import Implementation, TensorizedLayer
+from tenzoo.layers.base import TensorizedLayer
 from tenzoo.layers.conv import TensorizedConv1d, TensorizedConv2d, TensorizedConv3d
 from tenzoo.layers.conv_transpose import (
     TensorizedConvTranspose1d,
@@ -17,12 +17,16 @@ from tenzoo.layers.conv_transpose import (
 )
 from tenzoo.layers.embedding import TensorizedEmbedding
 from tenzoo.layers.embedding_bag import TensorizedEmbeddingBag
+from tenzoo.layers.implementation import Implementation
 from tenzoo.layers.linear import TensorizedLinear
 from tenzoo.layers.parametrized import TensorizedWeight
+from tenzoo.layers.regression import TensorContraction, TensorRegression
 from tenzoo.layers.tensorization import Tensorization
 
 __all__ = [
     "Implementation",
+    "TensorContraction",
+    "TensorRegression",
     "Tensorization",
     "TensorizedConv1d",
     "TensorizedConv2d",

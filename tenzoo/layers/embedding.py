@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tenzoo.factorizations import Factorization, Rank
-from tenzoo.layers.base import Implementation
+from tenzoo.layers.implementation import Implementation
 from tenzoo.layers.table import TensorizedTable
 from tenzoo.layers.tensorization import Tensorization
 
