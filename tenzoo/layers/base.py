@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tenzoo.factorizations import Rank, factorization_class
+from tenzoo.factorizations import Rank, factorization_class, without_dropout
 from tenzoo.layers.implementation import FactorizedLayer, Implementation
 from tenzoo.layers.tensorization import Tensorization, whole_modes
 
@@ -165,7 +165,7 @@ class TensorizedLayer(FactorizedLayer, Generic[L]):
     def _filled(self, layer: L) -> L:
         """Give torch's layer, which is on the meta device, a weight, a bias and a mode of its own."""
         trained = any(core.requires_grad for core in self.factorization.cores)
-        with torch.no_grad():
+        with torch.no_grad(), without_dropout(self.factorization):
             weight = self._reconstruct().clone(memory_format=torch.contiguous_format)
         layer.weight = nn.Parameter(weight, requires_grad=trained)
         bias = getattr(self, "bias", None)
