@@ -17,7 +17,8 @@ from tenzoo.compression.exported_files import file_format, quiet, refusing
 from tenzoo.compression.fold import fold_
 from tenzoo.compression.reading import Example, read_call
 from tenzoo.compression.replaceable import check_module
-from tenzoo.layers import TensorizedEmbedding, TensorizedLayer
+from tenzoo.layers import TensorizedLayer
+from tenzoo.layers.table import TensorizedTable
 
 _TOLERANCE = 1e-4
 """Largest difference of outputs, relative to the largest output."""
@@ -148,10 +149,10 @@ def _folded(model: nn.Module) -> nn.Module:
 
 
 def _contracting(model: nn.Module) -> nn.Module:
-    """The model with embeddings that compute the wanted rows alone."""
+    """The model with tables that compute the wanted rows alone."""
     for module in model.modules():
         # For a very large batch, a table would be reconstructed in every call, or be whole in memory all the time.
-        if isinstance(module, TensorizedEmbedding) and module.implementation == "auto":
+        if isinstance(module, TensorizedTable) and module.implementation == "auto":
             module.implementation = "contract"
     return model
 

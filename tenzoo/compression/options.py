@@ -117,7 +117,7 @@ class LayerOptions:
         """Multiplications of the dense layer for one sample; None if the example input does not reach the layer."""
         if self.positions is None:
             return None
-        if isinstance(self.weight.owner, nn.Embedding):
+        if isinstance(self.weight.owner, nn.Embedding | nn.EmbeddingBag):
             return 0
         if (layer := self.layer_of_cores) is not None:
             return round(layer.costs.dense.growth(self.positions).products)

@@ -15,6 +15,7 @@ from tenzoo.layers import (
     TensorizedConvTranspose2d,
     TensorizedConvTranspose3d,
     TensorizedEmbedding,
+    TensorizedEmbeddingBag,
     TensorizedLayer,
     TensorizedLinear,
 )
@@ -29,6 +30,7 @@ TENSORIZED: Mapping[type[nn.Module], type[TensorizedLayer[Any]]] = {
     nn.ConvTranspose3d: TensorizedConvTranspose3d,
     nn.Linear: TensorizedLinear,
     nn.Embedding: TensorizedEmbedding,
+    nn.EmbeddingBag: TensorizedEmbeddingBag,
 }
 """The tensorized layers that replace torch's."""
 
@@ -52,7 +54,7 @@ def has_counterpart(layer: nn.Module) -> bool:
         >>> has_counterpart(nn.Embedding(5, 4)), has_counterpart(nn.Embedding(5, 4, sparse=True))
         (True, False)
     """
-    if type(layer) is nn.Embedding:
+    if type(layer) is nn.Embedding or type(layer) is nn.EmbeddingBag:
         return layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
     return type(layer) in TENSORIZED
 

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from tenzoo.compression.plans import Plan
 from tenzoo.compression.replaceable import Replacement, Weight
+from tenzoo.factorizations import without_dropout
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
 
 M = TypeVar("M", bound=nn.Module)
@@ -115,7 +116,7 @@ def take_parametrization(owner: nn.Module, parameter: str) -> None:
     """
     cores: Any = owner.parametrizations[parameter][0]  # type: ignore[index]
     trained = any(core.requires_grad for core in cores.factorization.cores)
-    with torch.no_grad():
+    with torch.no_grad(), without_dropout(cores):
         dense = cores.dense_weight().clone()
     # Copies of a parametrized module share its class, which changes when the parametrization is removed.
     kind = type(owner)

@@ -12,6 +12,7 @@ from tenzoo.factorizations.base import FACTORIZATIONS, Factorization
 from tenzoo.factorizations.block_term import BlockTerm
 from tenzoo.factorizations.block_tt import BlockTT
 from tenzoo.factorizations.cp import CP
+from tenzoo.factorizations.dropout import tensor_dropout_, without_dropout
 from tenzoo.factorizations.einsum import einsum_format
 from tenzoo.factorizations.hierarchical_tucker import HierarchicalTucker
 from tenzoo.factorizations.network import Leg
@@ -58,4 +59,6 @@ __all__ = [
     "Tucker",
     "einsum_format",
     "factorization_class",
+    "tensor_dropout_",
+    "without_dropout",
 ]

@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, ClassVar, Self
 
 import torch
@@ -26,6 +26,7 @@ from tenzoo.factorizations.errors import Errors, errors_of_tree, fitted_errors, 
 from tenzoo.factorizations.fitting import fit_network, fit_tree, network_fit_size, tree_fit_size
 from tenzoo.factorizations.gather import first_outside, gather_modes, whole_with_sparse_grad
 from tenzoo.factorizations.init import check_init_std, core_std, init_cores_
+from tenzoo.factorizations.masks import masked, masked_dims
 from tenzoo.factorizations.network import Holder, Leg, Legs, Network, Schedule, schedule
 from tenzoo.factorizations.rank import Rank, check_shape, resolve_rank
 
@@ -76,6 +77,8 @@ class Factorization(nn.Module, CoreProvider):
         rank: Ranks, always a tuple.
         cores: The K cores, in order.
         init_std: As given.
+        dropout: Probability with which an index of a bond is dropped in training mode; 0 unless
+            :func:`~tenzoo.factorizations.tensor_dropout_` sets it.
 
     Raises:
         TypeError: If ``shape`` or ``rank`` is of the wrong type, or ``dtype`` is not a floating-point type.
@@ -91,6 +94,8 @@ class Factorization(nn.Module, CoreProvider):
 
     name: ClassVar[str]
     """Short name of the format, as written in a configuration."""
+
+    dropout: float = 0.0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -118,6 +123,7 @@ class Factorization(nn.Module, CoreProvider):
         self.init_std = check_init_std(init_std)
         core_shapes = self.network(len(self.shape)).core_shapes(self.shape, self.rank)
         self.cores = _Cores(torch.empty(core_shape, device=device, dtype=dtype) for core_shape in core_shapes)
+        _ = self.legs_of_cores, self._masked_dims  # now, since a compiler could not follow the search for them
         self.schedules: dict[str, Schedule] = {}
         """Orders of contraction by the names of what is computed. They are found once, since no compiler follows it."""
         if type(self).reconstruct is Factorization.reconstruct:
@@ -166,7 +172,7 @@ class Factorization(nn.Module, CoreProvider):
         """
         return Network(cls.legs(order), order, cls.bond_sizes)
 
-    @property
+    @cached_property
     def legs_of_cores(self) -> Legs:
         """The legs of each core of this tensor."""
         return self.network(len(self.shape)).legs
@@ -370,6 +376,23 @@ class Factorization(nn.Module, CoreProvider):
         """
         return fit_network(tensor, cls.network(tensor.ndim), rank, sweeps=QUICK_SWEEPS)[1]
 
+    # --- the cores -------------------------------------------------------------------------------------------------
+
+    @property
+    def operands(self) -> list[Tensor]:
+        """The cores as all computations take them: with a new mask of the bonds where there is dropout."""
+        cores: list[Tensor] = list(self.cores)
+        return masked(cores, self._masked_dims, self.dropout) if self.drops else cores
+
+    @property
+    def drops(self) -> bool:
+        """Whether indices of bonds are dropped now."""
+        return self.dropout > 0 and self.training
+
+    @cached_property
+    def _masked_dims(self) -> tuple[Holder, ...]:
+        return masked_dims(self.network(len(self.shape)), self.shape, self.rank)
+
     # --- the tensor ------------------------------------------------------------------------------------------------
 
     def schedule(self, name: str, operands: Legs, output: tuple[Leg, ...], **sizes: int) -> Schedule:
@@ -424,7 +447,7 @@ class Factorization(nn.Module, CoreProvider):
 
     def reconstruct(self) -> Tensor:
         """The dense tensor, of exactly ``shape``, by a few matrix products."""
-        return self.schedules["reconstruct"](list(self.cores))
+        return self.schedules["reconstruct"](self.operands)
 
     def entries(self, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
         """Entries of the tensor, without building it.
@@ -470,7 +493,7 @@ class Factorization(nn.Module, CoreProvider):
             sparse_grad: As in :meth:`entries`.
         """
         parts = []
-        for core, legs in zip(self.cores, self.legs_of_cores, strict=True):
+        for core, legs in zip(self.operands, self.legs_of_cores, strict=True):
             dims = [dim for dim, leg in enumerate(legs) if isinstance(leg, int)]
             if dims:
                 own = [columns[leg] for leg in legs if isinstance(leg, int)]

@@ -88,7 +88,7 @@ class BlockTT(Factorization):
 
     def reconstruct(self) -> Tensor:
         """The dense tensor, contracted as a tensor train over pairs of modes; a view, its modes permuted."""
-        return reconstruct_chain(list(self.cores), self._split).view(self._paired_shape).permute(self._unpaired)
+        return reconstruct_chain(self.operands, self._split).view(self._paired_shape).permute(self._unpaired)
 
     @property
     def multiplications(self) -> int:
@@ -98,7 +98,7 @@ class BlockTT(Factorization):
     def entries_at(self, columns: Sequence[Tensor], *, sparse_grad: bool = False) -> Tensor:
         """Entries at one index column per mode, by products of matrices."""
         half = len(columns) // 2
-        pairs = zip(self.cores, columns[:half], columns[half:], strict=True)
+        pairs = zip(self.operands, columns[:half], columns[half:], strict=True)
         return chain_entries([gather_slices(core, pair, sparse_grad=sparse_grad) for core, *pair in pairs])
 
 

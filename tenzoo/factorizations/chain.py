@@ -31,7 +31,7 @@ class Chain(Factorization):
 
     def reconstruct(self) -> Tensor:
         """The dense tensor: the chain is contracted from both of its ends, and the halves are multiplied."""
-        return reconstruct_chain(list(self.cores), self._split).view(self.shape)
+        return reconstruct_chain(self.operands, self._split).view(self.shape)
 
     @property
     def multiplications(self) -> int:
@@ -49,11 +49,11 @@ class Chain(Factorization):
             >>> [tuple(core.shape) for core in TensorTrain((4, 5, 6), rank=[2, 3]).merged(2, 1)]
             [(1, 20, 3), (3, 6, 1)]
         """
-        return merge_chain(list(self.cores), counts)
+        return merge_chain(self.operands, counts)
 
     def entries_at(self, columns: Sequence[Tensor], *, sparse_grad: bool = False) -> Tensor:
         """Entries at one index column per mode, by products of matrices."""
-        pairs = zip(self.cores, columns, strict=True)
+        pairs = zip(self.operands, columns, strict=True)
         return chain_entries([gather_slices(core, [column], sparse_grad=sparse_grad) for core, column in pairs])
 
     @classmethod

@@ -106,7 +106,7 @@ class CP(Factorization):
 
     def reconstruct(self) -> Tensor:
         """The dense tensor: Khatri–Rao products of the first and the last modes, then one matrix product."""
-        factors = list(self.cores)
+        factors = self.operands
         first, last = _khatri_rao(factors[: self._split]), _khatri_rao(factors[self._split :])
         return (first @ last.t()).view(self.shape)
 
@@ -129,12 +129,12 @@ class CP(Factorization):
             >>> a.shape, b.shape, torch.allclose(a @ b.t(), weight.reconstruct().flatten(1), atol=1e-5)
             (torch.Size([4, 2]), torch.Size([30, 2]), True)
         """
-        return [_khatri_rao(part) for part in split_at(list(self.cores), counts)]
+        return [_khatri_rao(part) for part in split_at(self.operands, counts)]
 
     def entries_at(self, columns: Sequence[Tensor], *, sparse_grad: bool = False) -> Tensor:
         """Entries at one index column per mode, by products of rows."""
         product: Tensor | None = None
-        for factor, column in zip(self.cores, columns, strict=True):
+        for factor, column in zip(self.operands, columns, strict=True):
             rows = gather_rows(factor, column, sparse_grad=sparse_grad)
             product = rows if product is None else product * rows
         assert product is not None

@@ -65,7 +65,7 @@ class Tucker(Factorization):
     def reconstruct(self) -> Tensor:
         """The dense tensor: one product per mode, those that enlarge the tensor least first."""
         tensor: Tensor
-        tensor, *factors = self.cores
+        tensor, *factors = self.operands
         sizes = list(self.rank)
         for k in self._mode_order:
             tensor = _mode_product(tensor, factors[k], math.prod(sizes[:k]), math.prod(sizes[k + 1 :]))
@@ -95,7 +95,7 @@ class Tucker(Factorization):
             (torch.Size([2, 12]), torch.Size([30, 12]), True)
         """
         core: Tensor
-        core, *factors = self.cores
+        core, *factors = self.operands
         parts = split_at(factors, counts)
         merged = [_kronecker(part) for part in parts]
         return [core.reshape([factor.shape[1] for factor in merged]), *merged]
@@ -103,7 +103,7 @@ class Tucker(Factorization):
     def entries_at(self, columns: Sequence[Tensor], *, sparse_grad: bool = False) -> Tensor:
         """Entries at one index column per mode: the core tensor is multiplied by one row per mode."""
         core: Tensor
-        core, *factors = self.cores
+        core, *factors = self.operands
         rows = [
             gather_rows(factor, column, sparse_grad=sparse_grad)
             for factor, column in zip(factors, columns, strict=True)

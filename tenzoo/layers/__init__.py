@@ -8,7 +8,7 @@ Example:
     True
 """
 
-from tenzoo.layers.base import Implementation, TensorizedLayer
+from tenzoo.layers.base import TensorizedLayer
 from tenzoo.layers.conv import TensorizedConv1d, TensorizedConv2d, TensorizedConv3d
 from tenzoo.layers.conv_transpose import (
     TensorizedConvTranspose1d,
@@ -16,12 +16,17 @@ from tenzoo.layers.conv_transpose import (
     TensorizedConvTranspose3d,
 )
 from tenzoo.layers.embedding import TensorizedEmbedding
+from tenzoo.layers.embedding_bag import TensorizedEmbeddingBag
+from tenzoo.layers.implementation import Implementation
 from tenzoo.layers.linear import TensorizedLinear
 from tenzoo.layers.parametrized import TensorizedWeight
+from tenzoo.layers.regression import TensorContraction, TensorRegression
 from tenzoo.layers.tensorization import Tensorization
 
 __all__ = [
     "Implementation",
+    "TensorContraction",
+    "TensorRegression",
     "Tensorization",
     "TensorizedConv1d",
     "TensorizedConv2d",
@@ -30,6 +35,7 @@ __all__ = [
     "TensorizedConvTranspose2d",
     "TensorizedConvTranspose3d",
     "TensorizedEmbedding",
+    "TensorizedEmbeddingBag",
     "TensorizedLayer",
     "TensorizedLinear",
     "TensorizedWeight",

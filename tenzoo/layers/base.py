@@ -1,28 +1,21 @@
-"""What all tensorized layers have in common: the torch layer that they replace, and two ways to compute it."""
+"""What all tensorized layers have in common: the torch layer that they replace."""
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Generic, Literal, Self, TypeAlias, TypeVar, get_args
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from tenzoo.factorizations import Factorization, Rank, factorization_class
-from tenzoo.layers.cost import Costs, Phase, Positions, count, count_per_position
-from tenzoo.layers.factorized import FactorizedModule
+from tenzoo.factorizations import Rank, factorization_class, without_dropout
+from tenzoo.layers.implementation import FactorizedLayer, Implementation
 from tenzoo.layers.tensorization import Tensorization, whole_modes
 
 L = TypeVar("L", bound=nn.Module)
 
-Implementation: TypeAlias = Literal["auto", "reconstruct", "contract"]
-"""Reconstruct the dense weight and call torch's operator, contract the input with the cores, or take the cheaper."""
 
-
-_MANY = 2**30
-
-
-class TensorizedLayer(FactorizedModule, Generic[L]):
+class TensorizedLayer(FactorizedLayer, Generic[L]):
     """A layer of torch whose weight a :class:`~tenzoo.factorizations.Factorization` reconstructs.
 
     Abstract: a layer says how its weight is laid out, and how it is contracted with an input. It is also of torch's own
@@ -39,58 +32,6 @@ class TensorizedLayer(FactorizedModule, Generic[L]):
     """The torch layer that this class replaces."""
 
     bias: Any
-    implementation: Implementation
-    costs: Costs
-
-    def __init__(self, implementation: Implementation) -> None:
-        super().__init__()
-        if implementation not in get_args(Implementation):
-            raise ValueError(
-                f"expected one of {sorted(get_args(Implementation))} in `implementation`, got {implementation!r}"
-            )
-        self.implementation = implementation
-
-    def _count_costs(self) -> None:
-        # On a copy of the cores without memory; now, since a compiler could not follow it later.
-        weight = type(self.factorization)(self.factorization.shape, self.factorization.rank, device="meta")
-        weight.schedules = self.factorization.schedules  # what is found here serves all calls
-        with torch.no_grad():
-            dense = self.as_weight(weight.reconstruct()).contiguous()
-        inputs = self._example_inputs()
-        positions = [self.positions(x) for x in inputs]
-        self.costs = Costs(
-            count(lambda: self.as_weight(weight.reconstruct())),
-            count_per_position(lambda x: self._apply_dense(x, dense), inputs, positions),
-            count_per_position(lambda x: self._contract(weight, x), inputs, positions),
-        )
-
-    def choose(self, positions: Positions, phase: Phase | None = None) -> Implementation:
-        """The implementation that a call will take.
-
-        An exported program has to serve any number of positions where their number is symbolic: it takes what is
-        cheaper for many.
-
-        Args:
-            positions: Of the call.
-            phase: None asks for the current one.
-        """
-        if self.implementation != "auto":
-            return self.implementation
-        if torch.compiler.is_exporting() and not isinstance(positions.outputs, int):
-            positions = self._many()
-        return self.costs.cheaper(positions, phase or self._phase(), next(iter(self.factorization.cores)).device.type)
-
-    def _phase(self) -> Phase:
-        if torch.is_grad_enabled():
-            return "training"
-        return "kept" if self._may_cache() else "inference"
-
-    @abstractmethod
-    def positions(self, x: Tensor) -> Positions:
-        """How many rows, pixels or indices an input has: what the cost of a call grows with."""
-
-    def _many(self) -> Positions:
-        return Positions(_MANY, _MANY)
 
     def patches(self, x: Tensor) -> Tensor | None:
         """What the weight is multiplied by, in the modes of its tensor on the input side.
@@ -103,18 +44,6 @@ class TensorizedLayer(FactorizedModule, Generic[L]):
             multiplied by anything.
         """
         return None
-
-    @abstractmethod
-    def _example_inputs(self) -> Sequence[Tensor]:
-        """Inputs on the meta device, as :func:`~tenzoo.layers.cost.count_per_position` takes them."""
-
-    @abstractmethod
-    def _apply_dense(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Torch's operator with a dense weight, without a bias."""
-
-    @abstractmethod
-    def _contract(self, weight: Factorization, x: Tensor) -> Tensor:
-        """The same with the cores, in sequence."""
 
     @staticmethod
     @abstractmethod
@@ -238,7 +167,7 @@ class TensorizedLayer(FactorizedModule, Generic[L]):
     def _filled(self, layer: L) -> L:
         """Give torch's layer, which is on the meta device, a weight, a bias and a mode of its own."""
         trained = any(core.requires_grad for core in self.factorization.cores)
-        with torch.no_grad():
+        with torch.no_grad(), without_dropout(self.factorization):
             weight = self._reconstruct().clone(memory_format=torch.contiguous_format)
         layer.weight = nn.Parameter(weight, requires_grad=trained)
         bias = getattr(self, "bias", None)

@@ -44,7 +44,7 @@ def contract_linear(weight: Factorization, x: Tensor, num_out: int, bias: Tensor
             return F.linear(F.linear(x, _input_matrix(inner)), _output_matrix(outer), bias)
         case BlockTT():
             rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1], 1)
-            y = _through_pairs(list(weight.cores), rows)
+            y = _through_pairs(weight.operands, rows)
             y = y.reshape(*x.shape[:-1], y.shape[1])
             return y if bias is None else y + bias.to(y.dtype)
     y = contract_rows_of_inputs(weight, x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), num_out)
@@ -217,7 +217,8 @@ def contract_rows(weight: Factorization, columns: Sequence[Tensor]) -> Tensor:
             values = (factors[0].index_select(0, columns[0]) @ core.flatten(1)).unsqueeze(1)
             for factor, column in zip(factors[1:], columns[1:], strict=True):
                 row = factor.index_select(0, column).unsqueeze(1)
-                values = multiply_batch(row, values.reshape(column.shape[0], factor.shape[1], -1))
+                rank = factor.shape[1]
+                values = multiply_batch(row, values.reshape(column.shape[0], rank, values.shape[2] // rank))
             return F.linear(values.squeeze(1), last)
         case Chain():
             *cores, last = weight.merged(*counts[0], counts[1])
@@ -228,7 +229,7 @@ def contract_rows(weight: Factorization, columns: Sequence[Tensor]) -> Tensor:
         case BlockTT():
             rows, *slices = (  # with the column mode and the next rank in one
                 gather_slices(core.flatten(2), [column], sparse_grad=False)
-                for core, column in zip(weight.cores, columns, strict=True)
+                for core, column in zip(weight.operands, columns, strict=True)
             )
             done = 1
             for core, matrices in zip(weight.cores, slices, strict=False):
@@ -241,7 +242,7 @@ def contract_rows(weight: Factorization, columns: Sequence[Tensor]) -> Tensor:
 def _contract_block_tt(
     weight: BlockTT, x: Tensor, convolve: Convolve, kernel_size: Sequence[int], counts: Sequence[int]
 ) -> Tensor:
-    cores = list(weight.cores)
+    cores = weight.operands
     kernel = cores.pop() if counts[1] else None
     batch, _, *image = x.shape
     y = _through_pairs(cores, x.flatten(2))

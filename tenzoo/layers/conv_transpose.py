@@ -10,8 +10,8 @@ from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
 from tenzoo.factorizations import Rank
-from tenzoo.layers.base import Implementation
 from tenzoo.layers.convolution import C, Sizes, TensorizedConvolution, has_channels_last, in_layout_of
+from tenzoo.layers.implementation import Implementation
 from tenzoo.layers.tensorization import Tensorization
 
 _OPERATORS = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

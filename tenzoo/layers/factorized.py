@@ -212,6 +212,7 @@ class FactorizedModule(nn.Module, CoreProvider):
         """Whether a weight that is made now may be kept."""
         return not (
             self.training
+            or self.factorization.drops
             or torch.is_grad_enabled()
             or torch.compiler.is_compiling()
             or torch._C._are_functorch_transforms_active()

@@ -10,9 +10,10 @@ from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
 from tenzoo.factorizations import Factorization, Rank, factorization_class
-from tenzoo.layers.base import Implementation, TensorizedLayer
+from tenzoo.layers.base import TensorizedLayer
 from tenzoo.layers.contraction import contract_linear
 from tenzoo.layers.cost import Positions
+from tenzoo.layers.implementation import Implementation
 from tenzoo.layers.tensorization import Tensorization, check_sizes, layer_modes
 
 

@@ -37,7 +37,7 @@ def contract_rows_of_inputs(weight: Factorization, x: Tensor, num_out: int) -> T
     order = len(weight.shape)
     out, in_ = tuple(range(num_out)), tuple(range(num_out, order))
     found = weight.schedule("linear", ((_ROW, *in_), *weight.legs_of_cores), (_ROW, *out), **_SIZES)
-    y = found([x.reshape(-1, *(weight.shape[mode] for mode in in_)), *weight.cores])
+    y = found([x.reshape(-1, *(weight.shape[mode] for mode in in_)), *weight.operands])
     return y.reshape(x.shape[0], math.prod(weight.shape[:num_out]))
 
 
@@ -53,7 +53,7 @@ def contract_table(weight: Factorization, columns: Sequence[Tensor]) -> Tensor:
     """
     parts: list[Tensor] = []
     legs: list[tuple[Leg, ...]] = []
-    for core, own in zip(weight.cores, weight.legs_of_cores, strict=True):
+    for core, own in zip(weight.operands, weight.legs_of_cores, strict=True):
         dims = [dim for dim, leg in enumerate(own) if isinstance(leg, int) and leg < len(columns)]
         if dims:
             index = [columns[leg] for leg in own if isinstance(leg, int) and leg < len(columns)]
@@ -90,10 +90,12 @@ def contract_image(
         x = convolve(x.reshape(batch * channels, 1, *x.shape[2:]), ones, 1)
     image: Sequence[int] = x.shape[2:]
     y = x.reshape(batch, *modes, math.prod(image))
-    y = _contracted(weight, "before the kernel", y, (*parts.input, _PIXEL), parts.before, parts.between)
+    cores = weight.operands
+    before, kernel, after = ([cores[k] for k in own] for own in (parts.before, parts.kernel, parts.after))
+    y = _contracted(weight, "before the kernel", [y, *before], (*parts.input, _PIXEL), parts.before, parts.between)
     if counts[1]:
-        y, image = _convolved(weight, y, image, convolve, kernel_size, parts)
-    y = _contracted(weight, "after the kernel", y, (*parts.after_kernel, _PIXEL), parts.after, parts.output)
+        y, image = _convolved(weight, [y, *kernel], image, convolve, kernel_size, parts)
+    y = _contracted(weight, "after the kernel", [y, *after], (*parts.after_kernel, _PIXEL), parts.after, parts.output)
     return y.reshape(batch, math.prod(weight.shape[: counts[0]]), *image).contiguous()
 
 
@@ -150,16 +152,21 @@ def _cores_of_kernel(weight: Factorization, mode: int | None) -> tuple[int, ...]
 
 
 def _contracted(
-    weight: Factorization, name: str, y: Tensor, legs: Sequence[Leg], cores: Sequence[int], output: Sequence[Leg]
+    weight: Factorization,
+    name: str,
+    operands: Sequence[Tensor],
+    legs: Sequence[Leg],
+    cores: Sequence[int],
+    output: Sequence[Leg],
 ) -> Tensor:
-    operands = tuple(weight.legs_of_cores[k] for k in cores)
-    found = weight.schedule(name, ((_ROW, *legs), *operands), (_ROW, *output, _PIXEL), **_SIZES)
-    return found([y, *(weight.cores[k] for k in cores)])
+    """An image and cores, contracted."""
+    of_cores = tuple(weight.legs_of_cores[k] for k in cores)
+    return weight.schedule(name, ((_ROW, *legs), *of_cores), (_ROW, *output, _PIXEL), **_SIZES)(operands)
 
 
 def _convolved(
     weight: Factorization,
-    y: Tensor,
+    operands: Sequence[Tensor],
     image: Sequence[int],
     convolve: Convolve,
     kernel_size: Sequence[int],
@@ -167,9 +174,9 @@ def _convolved(
 ) -> tuple[Tensor, Sequence[int]]:
     """The image ``(n, *passed, *along, *new, pixels)`` after the kernel, and its sizes."""
     assert parts.mode is not None
-    operands = tuple(weight.legs_of_cores[k] for k in parts.kernel)
-    found = weight.schedule("kernel", operands, (*parts.along, *parts.new, *parts.summed, parts.mode))
-    kernel = found([weight.cores[k] for k in parts.kernel])
+    y, *cores = operands
+    of_cores = tuple(weight.legs_of_cores[k] for k in parts.kernel)
+    kernel = weight.schedule("kernel", of_cores, (*parts.along, *parts.new, *parts.summed, parts.mode))(cores)
     sizes = weight.network(len(weight.shape)).sizes(weight.shape, weight.rank)
     passed, along, new, summed = (
         [sizes[leg] for leg in legs] for legs in (parts.passed, parts.along, parts.new, parts.summed)
