@@ -87,7 +87,7 @@ class TensorizedLinear(TensorizedLayer[nn.Linear], nn.Linear):
         Returns:
             ``(…, out_features)``.
         """
-        if self.choose(self.positions(x)) == "contract":
+        if not x.is_nested and self.choose(self.positions(x)) == "contract":
             return self._contract(self.factorization, x, self.bias)
         return F.linear(x, self.dense_weight(), self.bias)
 
