@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from tenzoo.compression.plans import LayerPlan, Plan
-from tenzoo.compression.reasons import TENSORIZED
+from tenzoo.compression.reasons import counterparts
 from tenzoo.compression.replaceable import Weight, find_weights, named_modules, own_parameters, usable_rank
 from tenzoo.layers import TensorizedLayer
 
@@ -84,7 +84,7 @@ def _missing(model: nn.Module, name: str) -> ValueError:
     """The error for a planned layer that is not among those that can be replaced."""
     modules = dict(named_modules(model))
     layer = name.removesuffix(".weight")
-    if layer != name and type(modules.get(layer)) in TENSORIZED:
+    if layer != name and type(modules.get(layer)) in counterparts():
         return ValueError(
             f"expected a plan that replaces the layer {layer!r}, got one of an earlier version that keeps its "
             f"weight as the parameter {name!r}; plan the model again"

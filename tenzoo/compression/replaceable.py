@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
 from tenzoo.compression.holders import held_elsewhere
-from tenzoo.compression.reasons import TENSORIZED, reason_of_layer, reason_of_parameter
+from tenzoo.compression.reasons import counterparts, reason_of_layer, reason_of_parameter
 from tenzoo.factorizations import Factorization, Rank, factorization_class
 from tenzoo.layers import (
     Tensorization,
@@ -22,9 +22,6 @@ from tenzoo.state_dicts import Places
 
 Replacement: TypeAlias = TensorizedLayer[Any] | TensorizedWeight
 """A layer with cores for a dense layer, or a parametrization with cores for a parameter."""
-
-_LISTED: tuple[type[nn.Module], ...] = (*TENSORIZED, _ConvNd)
-"""The layers that a plan lists, also those that stay dense."""
 
 _READ_BY_NAME: Mapping[type[nn.Module], Callable[[str], bool]] = {
     nn.MultiheadAttention: lambda name: name.endswith("proj_weight") or name == "out_proj.weight",
@@ -78,14 +75,14 @@ class Weight:
         """The replacement on the meta device; arguments as those of the layers."""
         settings: dict[str, Any] = {"factorization": factorization, "rank": rank, "tensorization": tensorization}
         if self.is_layer:
-            return TENSORIZED[type(self.owner)].empty_like(self.owner, **settings)
+            return counterparts()[type(self.owner)].empty_like(self.owner, **settings)
         rows, columns = self.dense.shape
         return TensorizedWeight((rows, columns), **settings, device="meta", dtype=self.dense.dtype)
 
     def whole_modes(self, factorization: str) -> Tensorization | None:
         """Both sizes as one mode each; None for a format that needs others."""
         if self.is_layer:
-            return TENSORIZED[type(self.owner)].whole_modes(self.owner, factorization)
+            return counterparts()[type(self.owner)].whole_modes(self.owner, factorization)
         rows, columns = self.dense.shape
         return whole_modes(factorization_class(factorization), {"out": rows, "in": columns})
 
@@ -103,7 +100,7 @@ class Weight:
         """
         settings: dict[str, Any] = {"factorization": factorization, "rank": rank, "tensorization": tensorization}
         if self.is_layer:
-            return TENSORIZED[type(self.owner)].from_dense(self.owner, **settings, metric=metric).train()
+            return counterparts()[type(self.owner)].from_dense(self.owner, **settings, metric=metric).train()
         replacement = TensorizedWeight((*self.dense.shape,), **settings, device="meta", dtype=self.dense.dtype)
         replacement = replacement.to_empty(device=self.dense.device)
         replacement.right_inverse(self.dense)
@@ -148,6 +145,7 @@ def find_weights(model: nn.Module) -> list[Weight]:
     )
     by_name = _read_by_name(model)
     held = held_elsewhere(modules)
+    listed = (*counterparts(), _ConvNd)
     found: list[Weight] = []
     for name, module in modules:
         own = dict(module.named_parameters(recurse=False))
@@ -156,7 +154,7 @@ def find_weights(model: nn.Module) -> list[Weight]:
             full = _joined(name, key)
             reason = reason_of_parameter(module, key, full, owners) or held.get(id(own[key]))
             found.append(Weight(full, module, key, False, reason))
-        if not keys and isinstance(module, _LISTED) and not isinstance(module, TensorizedLayer):
+        if not keys and isinstance(module, listed) and not isinstance(module, TensorizedLayer):
             reason = reason_of_layer(name, module, owners)
             reason = reason or held.get(id(module)) or held.get(id(own.get("weight")))
             found.append(Weight(name, module, "weight", True, reason))
