@@ -9,7 +9,7 @@ from tenzoo.compression.calls import Call, hold_back
 from tenzoo.compression.decompositions import dense_weights
 from tenzoo.compression.fingerprint import fingerprint
 from tenzoo.compression.inputs import check_seen, input_metrics, observe
-from tenzoo.compression.matching import check_plan, matched, read_by_another, settings_of
+from tenzoo.compression.matching import check_plan, matched, settings_of
 from tenzoo.compression.outputs import repeated_outputs
 from tenzoo.compression.plans import LayerPlan, Plan
 from tenzoo.compression.progress import each
@@ -33,15 +33,11 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
     model is run once and compared with the dense model whose weights are reconstructed from the cores. If anything
     fails, the model stays as it was. An autocast around the call has no effect.
 
-    A layer that has several names is replaced under each. A weight of attention and recurrent layers, which read it by
-    name, and any other matrix that a module reads from one of its layers, becomes a
-    :class:`~tenzoo.layers.TensorizedWeight`, a parametrization of torch. Such a model cannot be pickled as a whole; its
-    plan and its state dict are saved instead (see :func:`~tenzoo.compression.restore_`). Frozen weights stay frozen,
-    and biases stay the same parameters. Cores are new parameters: make an optimizer, or an average of weights, after
-    this call.
-
-    Without an input, readers of a weight outside of its layer are found only in the code of the model's classes (see
-    :func:`~tenzoo.compression.readers.readers_in_code`).
+    A layer that has several names is replaced under each, also where other code reads its ``weight``. A weight of
+    attention and recurrent layers, which no layer can replace, becomes a :class:`~tenzoo.layers.TensorizedWeight`, a
+    parametrization of torch. Such a model cannot be pickled as a whole; save its plan and its state dict instead (see
+    :func:`~tenzoo.compression.restore_`). Frozen weights stay frozen, and biases stay the same parameters. Cores are
+    new parameters: make an optimizer, or an average of weights, after this call.
 
     Args:
         model: The model that was planned, or another with the same layers and as many parameters.
@@ -73,10 +69,10 @@ def apply_(model: M, plan: Plan, *, example_input: Example | None = None, calibr
     weights = [weight for weight, _ in pairs]
     decompositions = plan.decompositions
     if decompositions is not None and decompositions.fit(model):  # the plan has run it on these calls
-        _check_uses(model, weights, example, [])
         replacements = decompositions.copies(weights)
     else:
-        _check_uses(model, weights, example, calls)
+        if calls:
+            check_seen(weights, observe(model, weights, calls, "calibration"))
         replacements = _decomposed(model, plan, pairs, calls)
     argument, trial = ("calibration", next(iter(calls), None)) if example is None else ("example_input", example)
     if trial is None:
@@ -103,19 +99,6 @@ def _inputs(
             "DataLoader that shuffles or augments does not"
         )
     return example, calls
-
-
-def _check_uses(model: nn.Module, weights: Sequence[Weight], example: Call | None, calls: Sequence[Call]) -> None:
-    """Refuse layers whose weights another module reads, and layers that no calibration input reaches."""
-    inputs = [*([] if example is None else [example]), *calls]
-    if not inputs:
-        return
-    uses = observe(model, weights, inputs, "calibration" if example is None else "example_input")
-    for weight in weights:
-        if weight.is_layer and weight.full_name in uses.readers:
-            raise read_by_another(weight.name, uses.readers[weight.full_name])
-    if calls:
-        check_seen(weights, uses.used)
 
 
 def _decomposed(

@@ -66,7 +66,7 @@ def plan(
         count: What the budget counts; ``"multiplications"`` are those of the planned layers for one sample of
             ``example_input``, whose number of samples is the first size of its first tensor. They are those of a large
             batch: work that a call does once counts for nothing. With such a budget layers contract their input with
-            the cores, even where their dense weight would be faster. Weights that stay parameters, such as those of
+            the cores, even where their dense weight would be faster. Weights that other code reads, such as those of
             recurrent layers, are reconstructed, which saves no multiplications.
         example_input: What the model is called with, in any of the forms of :mod:`~tenzoo.compression.reading`: a
             tensor, a tuple or list of arguments, a mapping of them by name, or a ``DataLoader``, of which the first
@@ -157,8 +157,7 @@ def _options(
     used: set[str] = set()
     if calls or example is not None:
         inputs, argument = (calls, "calibration") if calls else ([cast(Call, example)], "example_input")
-        uses = observe(model, weights, inputs, argument)
-        weights, used = find_weights(model, read=uses.readers), uses.used
+        used = observe(model, weights, inputs, argument)
     _check_names(exclude, weights, "exclude")
     if isinstance(ranks, Mapping):
         _check_names(list(ranks), weights, "ranks")
@@ -171,8 +170,11 @@ def _options(
     if example is None:
         return options
     layers = {option.weight.name: layer for option in options if (layer := option.layer_of_cores) is not None}
-    positions = count_positions(model, weights, layers, example)
-    return [replace(option, positions=positions.get(option.weight.name)) for option in options]
+    positions, called = count_positions(model, weights, layers, example)
+    return [
+        replace(option, positions=positions.get(option.weight.name), called=option.weight.name in called)
+        for option in options
+    ]
 
 
 def _reason(weight: Weight, ranks: Rank | Mapping[str, Rank] | None, exclude: Sequence[str]) -> str | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.holders import held_elsewhere
-from tenzoo.compression.reasons import TENSORIZED, does_more
+from tenzoo.compression.reasons import counterparts, does_more
 from tenzoo.compression.replace import hand_on_bias, replace_modules, take_parametrization
 from tenzoo.compression.replaceable import check_module, named_modules
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
@@ -81,7 +81,7 @@ def not_foldable(model: nn.Module) -> Iterator[tuple[str, str, str]]:
             name, dense = ".".join(path), "Parameter"
         else:
             dense = type(module.to_dense()).__name__
-            if type(module) not in TENSORIZED.values():
+            if type(module) not in counterparts().values():
                 reason = f"is a {type(module).__module__}.{type(module).__qualname__}, a class of its own"
             elif {*module._parameters, *module._buffers, *module._modules} - {"factorization", "bias", "padding_row"}:
                 reason = "has more than a weight and a bias"

@@ -1,17 +1,17 @@
 """The inputs of a model's layers: which layers they reach, how many they are, and how they vary."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call
 from tenzoo.compression.progress import LOGGER
-from tenzoo.compression.readers import Uses
 from tenzoo.compression.replaceable import Weight
 from tenzoo.compression.runs import evaluating, repeatably
 from tenzoo.compression.samples import selected
+from tenzoo.compression.uses import Uses
 from tenzoo.factorizations.decomposition import scaled_to_safety
 from tenzoo.layers import TensorizedLayer
 from tenzoo.layers.cost import Positions
@@ -23,8 +23,8 @@ _IMAGES = 8
 """Number of images whose patches are in memory at a time."""
 
 
-def observe(model: nn.Module, weights: Sequence[Weight], calls: Sequence[Call], argument: str) -> Uses:
-    """The weights that take part in a model's forward passes, and those that other modules read.
+def observe(model: nn.Module, weights: Sequence[Weight], calls: Sequence[Call], argument: str) -> set[str]:
+    """Full names of the weights that take part in a model's forward passes.
 
     Args:
         model: A model that stays as it is; it runs in evaluation mode.
@@ -36,16 +36,16 @@ def observe(model: nn.Module, weights: Sequence[Weight], calls: Sequence[Call], 
         ValueError: If the model does not take the input.
     """
     LOGGER.info("running the model on `%s`, samples: %d", argument, sum(call.size for call in calls))
-    uses = Uses(model, _owners(weights))
-    with evaluating(model), uses.following():
+    uses = Uses(_names(weights))
+    with evaluating(model), uses:
         for call in calls:
             repeatably(model, call, argument)
-    return uses
+    return uses.used
 
 
-def _owners(weights: Sequence[Weight]) -> dict[int, tuple[str, nn.Module]]:
+def _names(weights: Sequence[Weight]) -> dict[int, str]:
     return {
-        id(parameter): (weight.full_name, weight.owner)
+        id(parameter): weight.full_name
         for weight in weights
         if (parameter := weight.owner._parameters.get(weight.parameter)) is not None
     }
@@ -70,9 +70,19 @@ def check_seen(weights: Sequence[Weight], used: Collection[str]) -> None:
         )
 
 
+class Seen(NamedTuple):
+    """What a forward pass tells of weights, by name."""
+
+    positions: dict[str, Positions]
+    """Rows, pixels or indices that each weight sees."""
+
+    called: frozenset[str]
+    """The layers that the model calls; it reads the weights of the others."""
+
+
 def count_positions(
     model: nn.Module, weights: Sequence[Weight], layers: Mapping[str, TensorizedLayer[Any]], call: Call
-) -> dict[str, Positions]:
+) -> Seen:
     """Rows, pixels or indices that each weight sees for one sample in evaluation mode, over all calls of its layer.
 
     They are what a second sample adds to the first: work that a model does once in a call, such as on a table of its
@@ -81,7 +91,7 @@ def count_positions(
 
     Args:
         model: A model that stays as it is.
-        weights: The weights to count for; those that stay parameters are followed into torch's functions.
+        weights: The weights to count for; those that code reads are followed into torch's functions.
         layers: By the names of the model's layers, their tensorized counterparts.
         call: The input from the argument ``example_input`` of the caller.
 
@@ -92,25 +102,26 @@ def count_positions(
     chosen = [samples[:1], samples[1:]] + ([samples[:2], samples[2:]] if call.size > 2 else [])
     parts = selected(model, call, chosen, "example_input") if call.size > 1 else None
     if parts is None:
-        total = _positions(model, weights, layers, call)
-        return {name: positions.times(1 / max(call.size, 1)) for name, positions in total.items()}
+        total, called = _positions(model, weights, layers, call)
+        return Seen({name: positions.times(1 / max(call.size, 1)) for name, positions in total.items()}, called)
     one, two = (_positions(model, weights, layers, part) for part in (parts[0], parts[2] if call.size > 2 else call))
-    return {name: positions.beyond(one.get(name, Positions(0, 0))) for name, positions in two.items()}
+    none = Positions(0, 0)
+    return Seen({name: own.beyond(one.positions.get(name, none)) for name, own in two.positions.items()}, two.called)
 
 
 def _positions(
     model: nn.Module, weights: Sequence[Weight], layers: Mapping[str, TensorizedLayer[Any]], call: Call
-) -> dict[str, Positions]:
+) -> Seen:
     seen: dict[str, Positions] = {}
 
     def note(name: str, x: Tensor) -> None:
         seen[name] = seen.get(name, Positions(0, 0)).plus(layers[name].positions(x))
 
-    uses = Uses(model, _owners(weights))
-    with uses.following():
+    uses = Uses(_names(weights))
+    with uses:
         _watch(model, layers, [call], "example_input", note)
     rows = {weight.name: uses.rows[weight.full_name] for weight in weights if weight.full_name in uses.rows}
-    return {name: Positions(number, number) for name, number in rows.items()} | seen
+    return Seen({name: Positions(number, number) for name, number in rows.items()} | seen, frozenset(seen))
 
 
 def input_metrics(

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from tenzoo.compression.plans import LayerPlan, Plan
-from tenzoo.compression.readers import readers_in_code
+from tenzoo.compression.reasons import counterparts
 from tenzoo.compression.replaceable import Weight, find_weights, named_modules, own_parameters, usable_rank
 from tenzoo.layers import TensorizedLayer
 
@@ -26,7 +26,7 @@ def matched(model: nn.Module, plan: Plan, *, numbers: bool = True) -> list[tuple
         numbers: Whether the numbers of the plan are checked too.
     """
     planned = [layer for layer in plan.layers if layer.rank is not None]
-    weights = find_weights(model, read=dict.fromkeys([layer.name for layer in plan.layers], "another module"))
+    weights = find_weights(model)
     found = {weight.name: weight for weight in weights}
     for layer in planned:
         if layer.name not in found:
@@ -82,20 +82,16 @@ def _numbers(weight: Weight, layer: LayerPlan, own: int) -> Iterator[tuple[str, 
 
 def _missing(model: nn.Module, name: str) -> ValueError:
     """The error for a planned layer that is not among those that can be replaced."""
-    module = dict(named_modules(model)).get(name)
-    reader = readers_in_code(model).get(id(getattr(module, "weight", None)))
-    if reader:
-        return read_by_another(name, reader)
-    instead = "one that is made of cores already" if isinstance(module, TensorizedLayer) else "a model without it"
+    modules = dict(named_modules(model))
+    layer = name.removesuffix(".weight")
+    if layer != name and type(modules.get(layer)) in counterparts():
+        return ValueError(
+            f"expected a plan that replaces the layer {layer!r}, got one of an earlier version that keeps its "
+            f"weight as the parameter {name!r}; plan the model again"
+        )
+    cores = isinstance(modules.get(name), TensorizedLayer)
+    instead = "one that is made of cores already" if cores else "a model without it"
     return ValueError(f"expected the planned layer {name!r} in `model`, got {instead}")
-
-
-def read_by_another(name: str, reader: str) -> ValueError:
-    """The error for a plan that replaces a layer whose weight another module reads."""
-    return ValueError(
-        f"expected a plan that keeps the weight of {name!r} where {reader} reads it, got one that replaces the layer; "
-        f"plan the model with this input as `example_input`, or exclude the layer"
-    )
 
 
 def settings_of(planned: LayerPlan) -> dict[str, Any]:

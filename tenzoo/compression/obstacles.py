@@ -6,11 +6,12 @@ from typing import TypeAlias
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tenzoo.compression.replaceable import Weight, find_weights, named_modules
+from tenzoo.compression.options import LayerOptions
+from tenzoo.compression.replaceable import find_weights, named_modules
 from tenzoo.layers.factorized import FactorizedModule
 
-Stays: TypeAlias = Sequence[tuple[Weight, str | None, int]]
-"""Weights that cannot get smaller, each with the reason, None if it is its size, and its number under the budget."""
+Stays: TypeAlias = Sequence[tuple[LayerOptions, int]]
+"""Layers that cannot get smaller, each with its number under the budget."""
 
 _LISTED = 6
 """Number of reasons in a message, those of most parameters first."""
@@ -25,15 +26,17 @@ def obstacles(model: nn.Module, stays: Stays) -> str:
 
     Args:
         model: The model that should get smaller.
-        stays: Its weights that cannot get smaller.
+        stays: Its layers that cannot get smaller.
 
     Example:
         >>> model = nn.Sequential(nn.Bilinear(4, 3, 8), nn.LayerNorm(8), nn.Linear(8, 8))
-        >>> obstacles(model, [(weight, weight.reason, 0) for weight in find_weights(model) if weight.reason])
+        >>> from tenzoo.compression.options import Decomposer
+        >>> options = [LayerOptions(Decomposer(weight, "tt"), weight.reason) for weight in find_weights(model)]
+        >>> obstacles(model, [(option, 0) for option in options if option.reason])
         "104 in '0', which is a Bilinear, for which there is no tensorized layer; 16 in '1', which is a LayerNorm, for \
 which there is no tensorized layer"
     """
-    reasons = {weight.module_name: reason or "is not worth its cores" for weight, reason, _ in stays}
+    reasons = {option.weight.module_name: option.reason or "is not worth its cores" for option, _ in stays}
     shrinking = {weight.module_name for weight in find_weights(model)} - reasons.keys()
     cores = {
         id(part): name.partition(_PART)[0]
@@ -61,14 +64,14 @@ which there is no tensorized layer"
 def multiplied(stays: Stays) -> str:
     """Multiplications that stay as they are, grouped by the reason."""
     groups: dict[str, list[tuple[str, int]]] = {}
-    for weight, reason, number in stays:
-        other = (
+    for option, number in stays:
+        own = (
             "takes no fewer with cores"
-            if weight.is_layer
+            if option.contracts
             else "is reconstructed where a module reads it, which saves none"
         )
         if number:
-            groups.setdefault(reason or other, []).append((weight.name, number))
+            groups.setdefault(option.reason or own, []).append((option.weight.name, number))
     return _listed(groups) or "nothing, but rank one takes so many"
 
 

@@ -93,12 +93,14 @@ class LayerOptions:
         positions: Rows, pixels or indices for one sample; None if they were not counted, or the input does not reach
             the layer.
         importance: How far the layer's error moves the outputs of the model; None if that was not measured.
+        called: Whether the model calls the layer on the example input. A weight that other code reads is reconstructed.
     """
 
     decomposers: tuple[Decomposer, ...]
     reason: str | None
     positions: Positions | None = None
     importance: float | None = None
+    called: bool = True
 
     @property
     def weight(self) -> Weight:
@@ -111,6 +113,11 @@ class LayerOptions:
         if not has_counterpart(self.weight.owner):
             return None
         return layer if isinstance(layer := self.decomposers[0].smallest, TensorizedLayer) else None
+
+    @property
+    def contracts(self) -> bool:
+        """Whether a layer with cores can save multiplications."""
+        return self.weight.is_layer and self.called
 
     @cached_property
     def dense_multiplications(self) -> int | None:
@@ -125,7 +132,7 @@ class LayerOptions:
 
     def multiplications(self, replacement: Replacement) -> int | None:
         """Multiplications of a replacement for one sample in a large batch."""
-        if self.positions is None or not isinstance(replacement, TensorizedLayer):
+        if self.positions is None or not self.called or not isinstance(replacement, TensorizedLayer):
             return self.dense_multiplications
         costs = replacement.costs
         if costs.cheaper(self.positions.times(_LARGE), "kept", self.weight.dense.device.type) == "contract":

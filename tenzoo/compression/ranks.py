@@ -116,9 +116,7 @@ class Budget:
             chosen = allocate(candidates, self.allowed - fixed)
         except ValueError as error:
             stays = [
-                (option.weight, option.reason, round(row[-1].cost))
-                for option, row in zip(options, candidates, strict=True)
-                if len(row) == 1
+                (option, round(row[-1].cost)) for option, row in zip(options, candidates, strict=True) if len(row) == 1
             ]
             raise ValueError(
                 f"expected at least {least:,} {self.count} in `budget`, the least that this model can be brought to, "

@@ -1,5 +1,6 @@
 """Why a weight has to stay dense."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,16 @@ TENSORIZED: Mapping[type[nn.Module], type[TensorizedLayer[Any]]] = {
 }
 """The tensorized layers that replace torch's."""
 
+
+def counterparts() -> Mapping[type[nn.Module], type[TensorizedLayer[Any]]]:
+    """The tensorized layers by the dense layers that they replace, with those of libraries that are imported."""
+    if not hasattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D"):
+        return TENSORIZED
+    from tenzoo.layers.hugging_face import TensorizedTransposedLinear
+
+    return {**TENSORIZED, TensorizedTransposedLinear.dense_class: TensorizedTransposedLinear}
+
+
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -56,7 +67,7 @@ def has_counterpart(layer: nn.Module) -> bool:
     """
     if type(layer) is nn.Embedding or type(layer) is nn.EmbeddingBag:
         return layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
-    return type(layer) in TENSORIZED
+    return type(layer) in counterparts()
 
 
 def reason_of_layer(name: str, layer: nn.Module, owners: Places[str]) -> str | None:
@@ -67,7 +78,7 @@ def reason_of_layer(name: str, layer: nn.Module, owners: Places[str]) -> str | N
         layer: A layer with a weight.
         owners: Where the parameters and buffers of the model lie in memory, by their names.
     """
-    if type(layer) not in TENSORIZED:
+    if type(layer) not in counterparts():
         own = f"is a {type(layer).__module__}.{type(layer).__qualname__}, a class of its own"
         if type(layer).__module__.startswith("torch.nn."):
             own = f"is a {type(layer).__name__}, for which there is no tensorized layer"

@@ -10,8 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
 from tenzoo.compression.holders import held_elsewhere
-from tenzoo.compression.readers import readers_in_code
-from tenzoo.compression.reasons import TENSORIZED, has_counterpart, reason_of_layer, reason_of_parameter
+from tenzoo.compression.reasons import counterparts, reason_of_layer, reason_of_parameter
 from tenzoo.factorizations import Factorization, Rank, factorization_class
 from tenzoo.layers import (
     Tensorization,
@@ -24,16 +23,12 @@ from tenzoo.state_dicts import Places
 Replacement: TypeAlias = TensorizedLayer[Any] | TensorizedWeight
 """A layer with cores for a dense layer, or a parametrization with cores for a parameter."""
 
-_LISTED: tuple[type[nn.Module], ...] = (*TENSORIZED, _ConvNd)
-"""The layers that a plan lists, also those that stay dense."""
-
 _READ_BY_NAME: Mapping[type[nn.Module], Callable[[str], bool]] = {
     nn.MultiheadAttention: lambda name: name.endswith("proj_weight") or name == "out_proj.weight",
-    nn.TransformerEncoderLayer: lambda name: name in ("linear1.weight", "linear2.weight"),  # in its fast path
     nn.RNNBase: lambda name: name.startswith("weight_"),
     nn.RNNCellBase: lambda name: name.startswith("weight_"),
 }
-"""The parameters that torch's modules read by name; they have to stay where they are."""
+"""The parameters that torch's modules read by name, and that no layer can replace."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +75,14 @@ class Weight:
         """The replacement on the meta device; arguments as those of the layers."""
         settings: dict[str, Any] = {"factorization": factorization, "rank": rank, "tensorization": tensorization}
         if self.is_layer:
-            return TENSORIZED[type(self.owner)].empty_like(self.owner, **settings)
+            return counterparts()[type(self.owner)].empty_like(self.owner, **settings)
         rows, columns = self.dense.shape
         return TensorizedWeight((rows, columns), **settings, device="meta", dtype=self.dense.dtype)
 
     def whole_modes(self, factorization: str) -> Tensorization | None:
         """Both sizes as one mode each; None for a format that needs others."""
         if self.is_layer:
-            return TENSORIZED[type(self.owner)].whole_modes(self.owner, factorization)
+            return counterparts()[type(self.owner)].whole_modes(self.owner, factorization)
         rows, columns = self.dense.shape
         return whole_modes(factorization_class(factorization), {"out": rows, "in": columns})
 
@@ -105,7 +100,7 @@ class Weight:
         """
         settings: dict[str, Any] = {"factorization": factorization, "rank": rank, "tensorization": tensorization}
         if self.is_layer:
-            return TENSORIZED[type(self.owner)].from_dense(self.owner, **settings, metric=metric).train()
+            return counterparts()[type(self.owner)].from_dense(self.owner, **settings, metric=metric).train()
         replacement = TensorizedWeight((*self.dense.shape,), **settings, device="meta", dtype=self.dense.dtype)
         replacement = replacement.to_empty(device=self.dense.device)
         replacement.right_inverse(self.dense)
@@ -118,17 +113,15 @@ def usable_rank(cores: Factorization, rank: tuple[int, ...]) -> tuple[int, ...]:
     return type(cores).usable_rank(cores.shape, rank)
 
 
-def find_weights(model: nn.Module, *, read: Mapping[str, str] | None = None) -> list[Weight]:
+def find_weights(model: nn.Module) -> list[Weight]:
     """The weights of a model's convolutions, linear, attention and recurrent layers and embeddings, each once.
 
     They come in the order of the modules. A weight stays dense if something else depends on it: another module with the
-    same parameter, a hook, a parametrization, a subclass with a forward pass of its own. The matrix of a linear layer
-    or an embedding that another module reads by name stays a parameter, as the matrices of attention do.
+    same parameter, a hook, a parametrization, a subclass with a forward pass of its own. The matrices of attention and
+    recurrent layers stay parameters, since no layer can replace them.
 
     Args:
         model: Any module; names are without the prefix of ``torch.compile``.
-        read: By full name, the module that reads a parameter of another module, in addition to those that the code
-            names (see :func:`~tenzoo.compression.readers.readers_in_code`).
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.RNN(8, 8))
@@ -150,25 +143,20 @@ def find_weights(model: nn.Module, *, read: Mapping[str, str] | None = None) -> 
         for named in (module.named_parameters, module.named_buffers)
         for key, tensor in named(recurse=False, remove_duplicate=False)
     )
-    readers = readers_in_code(model)
     by_name = _read_by_name(model)
     held = held_elsewhere(modules)
+    listed = (*counterparts(), _ConvNd)
     found: list[Weight] = []
     for name, module in modules:
         own = dict(module.named_parameters(recurse=False))
         keys = [key for key, value in own.items() if id(value) in by_name]
-        reader = readers.get(id(own.get("weight"))) or (read or {}).get(_joined(name, "weight"))
-        if not keys and reader and type(module) in (nn.Linear, nn.Embedding) and has_counterpart(module):
-            keys = ["weight"]
         for key in keys:
             full = _joined(name, key)
             reason = reason_of_parameter(module, key, full, owners) or held.get(id(own[key]))
             found.append(Weight(full, module, key, False, reason))
-        if not keys and isinstance(module, _LISTED) and not isinstance(module, TensorizedLayer):
+        if not keys and isinstance(module, listed) and not isinstance(module, TensorizedLayer):
             reason = reason_of_layer(name, module, owners)
             reason = reason or held.get(id(module)) or held.get(id(own.get("weight")))
-            if reason is None and reader:
-                reason = f"has a weight that {reader} reads"
             found.append(Weight(name, module, "weight", True, reason))
     return found
 
@@ -194,6 +182,11 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """
     for name, module in model.named_modules():
         yield ".".join(part for part in name.split(".") if part != "_orig_mod"), module
+
+
+def described(name: str, module: nn.Module) -> str:
+    """A module for an error message."""
+    return f"{type(module).__name__} {name!r}" if name else type(module).__name__
 
 
 def _joined(name: str, key: str) -> str:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from tenzoo.compression.calls import Call, said
 from tenzoo.compression.outputs import difference
 from tenzoo.compression.progress import LOGGER
-from tenzoo.compression.readers import described
-from tenzoo.compression.replaceable import Weight, named_modules
+from tenzoo.compression.replaceable import Weight, described, named_modules
 from tenzoo.compression.runs import evaluating, repeatably
 from tenzoo.layers import TensorizedLayer
 
@@ -65,8 +64,8 @@ def try_model(
     if apart is not None and apart > max(rounding, 10 * (varies or 0.0)):
         raise ValueError(
             f"expected a model that does with cores what it does with the dense weights that they reconstruct, got "
-            f"outputs on `{argument}` that are {apart:.2g} of their size apart; a module that asks for the class of a "
-            f"layer, as isinstance(layer, nn.Linear) does, treats one made of cores otherwise: `exclude` it from plan()"
+            f"outputs on `{argument}` that are {apart:.2g} of their size apart; a module that asks for the exact class "
+            f"of a layer, as type(layer) is nn.Linear does, treats one made of cores otherwise: exclude it from plan()"
         )
 
 
@@ -83,6 +82,6 @@ def _where(model: nn.Module, error: BaseException) -> str:
     layers = [name for name, child in named_modules(reader) if isinstance(child, TensorizedLayer)]
     full = [f"{names[reader]}.{name}" if names[reader] else name for name in layers]
     return (
-        f" in {described(names[reader], reader)} ({place}), which has the layers {full[:3]} of cores; exclude those it "
-        f"reads"
+        f" in {described(names[reader], reader)} ({place}), which has the layers {full[:3]} of cores; exclude "
+        f"them from plan()"
     )

@@ -16,11 +16,11 @@ L = TypeVar("L", bound=nn.Module)
 
 
 class TensorizedLayer(FactorizedLayer, Generic[L]):
-    """A layer of torch whose weight a :class:`~tenzoo.factorizations.Factorization` reconstructs.
+    """A layer of torch or of another library whose weight a :class:`~tenzoo.factorizations.Factorization` reconstructs.
 
-    Abstract: a layer says how its weight is laid out, and how it is contracted with an input. It is also of torch's own
-    class, so that ``isinstance(layer, nn.Linear)`` holds, and ``layer.weight`` is the dense tensor, for code that reads
-    it. Code that writes to it, such as an initialization, is refused.
+    Abstract: a layer says how its weight is laid out, and how it is contracted with an input. It is also of the dense
+    layer's own class, so that ``isinstance(layer, nn.Linear)`` holds, and ``layer.weight`` is the dense tensor, for
+    code that reads it. Code that writes to it, such as an initialization, is refused.
 
     Attributes:
         factorization: The cores.
@@ -29,7 +29,7 @@ class TensorizedLayer(FactorizedLayer, Generic[L]):
     """
 
     dense_class: ClassVar[type[nn.Module]]
-    """The torch layer that this class replaces."""
+    """The dense layer that this class replaces."""
 
     bias: Any
 
@@ -94,7 +94,7 @@ class TensorizedLayer(FactorizedLayer, Generic[L]):
             ValueError: As the constructor.
         """
         if not isinstance(layer, cls.dense_class) or isinstance(layer, TensorizedLayer):
-            raise TypeError(f"expected a torch.nn.{cls.dense_class.__name__} in `layer`, got a {type(layer).__name__}")
+            raise TypeError(f"expected a {cls._dense_name()} in `layer`, got a {type(layer).__name__}")
         arguments: dict[str, Any] = {
             **cls._arguments(layer),
             "factorization": factorization,
@@ -138,7 +138,7 @@ class TensorizedLayer(FactorizedLayer, Generic[L]):
         for name in ("forward", "_conv_forward"):
             if name in vars(layer) or getattr(type(layer), name, None) is not getattr(cls.dense_class, name, None):
                 raise TypeError(
-                    f"expected a torch.nn.{cls.dense_class.__name__} in `layer` that computes what torch's does, got a "
+                    f"expected a {cls._dense_name()} in `layer` that computes what its class does, got a "
                     f"{type(layer).__name__} with a `{name}` of its own"
                 )
         dense: Tensor = layer.weight.detach()  # type: ignore[operator]
@@ -153,6 +153,11 @@ class TensorizedLayer(FactorizedLayer, Generic[L]):
             made._count_costs()
         made._copy_rest(layer)
         return made.train(layer.training)
+
+    @classmethod
+    def _dense_name(cls) -> str:
+        package = cls.dense_class.__module__
+        return f"{'torch.nn' if package.startswith('torch.nn.') else package}.{cls.dense_class.__name__}"
 
     def _copy_rest(self, layer: L) -> None:
         """Copy what is not made of cores."""

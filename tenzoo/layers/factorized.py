@@ -50,8 +50,8 @@ def _state(core: Tensor) -> object:
 class ReconstructedWeight(Tensor):
     """A dense weight as code outside of its layer reads it.
 
-    It is a tensor with a graph to the cores. What is written into it would be lost, so that is refused: initialization
-    in place, assignment to its ``data``, freezing.
+    It is a tensor with a graph to the cores. Writing into it is refused, since what is written would be lost:
+    initialization in place, assignment to its ``data``, freezing.
     """
 
     @classmethod
@@ -59,7 +59,8 @@ class ReconstructedWeight(Tensor):
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        written = args[0] if args and _writes(func) else kwargs.get("out")
+        # torch.nn.init hands its tensor on by name
+        written = next(iter((*args, *kwargs.values())), None) if _writes(func) else kwargs.get("out")
         own = [
             value for value in (written if isinstance(written, list | tuple) else [written]) if isinstance(value, cls)
         ]

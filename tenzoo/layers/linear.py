@@ -1,6 +1,7 @@
-"""A linear layer with a tensorized weight."""
+"""Linear layers with a tensorized weight."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -10,14 +11,83 @@ from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
 from tenzoo.factorizations import Factorization, Rank, factorization_class
-from tenzoo.layers.base import TensorizedLayer
+from tenzoo.layers.base import L, TensorizedLayer
 from tenzoo.layers.contraction import contract_linear
 from tenzoo.layers.cost import Positions
 from tenzoo.layers.implementation import Implementation
 from tenzoo.layers.tensorization import Tensorization, check_sizes, layer_modes
 
 
-class TensorizedLinear(TensorizedLayer[nn.Linear], nn.Linear):
+class LinearLayer(TensorizedLayer[L]):
+    """A layer that multiplies rows by a matrix ``W (out_features, in_features)`` made of cores.
+
+    Abstract: a layer says by which names it knows its sizes, and how torch or another library lays W out.
+    """
+
+    in_features: int
+    out_features: int
+
+    def _make_cores(
+        self,
+        factorization: str,
+        rank: Rank,
+        tensorization: Tensorization | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        *,
+        bias: bool,
+    ) -> None:
+        kind = factorization_class(factorization)
+        check_sizes(**self.sides(self))
+        self.out_features, self.in_features = self.sides(self).values()
+        self.tensorization, shape = layer_modes(kind, tensorization, self.sides(self))
+        self.factorization = kind(shape, rank, init_std=math.sqrt(2 / self.in_features), device=device, dtype=dtype)
+        self.bias = nn.Parameter(torch.empty(self.out_features, device=device, dtype=dtype)) if bias else None
+        self._count_costs()
+        self.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: ``(…, in_features)``.
+
+        Returns:
+            ``(…, out_features)``.
+        """
+        if not x.is_nested and self.choose(self.positions(x)) == "contract":
+            return self._contract(self.factorization, x, self.bias)
+        return self._multiply(x, self.dense_weight(), self.bias)
+
+    def positions(self, x: Tensor) -> Positions:
+        """Rows."""
+        rows = x.numel() // self.in_features
+        return Positions(rows, rows)
+
+    @override
+    def patches(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, *self.tensorization[1])
+
+    def _contract(self, weight: Factorization, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return contract_linear(weight, x, len(self.tensorization[0]), bias)
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Draw cores and bias anew."""
+
+    @staticmethod
+    @abstractmethod
+    def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The product of rows and the dense weight, in the layout of the layer that this class replaces."""
+
+    def _example_inputs(self) -> Sequence[Tensor]:
+        return [torch.empty(rows, self.in_features, device="meta") for rows in (64, 512)]
+
+    def _apply_dense(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._multiply(x, weight, None)
+
+
+class TensorizedLinear(LinearLayer[nn.Linear], nn.Linear):
     """``y = x W^T + b``, as :class:`torch.nn.Linear`, with ``W (out_features, in_features)`` made of cores.
 
     W is reshaped to ``(*out, *in)``, the factors of both sizes. At initialization W has mean 0 and variance
@@ -62,15 +132,8 @@ class TensorizedLinear(TensorizedLayer[nn.Linear], nn.Linear):
         implementation: Implementation = "auto",
     ) -> None:
         super().__init__(implementation)
-        kind = factorization_class(factorization)
-        check_sizes(in_features=in_features, out_features=out_features)
-        self.in_features = in_features
-        self.out_features = out_features
-        self.tensorization, shape = layer_modes(kind, tensorization, self.sides(self))
-        self.factorization = kind(shape, rank, init_std=math.sqrt(2 / in_features), device=device, dtype=dtype)
-        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
-        self._count_costs()
-        self.reset_parameters()
+        self.in_features, self.out_features = in_features, out_features
+        self._make_cores(factorization, rank, tensorization, device, dtype, bias=bias)
 
     def reset_parameters(self) -> None:
         """Draw cores and bias anew."""
@@ -78,31 +141,6 @@ class TensorizedLinear(TensorizedLayer[nn.Linear], nn.Linear):
         if self.bias is not None:
             bound = 1 / math.sqrt(self.in_features)
             nn.init.uniform_(self.bias, -bound, bound)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer.
-
-        Args:
-            x: ``(…, in_features)``.
-
-        Returns:
-            ``(…, out_features)``.
-        """
-        if self.choose(self.positions(x)) == "contract":
-            return self._contract(self.factorization, x, self.bias)
-        return F.linear(x, self.dense_weight(), self.bias)
-
-    def positions(self, x: Tensor) -> Positions:
-        """Rows."""
-        rows = x.numel() // self.in_features
-        return Positions(rows, rows)
-
-    @override
-    def patches(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, *self.tensorization[1])
-
-    def _contract(self, weight: Factorization, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return contract_linear(weight, x, len(self.tensorization[0]), bias)
 
     @override
     def as_weight(self, tensor: Tensor) -> Tensor:
@@ -112,11 +150,9 @@ class TensorizedLinear(TensorizedLayer[nn.Linear], nn.Linear):
     def as_tensor(self, dense: Tensor) -> Tensor:
         return dense.reshape(self.factorization.shape)
 
-    def _example_inputs(self) -> Sequence[Tensor]:
-        return [torch.empty(rows, self.in_features, device="meta") for rows in (64, 512)]
-
-    def _apply_dense(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(x, weight)
+    @staticmethod
+    def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
 
     @override
     @staticmethod

@@ -1,4 +1,4 @@
-"""A weight made of cores for a module that reads it by name."""
+"""A weight made of cores for a module that owns its matrices."""
 
 import math
 
@@ -12,12 +12,12 @@ from tenzoo.layers.tensorization import Tensorization, check_sizes, layer_modes
 
 
 class TensorizedWeight(FactorizedModule):
-    """A parametrization that rebuilds a matrix ``W (out, in)`` from cores, which it holds itself.
+    """A parametrization that reconstructs a matrix ``W (out, in)`` from cores, which it holds itself.
 
-    Attention and recurrent layers read their weights by name, so that no layer can be put in the place of a weight.
-    ``torch.nn.utils.parametrize.register_parametrization`` puts this in the place of the parameter instead: W is
-    decomposed at that moment, and from then on rebuilt wherever the module reads it. Assigning to the parameter
-    decomposes what is assigned. The bias and everything else stay as they are.
+    Attention and recurrent layers own their matrices themselves, so that no layer can replace one.
+    ``torch.nn.utils.parametrize.register_parametrization`` replaces the parameter instead: it decomposes W, which is
+    from then on reconstructed wherever the module reads it. Assigning to the parameter decomposes what is assigned. The
+    bias and everything else stay as they are.
 
     Args:
         shape: ``(out, in)``.

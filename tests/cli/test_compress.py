@@ -17,7 +17,7 @@ from tenzoo.compression import Plan, apply_
 from tenzoo.compression.progress import each
 from tenzoo.data import CIFAR10DataModule
 from tenzoo.models import CIFARResNet, CompressedNetwork
-from tests.compression.test_readers import product
+from tests.compression.test_read_weights import product
 from tests.models.test_resnet import with_statistics
 
 OFFLINE = ["--calibration.download", "false"]
@@ -283,7 +283,7 @@ def test_labels_that_could_be_an_argument_are_refused(pairs, tmp_path, capsys):
 
 
 def test_a_network_that_does_not_run_is_not_written(pairs, tmp_path, capsys, monkeypatch):
-    # Neither the code nor the dense model tells that something wants a Linear.
+    # The dense model does not tell that something wants the exact class.
     monkeypatch.setattr(TwoInputs, "forward", lambda self, x, y: wants_linear(self.second)(self.first(x + y)))
     assert pairs("TwoInputs", "--calibration", f"{__name__}.Pairs") == 2
     error = capsys.readouterr().err.strip()
@@ -298,10 +298,10 @@ def wants_linear(layer):
     return layer
 
 
-def test_a_reader_is_found_in_time(pairs, tmp_path):
+def test_a_layer_whose_weight_is_read_is_replaced(pairs, tmp_path):
     assert pairs("TwoInputs", "--network.hidden", "true", "--calibration", f"{__name__}.Pairs") == 0
     made = Plan.load(tmp_path / "small" / "plan.json")
-    assert "second.weight" in [layer.name for layer in made.layers]
+    assert [layer.name for layer in made.layers if layer.rank] == ["second"]
     network = CompressedNetwork(
         TwoInputs(hidden=True), str(tmp_path / "small" / "plan.json"), str(tmp_path / "small" / "weights.pt")
     )

@@ -2,7 +2,9 @@
 
 import torch
 
+import tests.hugging_face  # noqa: F401  (makes the class that the next import needs)
 from tenzoo.layers import TensorizedConv2d, TensorizedEmbedding, TensorizedLinear
+from tenzoo.layers.hugging_face import TensorizedTransposedLinear
 
 
 def conv(name="tr", rank=2, **kwargs):
@@ -13,6 +15,10 @@ def linear(name="tt", rank=2, **kwargs):
     return TensorizedLinear(12, 8, factorization=name, rank=rank, **kwargs)
 
 
+def transposed(name="tt", rank=2, **kwargs):
+    return TensorizedTransposedLinear(8, 12, factorization=name, rank=rank, **kwargs)
+
+
 def embedding(name="tt", rank=2, **kwargs):
     return TensorizedEmbedding(20, 6, factorization=name, rank=rank, **kwargs)
 
@@ -20,5 +26,6 @@ def embedding(name="tt", rank=2, **kwargs):
 LAYERS = {
     "conv": (conv, lambda dtype: torch.randn(2, 6, 5, 5, dtype=dtype)),
     "linear": (linear, lambda dtype: torch.randn(3, 12, dtype=dtype)),
+    "transposed": (transposed, lambda dtype: torch.randn(3, 12, dtype=dtype)),
     "embedding": (embedding, lambda dtype: torch.randint(0, 20, (3, 2))),
 }

@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from tenzoo.layers import TensorizedConv2d, TensorizedEmbedding, TensorizedLinear
 from tests.conformance import CoreProviderConformance
 from tests.factorizations.formats import NAMES, dense_oracle
+from tests.layers.makers import transposed
 
 
 def cores_in(parameters: Mapping[str, Tensor]) -> list[Tensor]:
@@ -75,6 +76,18 @@ class LinearConformance(LayerConformance):
         return torch.einsum("abi,oi->abo", self.rows(), weight) + parameters["bias"]
 
 
+class TransposedLinearConformance(LinearConformance):
+    """Hugging Face's layout of the matrix."""
+
+    def make(self) -> nn.Module:
+        return transposed(self.name, implementation=self.implementation, dtype=torch.float64)
+
+    def oracle(self, provider: nn.Module, parameters: Mapping[str, Tensor]) -> Tensor:
+        assert provider.weight.shape == (12, 8)
+        torch.testing.assert_close(self.rows() @ provider.weight + parameters["bias"], provider(self.rows()))
+        return super().oracle(provider, parameters)
+
+
 class EmbeddingConformance(LayerConformance):
     non_core = frozenset()
     index = torch.tensor([[0, 10, 3], [5, 10, 2]])
@@ -119,7 +132,7 @@ for name in NAMES:
         for kind, arguments in CONVOLUTIONS.items():
             made = f"Test{kind}Conv{suffix}"
             globals()[made] = type(made, (ConvConformance,), {**settings, "arguments": arguments})
-        for base in (LinearConformance, EmbeddingConformance):
+        for base in (LinearConformance, TransposedLinearConformance, EmbeddingConformance):
             made = f"Test{base.__name__.removesuffix('Conformance')}{suffix}"
             globals()[made] = type(made, (base,), dict(settings))
 del made, name, base, kind  # else the last one is a test class or a fixture by accident

@@ -1,14 +1,17 @@
-"""Weights that another module reads stay where it finds them, and a model that does not run is not handed out."""
+"""Layers of cores whose weights other code reads, and models that do not run with them."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from tenzoo.compression import apply_, fold_, plan, restore_
-from tenzoo.compression.readers import readers_in_code
+from tenzoo import find_core_groups
+from tenzoo.compression import Plan, apply_, fold_, plan, restore_
+from tenzoo.layers import TensorizedLayer
+from tests.factorizations.formats import NAMES
 
 X = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.arange(12).reshape(2, 6)
@@ -68,11 +71,11 @@ def product(layer, x):
 
 
 class Hidden(nn.Module):
-    """A function outside of the class reads the weight: its code does not tell."""
+    """A function outside of the class reads the weight."""
 
-    def __init__(self):
+    def __init__(self, width=8):
         super().__init__()
-        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x):
         return product(self.second, self.first(x))
@@ -87,44 +90,44 @@ class HiddenConvolution(nn.Module):
         return F.conv2d(self.first(x), getattr(self, "second").weight)  # noqa: B009
 
 
-def names_read(model):
-    found = readers_in_code(model)
-    return {name: found[id(parameter)] for name, parameter in model.named_parameters() if id(parameter) in found}
+def state_of(model):
+    """All that replacing a layer changes."""
+    return [
+        (module, type(module), list(module._modules.items()), list(module._parameters.items()), vars(module).keys())
+        for module in model.modules()
+    ]
 
 
-@pytest.mark.parametrize(
-    ("model", "expected"),
+def names_planned(made):
+    return [layer.name for layer in made.layers if layer.rank]
+
+
+MODELS = pytest.mark.parametrize(
+    ("model", "inputs", "names"),
     [
-        (Tied(), {"embedding.weight": "Tied"}),
-        (nn.Sequential(Casts()), {"0.wo.weight": "Casts '0'"}),
-        (Through(), dict.fromkeys([f"{n}.weight" for n in ("a", "b", "c", "more.0", "more.1")], "Through")),
-        (Hidden(), {}),
-        (nn.Sequential(nn.Linear(8, 8)), {}),
+        (Tied(), TOKENS, ["embedding", "hidden"]),
+        (Casts(), X, ["first", "wo"]),
+        (Through(), X, ["a", "b", "c", "more.0", "more.1", "never"]),
+        (Hidden(), X, ["first", "second"]),
+        (HiddenConvolution(), torch.randn(1, 4, 8, 8), ["first", "second"]),
     ],
-    ids=["tied", "casts", "through", "hidden", "plain"],
+    ids=["tied", "casts", "through", "hidden", "convolution"],
 )
-def test_what_the_code_reads(model, expected):
-    assert names_read(model) == expected
 
 
-@pytest.mark.parametrize(
-    ("model", "inputs", "kept"),
-    [
-        (Tied(), TOKENS, {"embedding.weight", "hidden"}),
-        (Casts(), X, {"first", "wo.weight"}),
-        (Through(), X, {"a.weight", "b.weight", "c.weight", "more.0.weight", "more.1.weight", "never"}),
-    ],
-    ids=["tied", "casts", "through"],
-)
-def test_weights_that_are_read_become_cores_where_they_are(model, inputs, kept):
-    made = plan(model, factorization="tt", ranks=2)  # no input tells
-    assert {layer.name for layer in made.layers if layer.rank} == kept
-    small = apply_(copy.deepcopy(model), made)
+@MODELS
+@pytest.mark.parametrize("argument", [None, "example_input", "calibration"])
+def test_layers_whose_weights_are_read_become_layers(model, inputs, names, argument):
+    given = {argument: inputs} if argument else {}
+    made = plan(model, factorization="tt", ranks=1, **given)
+    assert names_planned(made) == names
+    small = apply_(copy.deepcopy(model), made, **given)
+    assert all(isinstance(small.get_submodule(name), TensorizedLayer) for name in names)
     torch.testing.assert_close(small(inputs), fold_(copy.deepcopy(small))(inputs))
     again = restore_(copy.deepcopy(model), made, small.state_dict())
     torch.testing.assert_close(again(inputs), small(inputs))
     small(inputs).sum().backward()
-    assert all(parameter.grad is not None for name, parameter in small.named_parameters() if "bias" not in name)
+    assert all(core.grad is not None for group in find_core_groups(small) for core in group.cores)
 
 
 def test_a_swin_transformer_runs():
@@ -135,30 +138,66 @@ def test_a_swin_transformer_runs():
     made = plan(model, factorization="tt", budget=0.4, calibration=images)
     small = apply_(copy.deepcopy(model), made, calibration=images)
     assert sum(parameter.numel() for parameter in small.parameters()) == made.parameters
-    ranks = {layer.name: layer.rank for layer in made.layers}
-    assert ranks["features.1.0.attn.qkv.weight"] is not None
+    assert "features.1.0.attn.qkv" in names_planned(made)
     torch.testing.assert_close(small(images), fold_(copy.deepcopy(small))(images), atol=1e-5, rtol=1e-4)
 
 
-# --- what the code does not tell -----------------------------------------------------------------------------------
+def test_a_layer_that_is_read_saves_no_multiplications():
+    torch.manual_seed(0)
+    model, given = Hidden(256), {"factorization": "tt", "example_input": torch.randn(3, 256)}
+    first, second = plan(model, ranks=1, **given).layers
+    assert (first.dense_multiplications, second.dense_multiplications) == (256**2, 256**2)
+    assert (first.multiplications, second.multiplications) == (2 * 256, 256**2)
+    message = "65,536 in 'second', which is reconstructed where a module reads it, which saves none"
+    with pytest.raises(ValueError, match=message):
+        plan(model, budget=0.5, count="multiplications", **given)
+    small = apply_(model, plan(model, budget=0.9, count="multiplications", **given))
+    assert (small.first.implementation, type(small.second)) == ("contract", nn.Linear)
 
 
-@pytest.mark.parametrize("argument", ["example_input", "calibration"])
-def test_an_input_tells_a_plan_what_the_code_does_not(argument):
-    model = Hidden()
-    made = plan(model, factorization="tt", ranks=2, **{argument: X})
-    assert [layer.name for layer in made.layers] == ["first", "second.weight"]
-    small = apply_(copy.deepcopy(model), made, **{argument: X})
-    torch.testing.assert_close(small(X), fold_(copy.deepcopy(small))(X))
-    torch.testing.assert_close(restore_(model, made, small.state_dict())(X), small(X))
+@pytest.mark.parametrize("kept", ["second", "first"])
+def test_a_plan_of_an_earlier_version_is_refused(kept, tmp_path):
+    """Then the weight of a layer that other code reads stayed a parameter with cores."""
+    plan(model := Hidden(), factorization="tt", ranks=2).save(path := tmp_path / "plan.json")
+    path.write_text(path.read_text().replace(f'"{kept}"', f'"{kept}.weight"'))
+    made, before = Plan.load(path), state_of(model)
+    message = (
+        rf"replaces the layer '{kept}', got one of an earlier version that keeps its weight as the parameter "
+        rf"'{kept}\.weight'; plan the model again"
+    )
+    for use in (lambda: apply_(model, made), lambda: restore_(model, made, {})):
+        with pytest.raises(ValueError, match=message):
+            use()
+    assert state_of(model) == before
 
 
-def test_a_convolution_that_is_read_stays_dense():
-    model = HiddenConvolution()
-    images = torch.randn(1, 4, 8, 8)
-    made = plan(model, factorization="tt", ranks=1, example_input=images)
-    assert [layer.reason for layer in made.layers] == [None, "has a weight that HiddenConvolution reads"]
-    apply_(model, made, example_input=images)(images)
+@pytest.mark.parametrize("factorization", [*NAMES, "ar,br->ab"])
+@pytest.mark.parametrize("layers", [(0, 1), (0,), (1,)])
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype:UserWarning")
+def test_an_encoder_takes_padded_sequences_in_every_mode(factorization, layers):
+    """Torch reads the weights of the first layer, and makes a nested tensor for all of them if they are dense."""
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 64, batch_first=True, dropout=0.0), 2).eval()
+    ranks = {f"layers.{k}.linear{n}": 2 for k in layers for n in (1, 2)}
+    made = plan(model, factorization=factorization, ranks=ranks)
+    assert names_planned(made) == list(ranks)
+    small = apply_(model, made)
+    for name in ranks:
+        small.get_submodule(name).implementation = "contract"
+    mask = torch.tensor([[0, 0, 0, 0, 1], [0, 0, 0, 1, 1]]).bool()
+    x = torch.randn(2, 5, 16)
+
+    def outputs(network, context):
+        with context:
+            return network(x, src_key_padding_mask=mask)[:, :4][~mask[:, :4]]
+
+    expected = outputs(fold_(copy.deepcopy(small)).train(), nullcontext())
+    for mode in (True, False):
+        for context in (nullcontext(), torch.no_grad(), torch.inference_mode()):
+            torch.testing.assert_close(outputs(small.train(mode), context), expected)
+
+
+# --- a trial run ---------------------------------------------------------------------------------------------------
 
 
 class First(nn.Module):
@@ -180,44 +219,6 @@ def test_who_asks_for_a_device_reads_no_weight():
     apply_(model, made, example_input=images)
 
 
-def state_of(model):
-    """All that replacing a layer changes."""
-    return [
-        (module, type(module), list(module._modules.items()), list(module._parameters.items()), vars(module).keys())
-        for module in model.modules()
-    ]
-
-
-class Mixed(nn.Module):
-    """Recurrent weights, that are parametrized, beside a layer that something hidden reads."""
-
-    def __init__(self):
-        super().__init__()
-        self.recurrent, self.attention = nn.LSTM(8, 8, batch_first=True), nn.MultiheadAttention(8, 2, batch_first=True)
-        self.hidden = Hidden()
-
-    def forward(self, x):
-        y = self.recurrent(x)[0]
-        return self.hidden(self.attention(y, y, y)[0])
-
-
-@pytest.mark.parametrize("trained", [False, True])
-def test_a_layer_that_is_read_is_named_with_its_reader_and_nothing_changes(trained):
-    model = Mixed()
-    if trained:
-        model(X).sum().backward()
-    made = plan(model, factorization="tt", ranks=2)
-    before, expected = state_of(model), model(X)
-    message = (
-        r"keeps the weight of 'hidden\.second' where Hidden 'hidden' reads it, got one that replaces the layer; plan "
-        "the model with this input as `example_input`, or exclude the layer"
-    )
-    with pytest.raises(ValueError, match=message):
-        apply_(model, made, example_input=X)
-    assert state_of(model) == before
-    torch.testing.assert_close(model(X), expected)
-
-
 class Types(nn.Module):
     """Takes one class of layers alone."""
 
@@ -237,8 +238,8 @@ def test_a_model_that_does_not_run_is_as_it_was_and_its_module_is_named():
     before = state_of(model)
     message = (
         r"runs on `example_input` with its layers made of cores, got RuntimeError: a Linear in Types '0' "
-        r"\(.*test_readers\.py:\d+\), which has the layers "
-        r"\['0\.layer'\] of cores; exclude those it reads"
+        r"\(.*test_read_weights\.py:\d+\), which has the layers "
+        r"\['0\.layer'\] of cores; exclude them from plan"
     )
     with pytest.raises(ValueError, match=message):
         apply_(model, made, example_input=X)
