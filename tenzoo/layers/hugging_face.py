@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
 from tenzoo.factorizations import Rank
-from tenzoo.layers.base import Implementation
+from tenzoo.layers.implementation import Implementation
 from tenzoo.layers.linear import LinearLayer
 from tenzoo.layers.tensorization import Tensorization
 
