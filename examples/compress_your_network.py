@@ -1,4 +1,4 @@
-"""A network of torchvision, with random weights in place of yours, is compressed to 40 % of its parameters.
+"""A network, with random weights in place of yours, is compressed to 40 % of its parameters.
 
 python examples/compress_your_network.py
 """
@@ -7,20 +7,20 @@ import tempfile
 from pathlib import Path
 
 import torch
-import torchvision
 
 from tenzoo.compression import apply_, export, plan
+from tenzoo.models import CIFARResNet
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    model = torchvision.models.resnet18()
-    images = torch.randn(8, 3, 224, 224)  # inputs of the kind it will see; labels are not needed
+    model = CIFARResNet(20)  # any network of torch
+    images = torch.randn(8, 3, 32, 32)  # inputs of the kind it will see; labels are not needed
 
     made = plan(model, factorization="auto", budget=0.4, calibration=images)
     print(made)
     apply_(model, made, calibration=images)  # from here on, train it further as it was trained before
 
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "resnet18.onnx"
+        file = Path(folder) / "resnet20.onnx"
         export(model, file, images[:1], factors=True)  # checked against the model before it is given out
-        print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB")
+        print(f"{file.name}: {file.stat().st_size / 1e3:.0f} kB")
