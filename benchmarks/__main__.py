@@ -15,7 +15,7 @@ from benchmarks.covid import covid
 from benchmarks.gpu import run as gpu
 from benchmarks.layers import layers
 from benchmarks.networks import networks
-from benchmarks.rebuild import tltorch
+from benchmarks.reconstruct import tltorch
 from benchmarks.report import Report
 from benchmarks.sparse import sparse
 

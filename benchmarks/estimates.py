@@ -84,7 +84,7 @@ def agreement(rounds: int, cases: Sequence[Case] = CASES, *, training: bool = Tr
         for way in _WAYS:
             layer = case.layer(way)
             steps[f"{case.name}, {way}"] = layer_step(layer, x) if training else forward_step(layer, x)
-        seconds = layer.costs.seconds(layer.positions(x), "training" if training else "kept", "cpu")
+        seconds = layer.costs.seconds(layer.positions(x), "training" if training else "cached", "cpu")
         estimated[case.name] = seconds["reconstruct"] / seconds["contract"]
     times = in_turns(steps, rounds, steps_per_turn=2 if training else 20)
     measured = {name: _measured(times, name) for name in estimated}

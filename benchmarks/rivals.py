@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.rebuild import tltorch_library
+from benchmarks.reconstruct import tltorch_library
 from benchmarks.steps import Step
 from tenzoo.models import CIFARResNet
 

@@ -29,7 +29,7 @@ def rates(place: Place) -> Iterator[Finding]:
     launches = 1 / _seconds(place, lambda: tiny.add_(1), 2000)
     measured = {**{f"products in {name}": rate for name, rate in products.items()}}
     for name, rate, own in (
-        *((name, rate, known.products) for name, rate in measured.items()),
+        *((name, rate, known.multiplications) for name, rate in measured.items()),
         ("numbers moved", elements, known.elements),
         ("operations started", launches, known.launches),
     ):

@@ -47,7 +47,7 @@ def describe_command(argv: Sequence[str]) -> int:
     cli = _read(rest)
     inputs = cli.model.example_input(cli.datamodule)
     layers = describe(cli.model.described_network(cli.datamodule), inputs)
-    if any(layer.flops is None for layer in layers):
+    if any(layer.multiplications is None for layer in layers):
         task, data = type(cli.model).__name__, type(cli.datamodule).__name__
         print(f"tenzoo: operations are not counted: {task}.example_input() gives none for {data}", file=sys.stderr)
     print_layers(layers, None if inputs is None else len(inputs), as_json=chosen.json)

@@ -35,11 +35,11 @@ class Layer:
         kind: Class of the module.
         shape: Of the dense weight.
         factorization: Name of the format; None for a dense weight.
-        modes: Shape of the tensor that is made of cores.
+        modes: Shape of the tensor of cores.
         rank: Its ranks.
         parameters: Their number, bias included, but for those of a layer further up.
         dense_parameters: What the dense layer has.
-        flops: Floating-point operations of a forward pass, two for a multiplication, all calls together; None where it
+        multiplications: Those of a forward pass, all calls together; None where it
             is not known.
         contraction: The implementation that training takes; both where one call takes another than the next.
         milliseconds: Estimates for a step of training, by implementation, all calls together.
@@ -54,7 +54,7 @@ class Layer:
     rank: Sequence[int] | None
     parameters: int
     dense_parameters: int
-    flops: float | None
+    multiplications: float | None
     contraction: str | None
     milliseconds: Mapping[str, float] | None
     core_group: str | None
@@ -93,7 +93,7 @@ def totals(layers: Sequence[Layer]) -> tuple[int, int]:
 
 
 def _with_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules with parameters of their own, one that is made of cores as a whole."""
+    """The modules with parameters of their own, one of cores as a whole."""
     done: set[nn.Module] = set()
     for name, module in model.named_modules():
         if module in done:
@@ -110,7 +110,7 @@ class _Calls:
     """What a module is called with in a forward pass, and what it multiplies, its listed children left out."""
 
     inputs: list[Any] = field(default_factory=list)
-    products: float = 0
+    multiplications: float = 0
 
 
 def _run(model: nn.Module, inputs: Tensor) -> dict[str, _Calls]:
@@ -120,16 +120,16 @@ def _run(model: nn.Module, inputs: Tensor) -> dict[str, _Calls]:
     open_calls: list[list[float]] = []  # what was multiplied before, and by children
 
     def begin(*_: Any) -> None:
-        open_calls.append([counter.total.products, 0.0])
+        open_calls.append([counter.total.multiplications, 0.0])
 
     def end(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         before, children = open_calls.pop()
-        products = counter.total.products - before
+        multiplications = counter.total.multiplications - before
         if open_calls:
-            open_calls[-1][1] += products
+            open_calls[-1][1] += multiplications
         calls = seen.setdefault(name, _Calls())
         calls.inputs.extend([*args, *kwargs.values()][:1])
-        calls.products += products - children
+        calls.multiplications += multiplications - children
 
     for name, module in _with_weights(ghost):
         module.register_forward_pre_hook(begin)
@@ -149,15 +149,15 @@ def _tensorized(
     number = sum(parameter.numel() for parameter in module.parameters())
     cores = sum(core.numel() for core in weight.cores)
     shape: Sequence[int] = weight.shape
-    flops, contraction, milliseconds = 2.0 * weight.multiplications, "reconstruct", None
+    multiplications, contraction, milliseconds = float(weight.multiplications), "reconstruct", None
     dense = math.prod(weight.shape)
     if isinstance(module, TensorizedLayer):
         with torch.no_grad():
             shape = tuple(module.dense_weight().shape)
         dense = math.prod(shape)
-        flops, contraction = math.nan, module.implementation
+        multiplications, contraction = math.nan, module.implementation
         if seen is not None:
-            flops, contraction, milliseconds = _estimated(module, seen.inputs)
+            multiplications, contraction, milliseconds = _estimated(module, seen.inputs)
     return Layer(
         name,
         type(module).__name__,
@@ -167,7 +167,7 @@ def _tensorized(
         weight.rank,
         number,
         number - cores + dense,
-        None if math.isnan(flops) else flops,
+        None if math.isnan(multiplications) else multiplications,
         contraction,
         milliseconds,
         groups[id(weight.cores[0])],
@@ -177,22 +177,22 @@ def _tensorized(
 def _estimated(module: TensorizedLayer[Any], inputs: Sequence[Tensor]) -> tuple[float, str, dict[str, float]]:
     """Operations, implementations and milliseconds of some calls in training."""
     costs, device = module.costs, module.factorization.cores[0].device.type
-    flops, ways, milliseconds = 0.0, dict[str, None](), dict[str, float]()
+    multiplications, ways, milliseconds = 0.0, dict[str, None](), dict[str, float]()
     for x in inputs:
         positions = module.positions(x)
         way = module.choose(positions, "training")
-        rebuilt = costs.rebuild + costs.dense.at(positions)
-        flops += 2 * (costs.contract.at(positions) if way == "contract" else rebuilt).products
+        reconstructed = costs.reconstruct + costs.dense.at(positions)
+        multiplications += (costs.contract.at(positions) if way == "contract" else reconstructed).multiplications
         ways[way] = None
         for key, seconds in costs.seconds(positions, "training", device).items():
             milliseconds[key] = milliseconds.get(key, 0.0) + 1e3 * seconds
-    return flops, " and ".join(ways), milliseconds
+    return multiplications, " and ".join(ways), milliseconds
 
 
 def _dense(name: str, module: nn.Module, number: int, seen: _Calls | None) -> Layer:
-    flops = None if seen is None else 2 * seen.products
+    multiplications = None if seen is None else seen.multiplications
     kind, shape = type(module).__name__, tuple(next(module.parameters(recurse=False)).shape)
-    return Layer(name, kind, shape, None, None, None, number, number, flops, None, None, None)
+    return Layer(name, kind, shape, None, None, None, number, number, multiplications, None, None, None)
 
 
 def print_layers(layers: Sequence[Layer], batch_size: int | None, *, as_json: bool) -> None:
@@ -201,11 +201,11 @@ def print_layers(layers: Sequence[Layer], batch_size: int | None, *, as_json: bo
         print(json.dumps([{**asdict(layer), "compression": layer.compression} for layer in layers], indent=1))
         return
     per_batch = "" if batch_size is None else f" for a batch of {batch_size}"
-    table = Table(title=f"Layers; operations and times{per_batch}, times of a training step as estimated")
-    for column in ("layer", "weight", "made of", "core group"):
+    table = Table(title=f"Layers; millions of multiplications{per_batch}, estimated ms of each way in a training step")
+    for column in ("layer", "weight", "cores", "core group"):
         table.add_column(column, overflow="fold")
-    for column in ("parameters", "÷", "MFLOP", "way", "rebuild ms", "contract ms"):
-        table.add_column(column, justify="right", overflow="fold")
+    for column in ("parameters", "÷", "mult.", "way", "reconstruct", "contract"):
+        table.add_column(column, justify="right", no_wrap=True)
     weights = [layer for layer in layers if len(layer.shape) > 1]
     for layer in weights:
         made = "" if layer.rank is None or layer.modes is None else f"{layer.factorization} {_ranks(layer.rank)}"
@@ -218,17 +218,19 @@ def print_layers(layers: Sequence[Layer], batch_size: int | None, *, as_json: bo
             layer.core_group or "",
             f"{layer.parameters:,}",
             f"{layer.compression:.1f}" if layer.rank else "",
-            "" if layer.flops is None else f"{layer.flops / 1e6:,.2f}",
+            "" if layer.multiplications is None else f"{layer.multiplications / 1e6:,.2f}",
             layer.contraction or "",
             *(f"{times[key]:.2f}" if key in times else "" for key in ("reconstruct", "contract")),
         )
     number, dense = totals(layers)
-    flops = [layer.flops for layer in layers if layer.flops is not None]
+    multiplications = [layer.multiplications for layer in layers if layer.multiplications is not None]
     others = sum(layer.parameters for layer in layers if len(layer.shape) <= 1)
     if others:
         table.add_row("norms", "", "", "", f"{others:,}", "", "", "", "", "")
     table.add_section()
-    table.add_row("total", "", "", "", f"{number:,}", f"{dense / number:.1f}", f"{sum(flops) / 1e6:,.2f}", "", "", "")
+    table.add_row(
+        "total", "", "", "", f"{number:,}", f"{dense / number:.1f}", f"{sum(multiplications) / 1e6:,.2f}", "", "", ""
+    )
     _wide_console().print(table)
 
 

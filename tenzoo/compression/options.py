@@ -127,7 +127,7 @@ class LayerOptions:
         if isinstance(self.weight.owner, nn.Embedding | nn.EmbeddingBag):
             return 0
         if (layer := self.layer_of_cores) is not None:
-            return round(layer.costs.dense.growth(self.positions).products)
+            return round(layer.costs.dense.growth(self.positions).multiplications)
         return round(self.weight.dense.numel() * self.positions.outputs)
 
     def multiplications(self, replacement: Replacement) -> int | None:
@@ -135,8 +135,8 @@ class LayerOptions:
         if self.positions is None or not self.called or not isinstance(replacement, TensorizedLayer):
             return self.dense_multiplications
         costs = replacement.costs
-        if costs.cheaper(self.positions.times(_LARGE), "kept", self.weight.dense.device.type) == "contract":
-            return round(costs.contract.growth(self.positions).products)
+        if costs.cheaper(self.positions.times(_LARGE), "cached", self.weight.dense.device.type) == "contract":
+            return round(costs.contract.growth(self.positions).multiplications)
         return self.dense_multiplications
 
     def candidates(self, count: Counted) -> list[Candidate]:

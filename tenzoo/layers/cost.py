@@ -1,4 +1,4 @@
-"""What rebuilding a weight costs, and what contracting it does: the model behind ``implementation="auto"``.
+"""What reconstructing a weight costs, and what contracting it does: the model behind ``implementation="auto"``.
 
 The time of an operation is taken as its multiplications over a rate, plus its memory traffic over a bandwidth, plus a
 constant for starting it. What runs is counted, on the meta device, where nothing is computed. Both ways cost an amount
@@ -16,14 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-Phase: TypeAlias = Literal["training", "inference", "kept"]
+Phase: TypeAlias = Literal["training", "inference", "cached"]
 """With a backward pass; without one; or without one and with a dense weight that is kept between calls."""
 
 
 class Rates(NamedTuple):
     """What a device does in a second."""
 
-    products: float
+    multiplications: float
     """Multiplications of a large matrix product."""
     elements: float
     """float32 numbers read or written."""
@@ -64,9 +64,9 @@ class Positions(NamedTuple):
         return Positions(self.outputs * number, self.inputs * number)
 
 
-_THIN_CHANNELS = 12
-_THIN = 3.0
-"""A convolution of fewer channels per group than that takes about so many times as long as its products should."""
+_NARROW_CHANNELS = 12
+_NARROW = 3.0
+"""A convolution of fewer channels per group takes so many times as long as its multiplications should."""
 
 
 @dataclass(frozen=True)
@@ -74,36 +74,36 @@ class Cost:
     """Work of some operations; adds up, and scales with how often they run.
 
     Args:
-        products: Multiplications.
+        multiplications: Multiplications.
         elements: Numbers read and written.
         launches: Operations.
-        delay: Multiplications that could have been done in the time that thin operations waste.
+        delay: Multiplications that could have been done in the time that narrow operations waste.
 
     Example:
         >>> Cost(2, 3, 1) + 2 * Cost(1, 1, 1)
-        Cost(products=4, elements=5, launches=3, delay=0)
+        Cost(multiplications=4, elements=5, launches=3, delay=0)
     """
 
-    products: float = 0
+    multiplications: float = 0
     elements: float = 0
     launches: float = 0
     delay: float = 0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
-            self.products + other.products,
+            self.multiplications + other.multiplications,
             self.elements + other.elements,
             self.launches + other.launches,
             self.delay + other.delay,
         )
 
     def __rmul__(self, times: float) -> "Cost":
-        return Cost(times * self.products, times * self.elements, times * self.launches, times * self.delay)
+        return Cost(times * self.multiplications, times * self.elements, times * self.launches, times * self.delay)
 
     def seconds(self, rates: Rates) -> float:
         """Estimated time on a device."""
-        products = (self.products + self.delay) / rates.products
-        return products + self.elements / rates.elements + self.launches / rates.launches
+        multiplications = (self.multiplications + self.delay) / rates.multiplications
+        return multiplications + self.elements / rates.elements + self.launches / rates.launches
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,12 @@ class Costs:
     """Both ways to compute a layer, once forward.
 
     Args:
-        rebuild: Of the dense weight, per call.
+        reconstruct: Of the dense weight, per call.
         dense: What follows with a dense weight.
         contract: With the cores.
     """
 
-    rebuild: Cost
+    reconstruct: Cost
     dense: LinearCost
     contract: LinearCost
     _leads: Mapping[tuple[str, str], tuple[float, float, float]] = field(init=False, repr=False, compare=False)
@@ -164,14 +164,14 @@ class Costs:
 
         Args:
             positions: Of the call.
-            phase: What is needed beside the output.
+            phase: What is needed with the output.
             device: Type of the device; an unknown one is taken for a GPU.
         """
         rates = RATES.get(device, RATES["cuda"])
         passes = 3 if phase == "training" else 1
-        rebuild = Cost() if phase == "kept" else self.rebuild
+        reconstruct = Cost() if phase == "cached" else self.reconstruct
         return {
-            "reconstruct": passes * (rebuild + self.dense.at(positions)).seconds(rates),
+            "reconstruct": passes * (reconstruct + self.dense.at(positions)).seconds(rates),
             "contract": passes * self.contract.at(positions).seconds(rates),
         }
 
@@ -181,7 +181,7 @@ def count(function: Callable[..., Tensor], *inputs: Tensor) -> Cost:
 
     Example:
         >>> count(torch.mm, torch.empty(2, 3, device="meta"), torch.empty(3, 4, device="meta"))
-        Cost(products=24.0, elements=26, launches=1, delay=0.0)
+        Cost(multiplications=24.0, elements=26, launches=1, delay=0.0)
     """
     counter = Counter()
     with torch.no_grad(), counter:
@@ -214,7 +214,7 @@ def count_per_position(
         >>> weight = torch.empty(3, 4, device="meta")
         >>> inputs = [torch.empty(rows, 4, device="meta") for rows in (10, 50)]
         >>> positions = [Positions(10, 10), Positions(50, 50)]
-        >>> count_per_position(lambda x: x @ weight.t(), inputs, positions).at(Positions(1000, 1000)).products
+        >>> count_per_position(lambda x: x @ weight.t(), inputs, positions).at(Positions(1000, 1000)).multiplications
         12000.0
     """
     small, large, *third = (count(function, x) for x in inputs)
@@ -249,9 +249,9 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(returned.alias_info is not None for returned in func._schema.returns):
             return result  # a view
         formula = flop_registry.get(func._overloadpacket)
-        products = 0.0 if formula is None else formula(*args, **(kwargs or {}), out_val=result) / 2
-        thin = func._overloadpacket is torch.ops.aten.convolution and args[1].shape[1] < _THIN_CHANNELS
+        multiplications = 0.0 if formula is None else formula(*args, **(kwargs or {}), out_val=result) / 2
+        narrow = func._overloadpacket is torch.ops.aten.convolution and args[1].shape[1] < _NARROW_CHANNELS
         tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
-        delay = (_THIN - 1) * products if thin else 0.0
-        self.total += Cost(products, sum(tensor.numel() for tensor in tensors), 1, delay)
+        delay = (_NARROW - 1) * multiplications if narrow else 0.0
+        self.total += Cost(multiplications, sum(tensor.numel() for tensor in tensors), 1, delay)
         return result

@@ -73,7 +73,7 @@ class FactorizedLayer(FactorizedModule):
     def _phase(self) -> Phase:
         if torch.is_grad_enabled():
             return "training"
-        return "kept" if self._may_cache() else "inference"
+        return "cached" if self._may_cache() else "inference"
 
     @abstractmethod
     def positions(self, x: Tensor) -> Positions:

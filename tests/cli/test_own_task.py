@@ -49,7 +49,7 @@ def test_a_task_is_described_by_its_own_network_and_input(config, capsys):  # no
     assert main(["describe", "--json", "--config", str(config)]) == 0
     printed = capsys.readouterr()
     first, second = json.loads(printed.out)
-    assert (first["flops"], second["flops"]) == (2 * 5 * 7 * 5 * 4 * 2 * 9, 2 * 5 * 5 * 3 * 4 * 4 * 9)
+    assert (first["multiplications"], second["multiplications"]) == (5 * 7 * 5 * 4 * 2 * 9, 5 * 5 * 3 * 4 * 4 * 9)
     assert printed.err == ""
 
 

@@ -78,7 +78,7 @@ def test_positions_and_costs_are_those_of_the_output(kind):
     layer, x = make(kind, KINDS[kind], factorization="cp")
     y = layer(x)
     assert layer.positions(x).outputs == y.numel() // y.shape[1]
-    dense = layer.costs.dense.at(layer.positions(x)).products
+    dense = layer.costs.dense.at(layer.positions(x)).multiplications
     torchs = layer.to_dense()
     counted = torch.utils.flop_counter.FlopCounterMode(display=False)
     with counted:

@@ -46,10 +46,10 @@ def counted(function, *args):
 
 def assert_counts(layer, x):
     layer.implementation = "reconstruct"
-    expected = layer.costs.rebuild + layer.costs.dense.at(layer.positions(x))
-    assert expected.products == pytest.approx(counted(layer, x), rel=1e-9)
+    expected = layer.costs.reconstruct + layer.costs.dense.at(layer.positions(x))
+    assert expected.multiplications == pytest.approx(counted(layer, x), rel=1e-9)
     layer.implementation = "contract"
-    assert layer.costs.contract.at(layer.positions(x)).products == pytest.approx(counted(layer, x), rel=1e-9)
+    assert layer.costs.contract.at(layer.positions(x)).multiplications == pytest.approx(counted(layer, x), rel=1e-9)
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)

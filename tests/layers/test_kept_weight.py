@@ -199,4 +199,4 @@ def test_copies_and_pickles_hold_no_kept_weight(layer_and_input):
             assert other(x).equal(expected)
             other.factorization.cores[0].mul_(2)
             torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
-    assert not any("kept" in name for name in layer.state_dict())
+    assert not any("cached" in name for name in layer.state_dict())

@@ -101,7 +101,7 @@ def test_the_layout_of_the_output_is_that_of_the_input(name, implementation):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "xpu"])
-@pytest.mark.parametrize("phase", ["training", "inference", "kept"])
+@pytest.mark.parametrize("phase", ["training", "inference", "cached"])
 def test_the_choice_is_the_shorter_estimate(phase, device):
     costs = [
         make().costs for make in (conv, linear, embedding, lambda: TensorizedLinear(64, 64, factorization="tt", rank=2))
@@ -114,7 +114,7 @@ def test_the_choice_is_the_shorter_estimate(phase, device):
             choice = cost.cheaper(positions, phase, device)
             assert seconds[choice] <= min(seconds.values()) * (1 + 1e-9)
             chosen.add(choice)
-    assert phase == "kept" or len(chosen) == 2
+    assert phase == "cached" or len(chosen) == 2
 
 
 class Tripled(nn.Linear):

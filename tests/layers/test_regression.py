@@ -253,7 +253,10 @@ def test_a_large_weight_is_not_reconstructed_for_a_few_rows():
         few, many = (each.positions(torch.empty(rows, *each.input_shape, device="meta")) for rows in (4, 4096))
         assert (few.outputs, many.outputs) == (4, 4096)
         assert each.choose(few, "training") == "contract"
-        contract, dense = each.costs.contract.growth(many).products, each.costs.dense.growth(many).products
+        contract, dense = (
+            each.costs.contract.growth(many).multiplications,
+            each.costs.dense.growth(many).multiplications,
+        )
         assert contract < 0.2 * dense
 
 
