@@ -146,7 +146,7 @@ def _cores_of_kernel(weight: Factorization, mode: int | None) -> tuple[int, ...]
     """The core with the kernel's mode, and all cores without modes: they make one kernel between ranks."""
     if mode is None:
         return ()
-    core, _ = weight.core_of_mode(mode, len(weight.shape))
+    core = next(k for k, legs in enumerate(weight.legs_of_cores) if mode in legs)
     modeless = [k for k, legs in enumerate(weight.legs_of_cores) if not any(isinstance(leg, int) for leg in legs)]
     return (core, *modeless)
 
@@ -177,7 +177,11 @@ def _convolved(
     y, *cores = operands
     of_cores = tuple(weight.legs_of_cores[k] for k in parts.kernel)
     kernel = weight.schedule("kernel", of_cores, (*parts.along, *parts.new, *parts.summed, parts.mode))(cores)
-    sizes = weight.network(len(weight.shape)).sizes(weight.shape, weight.rank)
+    sizes = {
+        leg: size
+        for legs, core in zip(weight.legs_of_cores, weight.cores, strict=True)
+        for leg, size in zip(legs, core.shape, strict=True)
+    }
     passed, along, new, summed = (
         [sizes[leg] for leg in legs] for legs in (parts.passed, parts.along, parts.new, parts.summed)
     )
