@@ -25,10 +25,14 @@ Replacement: TypeAlias = TensorizedLayer[Any] | TensorizedWeight
 
 _READ_BY_NAME: Mapping[type[nn.Module], Callable[[str], bool]] = {
     nn.MultiheadAttention: lambda name: name.endswith("proj_weight") or name == "out_proj.weight",
+    nn.TransformerEncoderLayer: lambda name: name in ("linear1.weight", "linear2.weight"),
     nn.RNNBase: lambda name: name.startswith("weight_"),
     nn.RNNCellBase: lambda name: name.startswith("weight_"),
 }
-"""The parameters that torch's modules read by name, and that no layer can replace."""
+"""The parameters that torch's modules read by name, and that no layer can replace.
+
+With layers as ``linear1`` and ``linear2``, torch's encoder would leave its fast path, which sets padding to 0.
+"""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Layers of cores whose weights other code reads, and models that do not run with them."""
 
 import copy
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 
 from tenzoo import find_core_groups
 from tenzoo.compression import Plan, apply_, fold_, plan, restore_
-from tenzoo.layers import TensorizedLayer
+from tenzoo.layers import TensorizedLayer, TensorizedLinear
 from tests.factorizations.formats import NAMES
 
 X = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
@@ -171,30 +170,35 @@ def test_a_plan_of_an_earlier_version_is_refused(kept, tmp_path):
     assert state_of(model) == before
 
 
-@pytest.mark.parametrize("factorization", [*NAMES, "ar,br->ab"])
 @pytest.mark.parametrize("layers", [(0, 1), (0,), (1,)])
 @pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype:UserWarning")
-def test_an_encoder_takes_padded_sequences_in_every_mode(factorization, layers):
-    """Torch reads the weights of the first layer, and makes a nested tensor for all of them if they are dense."""
+def test_an_encoder_stays_on_its_fast_path(layers):
+    """Torch makes nested tensors of padded sequences there, and sets the padding of its outputs to 0."""
     torch.manual_seed(0)
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 64, batch_first=True, dropout=0.0), 2).eval()
-    ranks = {f"layers.{k}.linear{n}": 2 for k in layers for n in (1, 2)}
-    made = plan(model, factorization=factorization, ranks=ranks)
+    mask = torch.tensor([[0, 0, 0, 0, 1], [0, 0, 0, 1, 1]] * 3).bool()
+    given = {"src": torch.randn(6, 5, 16), "src_key_padding_mask": mask}
+    ranks = {f"layers.{k}.linear{n}.weight": 2 for k in layers for n in (1, 2)}
+    made = plan(model, factorization="tt", ranks=ranks, calibration=given, example_input=given)
     assert names_planned(made) == list(ranks)
-    small = apply_(model, made)
-    for name in ranks:
-        small.get_submodule(name).implementation = "contract"
-    mask = torch.tensor([[0, 0, 0, 0, 1], [0, 0, 0, 1, 1]]).bool()
-    x = torch.randn(2, 5, 16)
+    small = apply_(copy.deepcopy(model), made, calibration=given)
+    folded = fold_(copy.deepcopy(small))
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            found = small(**given)
+            torch.testing.assert_close(found, folded(**given))
+            assert not found[mask].any()
+    torch.testing.assert_close(small(**given), folded(**given))
 
-    def outputs(network, context):
-        with context:
-            return network(x, src_key_padding_mask=mask)[:, :4][~mask[:, :4]]
 
-    expected = outputs(fold_(copy.deepcopy(small)).train(), nullcontext())
-    for mode in (True, False):
-        for context in (nullcontext(), torch.no_grad(), torch.inference_mode()):
-            torch.testing.assert_close(outputs(small.train(mode), context), expected)
+@pytest.mark.parametrize("factorization", [*NAMES, "ar,br->ab"])
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype:UserWarning")
+def test_a_linear_layer_takes_nested_tensors(factorization):
+    layer = TensorizedLinear(6, 8, factorization=factorization, rank=2, implementation="contract")
+    rows = [torch.randn(2, 6), torch.randn(3, 6)]
+    with torch.no_grad():
+        for found, x in zip(layer(torch.nested.nested_tensor(rows)).unbind(), rows, strict=True):
+            torch.testing.assert_close(found, layer(x))
 
 
 # --- a trial run ---------------------------------------------------------------------------------------------------
