@@ -30,7 +30,7 @@ def fit(tmp_path, *configs, args=()):
 
 
 def test_the_methods_are_all_there():
-    assert {path.stem for path in METHODS} == EXPECTED_METHODS
+    assert {path.stem for path in METHODS} >= EXPECTED_METHODS
 
 
 def images_of(config):

@@ -107,19 +107,17 @@ def plan(
     calibration_hash = fingerprint(calls) if calls else None
     _check_numbers(weights)
     options = _options(model, weights, formats, ranks, exclude, example, calls)
+    given = None if ranks is None else given_ranks(options, ranks)
     choose: ChooseRanks
     counts: Counted
-    if ranks is not None:
-        given = given_ranks(options, ranks)
+    if given is not None:
         choose, counts = (lambda _: given), "parameters"
     else:
-        choose = partial(Budget.of(cast(float, budget), model, options, count).ranks, model)
-        counts = count
+        choose, counts = partial(Budget.of(cast(float, budget), model, options, count).ranks, model), count
     if calls:
-        smallest = given_ranks(options, 1) if ranks is None else given
         fitted, held = hold_back(calls, divide)
-        by_outputs = in_metrics(model, options, smallest, fitted)
-        if ranks is None:
+        by_outputs = in_metrics(model, options, given or given_ranks(options, 1), fitted)
+        if given is None:
             by_outputs = weighed(model, by_outputs, list(take(fitted, _WEIGHED, divide)))
         found, replacements = better(model, by_outputs, options, choose, held)
         found = replace(found, held_back=held is not fitted)
