@@ -1,4 +1,4 @@
-"""``python -m benchmarks [covid] [sparse] [tltorch] [networks] [layers] [compression] [--repeats N]``: print tables.
+"""Print tables: ``python -m benchmarks [covid] [sparse] [formats] [tltorch] [networks] [layers] [compression]``.
 
 ``python -m benchmarks gpu [--device cpu]`` checks and measures on a GPU instead, see :mod:`benchmarks.gpu.run`.
 """
@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.compression import compression
 from benchmarks.covid import covid
+from benchmarks.formats import formats
 from benchmarks.gpu import run as gpu
 from benchmarks.layers import layers
 from benchmarks.networks import networks
@@ -22,6 +23,7 @@ from benchmarks.sparse import sparse
 COMPARISONS: dict[str, Callable[[int], Report]] = {
     "covid": covid,
     "sparse": sparse,
+    "formats": formats,
     "tltorch": tltorch,
     "networks": networks,
     "layers": layers,

@@ -20,7 +20,7 @@ _NOTE = (
     "(arXiv:2508.10435: 4.4 M): planned in {planned:.1f} s and applied in {applied:.1f} s, with a peak of {memory:.2f} "
     "GB for the whole process. Passes in evaluation mode on images of {side} × {side}, channels_last, {threads} "
     "threads. {contracted} of {made} tensorized layers are contracted for a single image; the others keep their "
-    "rebuilt weights between calls, and then cost what dense ones do."
+    "reconstructed weights between calls, and then cost what dense ones do."
 )
 CASES = tuple(
     Case(sizes, side, batch, name, 1 / 3)

@@ -75,7 +75,7 @@ def agreement(rounds: int, cases: Sequence[Case] = CASES, *, training: bool = Tr
     Args:
         rounds: How often each implementation of each layer has its turn.
         cases: The layers.
-        training: With a backward pass; otherwise without, and with a rebuilt weight that is kept between calls.
+        training: With a backward pass; otherwise without, and with a reconstructed weight that is kept between calls.
     """
     steps: dict[str, Step] = {}
     estimated: dict[str, float] = {}
@@ -94,7 +94,7 @@ def agreement(rounds: int, cases: Sequence[Case] = CASES, *, training: bool = Tr
 
 def _measured(times: Mapping[str, Sequence[float]], name: str) -> float:
     pairs = zip(*(times[f"{name}, {way}"] for way in _WAYS), strict=True)
-    return float(median(rebuilt / contracted for rebuilt, contracted in pairs))
+    return float(median(reconstructed / contracted for reconstructed, contracted in pairs))
 
 
 def loss_of_pick(estimated: float, measured: float) -> float:

@@ -23,9 +23,9 @@ _NOTE = (
     "Forward and backward, {threads} threads, at most 7 rounds; the embedding with a step of Adam. The convolution of "
     "3 × 3 sees {batch} images of {side} × {side}, channels_last; the linear layer {batch} rows; the table is asked "
     "for {indices:,} rows. Convolution and linear layer have an eighth of the dense parameters; tltorch has the same "
-    "ranks where its formats are the same. Dense ones are limited by FLOPs, and rebuilding adds to them; contracting "
-    "saves most of them, until the bytes of the narrow layers in between, and of CP's one channel per group, count. A "
-    "dense table is limited by bytes: its gradient and Adam go through all of it, for however few rows."
+    "ranks where its formats are the same. Dense ones are limited by FLOPs, and reconstructing adds to them; "
+    "contracting saves most of them, until the bytes of the narrow layers in between, and of CP's one channel per "
+    "group, count. A dense table is limited by bytes: its gradient and Adam go through all of it, for however few rows."
 )
 
 

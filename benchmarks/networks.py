@@ -116,9 +116,9 @@ def _ratios(times: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[
 def _memory_table(saved: Mapping[str, Sequence[int]]) -> Table:
     dense = saved["dense"][0]
     rows = []
-    for name, (size, rebuilding) in saved.items():
+    for name, (size, reconstructing) in saved.items():
         ratio = Ratio(name, (size / dense,), None if name == "dense" else 1.05)
-        rows.append([name, f"{size / 1e6:.1f}", f"{ratio.median:.3f}", ratio.verdict, f"{rebuilding / dense:.3f}"])
+        rows.append([name, f"{size / 1e6:.1f}", f"{ratio.median:.3f}", ratio.verdict, f"{reconstructing / dense:.3f}"])
     return ("saved for the backward pass, float32", "MB", "/ dense", "target", "reconstruct / dense"), rows
 
 

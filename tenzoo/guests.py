@@ -20,9 +20,9 @@ def register_tltorch() -> None:
     CP, Tucker, tensor train and block tensor train, tensorized and complex ones included, and ``TCL``. Dense tensors
     have no cores.
 
-    The cores are the ``nn.Parameter`` objects that the tensor is rebuilt from: the factors, Tucker's core, and CP's
-    ``weights`` where they are a parameter, since CP is linear in them too. Where they are a buffer they are a constant
-    of the tensor and no core. Parameters that a hook adds, such as the weights of tltorch's lasso, are in no group.
+    The cores are the ``nn.Parameter`` objects that the tensor is reconstructed from: the factors, Tucker's core, and
+    CP's ``weights`` where they are a parameter, since CP is linear in them too. Where they are a buffer they are a
+    constant of the tensor and no core. Parameters that a hook adds, such as the weights of tltorch's lasso, are in no group.
 
     It can be called any number of times, before or after the layers are made, but before training. With the command
     line, call it in the module that defines the model, which is imported as soon as its ``class_path`` is read::
@@ -63,7 +63,7 @@ _multilinear: set[type[nn.Module]] = set()
 
 
 def register_multilinear_parametrization(parametrization_type: type[nn.Module]) -> None:
-    """Teach :func:`~tenzoo.cores.find_core_groups` the weights that a parametrization of torch rebuilds.
+    """Teach :func:`~tenzoo.cores.find_core_groups` the weights that a parametrization of torch reconstructs.
 
     ``torch.nn.utils.parametrize`` keeps the tensors that a weight is computed from as its *originals*, several if
     ``right_inverse`` returns a tuple. A class whose ``forward`` is linear in each of its originals is registered once,
@@ -116,7 +116,7 @@ def from_tltorch(tensor: Any) -> Factorization:
         tensor: A real tensor of tltorch; of a layer, its ``weight``.
 
     Returns:
-        A factorization that rebuilds ``tensor.to_tensor()``, of the same dtype, on the same device.
+        A factorization that reconstructs ``tensor.to_tensor()``, of the same dtype, on the same device.
 
     Raises:
         ImportError: As :func:`register_tltorch` does.

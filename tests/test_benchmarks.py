@@ -17,7 +17,7 @@ from benchmarks.loops import BareLoop, FitLoop, interleave
 from benchmarks.memory import memory_of
 from benchmarks.networks import networks
 from benchmarks.problems import METHODS, Problem
-from benchmarks.rebuild import Case, tltorch
+from benchmarks.reconstruct import Case, tltorch
 from benchmarks.report import Ratio, Report
 from benchmarks.rivals import note_on, rival_networks, tltorch_if_installed, try_rival
 from benchmarks.sparse import sparse

@@ -252,7 +252,7 @@ class Factorization(nn.Module, CoreProvider):
         The cores are balanced: of all that make the same tensor these have the least norms, which are the same for all
         of them (see :mod:`tenzoo.factorizations.balance`).
 
-        At ranks with at most half of its parameters, the weight of a layer takes up to 9 times its own memory beside
+        At ranks with at most half of its parameters, the weight of a layer takes up to 9 times its own memory on top of
         it, by alternating least squares (CP, and rings with ``r_0 > 1``) up to 25 times. From 512 rows and columns on,
         and at a rank of at most a quarter of them, matrices go through a randomized decomposition, which takes less.
 
@@ -272,7 +272,7 @@ class Factorization(nn.Module, CoreProvider):
             TypeError: If ``tensor`` is not a dense floating-point tensor.
             ValueError: If it holds NaN or infinity, ``rank`` does not fit the format, a matrix not its mode, or a core
                 overflows the dtype.
-            MemoryError: If the decomposition would take more than 8 GiB beside the tensor.
+            MemoryError: If the decomposition would take more than 8 GiB on top of the tensor.
 
         Example:
             >>> from tenzoo.factorizations import TensorTrain

@@ -29,7 +29,7 @@ class CP(Factorization):
     A decomposition is found by alternating least squares. This is a local method, and from the singular vectors of a
     regular tensor it may never leave a saddle point, so it is begun from noise as well and goes on from the better
     result. At rank ∏ n_k / max n_k and above the decomposition is written down exactly; a matrix, also one with modes
-    of size 1 beside its two, is decomposed by its singular values.
+    of size 1 and two others, is decomposed by its singular values.
 
     Example:
         >>> weight = CP((4, 5, 6), rank=2)

@@ -15,7 +15,7 @@ _LARGE, _OVERSAMPLES, _POWERS = 512, 10, 4
 iterations, in it."""
 
 MAX_DECOMPOSITION_BYTES = 8 * 2**30
-"""Decompositions that would take more memory than this, beside the tensor itself, are refused."""
+"""Decompositions that would take more memory than this, the tensor itself not counted, are refused."""
 
 _SAFE_EXPONENT = 32
 """Tensors whose largest magnitude is from 2^-32 to 2^32 have squares and sums of squares well within float32."""

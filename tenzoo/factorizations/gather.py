@@ -85,7 +85,7 @@ def gather_modes(core: Tensor, dims: Sequence[int], columns: Sequence[Tensor], *
 def whole_with_sparse_grad(core: Tensor) -> Tensor:
     """The core itself, with a gradient in COO form: every entry, under all of its leading indices.
 
-    Optimizers for sparse gradients, such as ``SparseAdam``, take no dense one beside them.
+    Optimizers for sparse gradients, such as ``SparseAdam``, take no dense one with them.
 
     Example:
         >>> core = torch.randn(2, 3, requires_grad=True)

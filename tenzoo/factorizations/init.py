@@ -1,4 +1,4 @@
-"""Initialization of cores with an exact second moment of the tensor that they rebuild."""
+"""Initialization of cores with an exact second moment of the tensor that they reconstruct."""
 
 import math
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ def check_init_std(init_std: float) -> float:
 
 
 def core_std(init_std: float, *, num_monomials: int, num_cores: int) -> float:
-    r"""Standard deviation of the cores' entries that gives the rebuilt tensor the second moment ``init_std²``.
+    r"""Standard deviation of the cores' entries that gives the tensor the second moment ``init_std²``.
 
     An entry of the tensor is a sum of N monomials, each a product of K entries, one from every core. Let these be
     independent, with mean 0 and variance σ². Two different monomials of the same entry differ in the entry of at least

@@ -1,4 +1,4 @@
-"""Torch's layers with a weight made of cores.
+"""Torch's layers with a weight that cores reconstruct.
 
 Example:
     >>> import torch

@@ -130,7 +130,7 @@ class TensorizedLayer(FactorizedLayer, Generic[L]):
         Raises:
             TypeError: If the layer is of another class, or has a forward pass of its own.
             ValueError: As the constructor, or if the weight holds NaN or infinity, or is on the meta device.
-            MemoryError: If the decomposition would take more than 8 GiB beside the weight.
+            MemoryError: If the decomposition would take more than 8 GiB on top of the weight.
         """
         made = cls.empty_like(
             layer, factorization=factorization, rank=rank, tensorization=tensorization, implementation=implementation
@@ -160,7 +160,7 @@ class TensorizedLayer(FactorizedLayer, Generic[L]):
         return f"{'torch.nn' if package.startswith('torch.nn.') else package}.{cls.dense_class.__name__}"
 
     def _copy_rest(self, layer: L) -> None:
-        """Copy what is not made of cores."""
+        """Copy what cores do not reconstruct."""
         bias = getattr(layer, "bias", None)
         if bias is not None:
             self.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)

@@ -1,4 +1,4 @@
-"""A layer's output computed from the cores, without rebuilding its weight.
+"""A layer's output computed from the cores, without reconstructing its weight.
 
 Each function has the dense computation as its meaning, and multiplies by the modes of the input first, those of the
 output last, so that what lies between is as narrow as the ranks.

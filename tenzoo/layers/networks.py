@@ -17,7 +17,7 @@ Convolve: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
 """Convolves an input with a weight in a number of groups, with the stride, padding and dilation of the layer."""
 
 _ROW, _PIXEL = "#", "@"
-"""Legs of an input beside its modes: samples, and pixels of an image."""
+"""Legs of an input that are no modes: samples, and pixels of an image."""
 
 _SIZES = {_ROW: 64, _PIXEL: 256}
 """At which the order of a contraction is decided."""

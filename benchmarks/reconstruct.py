@@ -1,4 +1,4 @@
-"""Rebuilding a dense tensor from its cores, forward and backward, against tltorch's factorized tensors."""
+"""Reconstructing a dense tensor from its cores, forward and backward, against tltorch's factorized tensors."""
 
 import contextlib
 import importlib
@@ -19,7 +19,7 @@ from tenzoo.factorizations import Factorization, factorization_class
 
 @dataclass(frozen=True)
 class Case:
-    """A tensor and the format it is rebuilt from."""
+    """A tensor and the format it is reconstructed from."""
 
     shape: tuple[int, ...]
     format: str
@@ -45,18 +45,18 @@ CASES = (
 
 
 def tltorch(rounds: int, *, cases: Sequence[Case] = CASES, seconds: float = 0.1) -> Report:
-    """Rebuild tensors of the same cores by tenzoo and by tltorch, which the extra ``bench`` installs.
+    """Reconstruct tensors of the same cores by tenzoo and by tltorch, which the extra ``bench`` installs.
 
     Args:
         rounds: How often each variant has its turn.
-        cases: What to rebuild.
+        cases: What to reconstruct.
         seconds: Length of a turn, about.
     """
     with tltorch_library() as library:
         loops: dict[str, Loop] = {}
         for case in cases:
             ours, theirs = _pair(case, library)
-            steps = _calls_within(seconds, ours)
+            steps = calls_within(seconds, ours)
             loops[f"tenzoo, {case.name}"] = BareLoop(ours, steps=steps, warmup=steps)
             loops[f"tltorch, {case.name}"] = BareLoop(theirs, steps=steps, warmup=steps)
         times = interleave(loops, rounds)
@@ -64,7 +64,7 @@ def tltorch(rounds: int, *, cases: Sequence[Case] = CASES, seconds: float = 0.1)
         Ratio.of(times, f"tenzoo, {case.name}", f"tltorch, {case.name}", name=f"tenzoo / tltorch, {case.name}")
         for case in cases
     ]
-    title = "tltorch: rebuilding a tensor, forward and backward"
+    title = "tltorch: reconstructing a tensor, forward and backward"
     return Report(title, "The same cores in both libraries, float32.", ("µs", 1e6), times, ratios)
 
 
@@ -89,8 +89,8 @@ def _pair(case: Case, library: Any) -> tuple[Callable[[], None], Callable[[], No
     theirs = _same_in_tltorch(ours, library)
     grad = torch.randn(case.shape)
     steps = []
-    for rebuild, parameters in ((ours.reconstruct, ours.parameters()), (theirs.to_tensor, theirs.parameters())):
-        steps.append(_step(rebuild, list(parameters), grad))
+    for reconstruct, parameters in ((ours.reconstruct, ours.parameters()), (theirs.to_tensor, theirs.parameters())):
+        steps.append(step_of(reconstruct, list(parameters), grad))
     torch.testing.assert_close(theirs.to_tensor(), ours.reconstruct(), rtol=1e-3, atol=1e-4)
     return steps[0], steps[1]
 
@@ -108,14 +108,17 @@ def _same_in_tltorch(ours: Factorization, library: Any) -> Any:
             raise ValueError(f"expected 'cp', 'tucker' or 'tt' in `format`, got {ours.name!r}")
 
 
-def _step(rebuild: Callable[[], Tensor], parameters: Sequence[Tensor], grad: Tensor) -> Callable[[], None]:
+def step_of(reconstruct: Callable[[], Tensor], parameters: Sequence[Tensor], grad: Tensor) -> Callable[[], None]:
+    """Forward and backward through a reconstruction."""
+
     def step() -> None:
-        torch.autograd.grad(rebuild(), parameters, grad)
+        torch.autograd.grad(reconstruct(), parameters, grad)
 
     return step
 
 
-def _calls_within(seconds: float, step: Callable[[], None]) -> int:
+def calls_within(seconds: float, step: Callable[[], None]) -> int:
+    """About how many steps take so many seconds."""
     step()
     begin = time.perf_counter()
     calls = 0
