@@ -22,7 +22,8 @@ def register_tltorch() -> None:
 
     The cores are the ``nn.Parameter`` objects that the tensor is reconstructed from: the factors, Tucker's core, and
     CP's ``weights`` where they are a parameter, since CP is linear in them too. Where they are a buffer they are a
-    constant of the tensor and no core. Parameters that a hook adds, such as the weights of tltorch's lasso, are in no group.
+    constant of the tensor and no core. Parameters that a hook adds, such as the weights of tltorch's lasso, are in no
+    group.
 
     It can be called any number of times, before or after the layers are made, but before training. With the command
     line, call it in the module that defines the model, which is imported as soon as its ``class_path`` is read::
