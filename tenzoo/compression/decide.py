@@ -160,7 +160,7 @@ def _options(
     if isinstance(ranks, Mapping):
         _check_names(list(ranks), weights, "ranks")
     options = [
-        LayerOptions(tuple(Decomposer(weight, each) for each in formats), _reason(weight, ranks, exclude))
+        LayerOptions(tuple(Decomposer(weight, each) for each in formats), _reason(weight, formats, ranks, exclude))
         for weight in weights
     ]
     if calls:
@@ -175,12 +175,16 @@ def _options(
     ]
 
 
-def _reason(weight: Weight, ranks: Rank | Mapping[str, Rank] | None, exclude: Sequence[str]) -> str | None:
+def _reason(
+    weight: Weight, formats: Sequence[str], ranks: Rank | Mapping[str, Rank] | None, exclude: Sequence[str]
+) -> str | None:
     """Why a weight stays dense; None if it need not."""
     if weight.name in exclude or weight.module_name in exclude:
         return "was excluded"
     if weight.reason is None and isinstance(ranks, Mapping) and weight.name not in ranks:
         return "is not among the given ranks"
+    if weight.reason is None and not all(map(weight.fits, formats)):
+        return f"has no tensor of the format {formats[0]}"
     return weight.reason
 
 

@@ -17,7 +17,7 @@ from tenzoo.layers import (
     TensorizedLayer,
     TensorizedWeight,
 )
-from tenzoo.layers.tensorization import whole_modes
+from tenzoo.layers.tensorization import fits, whole_modes
 from tenzoo.state_dicts import Places
 
 Replacement: TypeAlias = TensorizedLayer[Any] | TensorizedWeight
@@ -89,6 +89,14 @@ class Weight:
             return counterparts()[type(self.owner)].whole_modes(self.owner, factorization)
         rows, columns = self.dense.shape
         return whole_modes(factorization_class(factorization), {"out": rows, "in": columns})
+
+    def fits(self, factorization: str) -> bool:
+        """Whether the weight can have a format; one of fixed order has no tensor for every layer."""
+        kind = factorization_class(factorization)
+        if self.is_layer:
+            return counterparts()[type(self.owner)].fits(self.owner, kind)
+        rows, columns = self.dense.shape
+        return fits(kind, {"out": rows, "in": columns})
 
     def decomposed(
         self,

@@ -8,6 +8,8 @@ Example:
     True
 """
 
+import importlib
+
 from tenzoo.factorizations.base import FACTORIZATIONS, Factorization
 from tenzoo.factorizations.block_term import BlockTerm
 from tenzoo.factorizations.block_tt import BlockTT
@@ -27,22 +29,41 @@ def factorization_class(name: str) -> type[Factorization]:
 
     Args:
         name: One of ``"btd"``, ``"btt"``, ``"cp"``, ``"ht"``, ``"tr"``, ``"tt"`` and ``"tucker"``, the name of a format
-            of your own, or an einsum such as ``"ar,br,cr->abc"`` (see
-            :func:`~tenzoo.factorizations.einsum.einsum_format`).
+            of your own, the path of its class such as ``"my_formats.UniformRing"``, which is imported, or an einsum
+            such as ``"ar,br,cr->abc"`` (see :func:`~tenzoo.factorizations.einsum.einsum_format`).
 
     Raises:
+        TypeError: If it is no string.
         ValueError: If there is no such format.
 
     Example:
         >>> factorization_class("tucker").__name__
         'Tucker'
     """
+    if not isinstance(name, str):
+        raise TypeError(f"expected the name of a format or an einsum in `factorization`, got {name!r}")
     if name in FACTORIZATIONS:
         return FACTORIZATIONS[name]
-    if isinstance(name, str) and ("->" in name or "," in name):
+    if "->" in name or "," in name:
         return einsum_format("".join(name.split()))
+    if "." in name:
+        return _imported(name)
     known = sorted(FACTORIZATIONS)
     raise ValueError(f"expected one of {known} or an einsum such as 'ar,br,cr->abc' in `factorization`, got {name!r}")
+
+
+def _imported(path: str) -> type[Factorization]:
+    """A format by the path of its class."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise  # within the user's module
+        found = None
+    if not (isinstance(found, type) and issubclass(found, Factorization)):
+        raise ValueError(f"expected the path of a subclass of Factorization in `factorization`, got {path!r}")
+    return found
 
 
 __all__ = [

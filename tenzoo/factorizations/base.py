@@ -101,6 +101,11 @@ class Factorization(nn.Module, CoreProvider):
         super().__init_subclass__(**kwargs)
         if "name" not in vars(cls):
             return
+        if not isinstance(cls.name, str) or not cls.name or cls.name == "auto" or set(cls.name) & set(",.>"):
+            raise ValueError(
+                f"expected a name without commas, dots and arrows, and not 'auto', in `name` of {cls.__name__}, got "
+                f"{cls.name!r}"
+            )
         other = FACTORIZATIONS.setdefault(cls.name, cls)
         if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"expected a new name in `name` of {cls.__name__}, got {cls.name!r}, which is taken")

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tenzoo.factorizations import Rank, factorization_class, without_dropout
+from tenzoo.factorizations import Factorization, Rank, factorization_class, without_dropout
 from tenzoo.layers.implementation import FactorizedLayer, Implementation
-from tenzoo.layers.tensorization import Tensorization, whole_modes
+from tenzoo.layers.tensorization import Tensorization, fits, whole_modes
 
 L = TypeVar("L", bound=nn.Module)
 
@@ -62,8 +62,17 @@ class TensorizedLayer(FactorizedLayer, Generic[L]):
             layer: Torch's.
             factorization: Name of a format.
         """
-        kernel = math.prod(layer.kernel_size) if hasattr(layer, "kernel_size") else None  # type: ignore[arg-type]
-        return whole_modes(factorization_class(factorization), cls.sides(layer), kernel)
+        return whole_modes(factorization_class(factorization), cls.sides(layer), _kernel(layer))
+
+    @classmethod
+    def fits(cls, layer: L, kind: type[Factorization]) -> bool:
+        """Whether a layer can have a format.
+
+        Args:
+            layer: Torch's.
+            kind: The format.
+        """
+        return fits(kind, cls.sides(layer), _kernel(layer))
 
     @staticmethod
     @abstractmethod
@@ -179,3 +188,9 @@ class TensorizedLayer(FactorizedLayer, Generic[L]):
         if bias is not None:
             layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         return layer.train(self.training)
+
+
+def _kernel(layer: nn.Module) -> int | None:
+    """Number of pixels of a kernel; None for a layer without one."""
+    size = getattr(layer, "kernel_size", None)
+    return None if size is None else math.prod(size)

@@ -59,8 +59,8 @@ class ReconstructedWeight(Tensor):
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        # torch.nn.init hands its tensor on by name
-        written = next(iter((*args, *kwargs.values())), None) if _writes(func) else kwargs.get("out")
+        first = next(iter((*args, *kwargs.values())), None)  # torch.nn.init hands its tensor on by name
+        written = first if _writes(func) or kwargs.get("inplace") else kwargs.get("out")
         own = [
             value for value in (written if isinstance(written, list | tuple) else [written]) if isinstance(value, cls)
         ]
@@ -69,12 +69,30 @@ class ReconstructedWeight(Tensor):
                 f"expected a weight of its own for {getattr(func, '__name__', func)}, got one that cores reconstruct; "
                 "change `layer.factorization`, or call layer.reset_parameters()"
             )
+        if getattr(func, "__name__", "") in _COPIED and isinstance(first, cls):
+            first, args = cls._copy(first), args[1:]
+            args = (first, *args)
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
-        weight = next((arg for arg in args if isinstance(arg, cls)), None)
-        if isinstance(result, Tensor) and weight is not None and _shares_memory(result, weight):
-            return result.as_subclass(cls)
-        return result
+        return cls._guard(result, first) if isinstance(first, cls) else result
+
+    @classmethod
+    def _copy(cls, weight: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunctionSubclass():
+            return weight.clone()
+
+    @classmethod
+    def _guard(cls, result: Any, weight: Tensor) -> Any:
+        """The result of a function, in this class where it is a part of the weight's memory."""
+        if isinstance(result, tuple | list):
+            return (
+                type(result)(cls._guard(part, weight) for part in result) if type(result) in (tuple, list) else result
+            )
+        return result.as_subclass(cls) if isinstance(result, Tensor) and _shares_memory(result, weight) else result
+
+
+_COPIED = ("detach", "numpy", "__array__", "__dlpack__", "__deepcopy__")
+"""Functions whose result is the reader's own: a copy, which may be written to."""
 
 
 def _writes(func: Callable[..., Any]) -> bool:

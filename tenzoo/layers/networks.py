@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from tenzoo.factorizations import Factorization
@@ -38,7 +39,7 @@ def contract_rows_of_inputs(weight: Factorization, x: Tensor, num_out: int) -> T
     out, in_ = tuple(range(num_out)), tuple(range(num_out, order))
     found = weight.schedule("linear", ((_ROW, *in_), *weight.legs_of_cores), (_ROW, *out), **_SIZES)
     y = found([x.reshape(-1, *(weight.shape[mode] for mode in in_)), *weight.operands])
-    return y.reshape(x.shape[0], math.prod(weight.shape[:num_out]))
+    return _as_autocast(y.reshape(x.shape[0], math.prod(weight.shape[:num_out])))
 
 
 def contract_table(weight: Factorization, columns: Sequence[Tensor]) -> Tensor:
@@ -96,7 +97,15 @@ def contract_image(
     if counts[1]:
         y, image = _convolved(weight, [y, *kernel], image, convolve, kernel_size, parts)
     y = _contracted(weight, "after the kernel", [y, *after], (*parts.after_kernel, _PIXEL), parts.after, parts.output)
-    return y.reshape(batch, math.prod(weight.shape[: counts[0]]), *image).contiguous()
+    return _as_autocast(y.reshape(batch, math.prod(weight.shape[: counts[0]]), *image).contiguous())
+
+
+def _as_autocast(y: Tensor) -> Tensor:
+    """The output in the precision of an autocast, which casts matrix products and not the outer ones."""
+    device = y.device.type
+    if device != "meta" and y.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return y.to(torch.get_autocast_dtype(device))
+    return y
 
 
 class _Parts(NamedTuple):

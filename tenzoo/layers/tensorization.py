@@ -161,8 +161,29 @@ def layer_modes(
         shape = (*first, *pixels, *second, *(1 for _ in pixels))
     else:
         shape = (*first, *pixels, *second)
-    kind.network(len(shape))
+    try:
+        kind.network(len(shape))
+    except ValueError as error:
+        raise ValueError(
+            f"expected a format with tensors of {len(shape)} modes, as this layer has, in `factorization`, got "
+            f"{kind.name!r}; {error}"
+        ) from error
     return (first, second), shape
+
+
+def fits(kind: type[Factorization], sizes: Mapping[str, int], kernel: int | None = None) -> bool:
+    """Whether a layer of these sizes can have a format.
+
+    Example:
+        >>> from tenzoo.factorizations import einsum_format
+        >>> fits(einsum_format("ar,br->ab"), {"out_channels": 8, "in_channels": 4}, 9)
+        False
+    """
+    try:
+        layer_modes(kind, whole_modes(kind, sizes, kernel), sizes, kernel=kernel)
+    except ValueError:
+        return False
+    return True
 
 
 def whole_modes(kind: type[Factorization], sizes: Mapping[str, int], kernel: int | None = None) -> Tensorization | None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tenzoo.compression import plan
 from tenzoo.factorizations import FACTORIZATIONS, Factorization, factorization_class
 from tenzoo.factorizations.network import Network
 from tenzoo.layers import TensorizedConv2d, TensorizedEmbedding, TensorizedLinear
@@ -278,3 +279,62 @@ def test_a_saved_factorization_of_an_equation_is_read_in_another_process_state()
     torch.save(weight, buffer)
     buffer.seek(0)
     assert torch.equal(torch.load(buffer, weights_only=False).reconstruct(), weight.reconstruct())
+
+
+@pytest.mark.parametrize("equation", ["ab->ab", "ab->ba", "acr,bdr->abcd", "ac,bd->abcd", "a,b->ab", "abr,cr->acb"])
+@pytest.mark.parametrize("sizes", [(6, 8), (7, 5), (64, 64)])
+def test_formats_of_one_order_serve_linear_layers(equation, sizes):
+    layer = TensorizedLinear(*sizes, factorization=equation, rank=2, dtype=torch.float64)
+    x = torch.randn(3, sizes[0], dtype=torch.float64)
+    outputs = {}
+    for layer.implementation in ("reconstruct", "contract"):
+        outputs[layer.implementation] = layer(x)
+    torch.testing.assert_close(outputs["contract"], outputs["reconstruct"])
+
+
+def test_a_layer_says_which_format_it_needs():
+    with pytest.raises(ValueError, match=r"a format with tensors of 5 modes, .*, in `factorization`, got 'or,ir->oi'"):
+        TensorizedConv2d(8, 8, 3, factorization="or,ir->oi", rank=2, tensorization=[[4, 2], [4, 2]])
+
+
+def test_a_plan_leaves_layers_dense_that_have_no_tensor_of_the_format():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.Flatten(), torch.nn.Linear(64, 32))
+    made = plan(model, factorization="or,ir->oi", budget=0.8)
+    assert [layer.reason for layer in made.layers] == ["has no tensor of the format or,ir->oi", None]
+
+
+@pytest.mark.parametrize("factorization", ["o,i,p->oip", "ht", "btd", "or,pr,ir->opi"])
+def test_outputs_have_the_precision_of_an_autocast(factorization):
+    layer = TensorizedConv2d(6, 4, 3, groups=2, factorization=factorization, rank=2, implementation="contract")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(torch.randn(2, 6, 8, 8)).dtype == torch.bfloat16
+
+
+def test_a_format_is_found_by_its_path(tmp_path, monkeypatch, registry):
+    (tmp_path / "own_formats.py").write_text(
+        "from tenzoo.factorizations import Factorization\n"
+        "class Pair(Factorization):\n"
+        "    name = 'pair'\n"
+        "    @staticmethod\n"
+        "    def legs(order):\n"
+        "        return [(0, 'r'), ('r', *range(1, order))]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    weight = factorization_class("own_formats.Pair")((3, 4, 5), 2)
+    assert weight.name == "pair"
+    assert factorization_class("pair") is type(weight)
+    for wrong in ("own_formats.Other", "no_such_module.Pair", "os.path"):
+        with pytest.raises(ValueError, match=f"path of a subclass of Factorization in `factorization`, got '{wrong}'"):
+            factorization_class(wrong)
+
+
+@pytest.mark.parametrize("name", ["", "auto", "a,b->c", "a.b"])
+def test_names_that_mean_something_else_are_refused(name, registry):
+    with pytest.raises(ValueError, match=r"in `name` of Named, got"):
+        type("Named", (Factorization,), {"name": name})
+
+
+@pytest.mark.parametrize("factorization", [["or", "ir"], {"0": "cp"}, None, 3])
+def test_a_factorization_is_a_name(factorization):
+    with pytest.raises(TypeError, match="the name of a format or an einsum in `factorization`, got"):
+        TensorizedLinear(6, 8, factorization=factorization, rank=2)

@@ -1,5 +1,7 @@
 """The weight of a layer of cores for code outside of it: it is read as any tensor, and writing is refused."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -89,3 +91,36 @@ def test_writing_is_refused(layer, write):
     with pytest.raises(RuntimeError, match=REFUSED):
         write(layer.weight)
     assert layer.weight.equal(before)
+
+
+WRITES = {
+    "chunk": lambda weight: [part.zero_() for part in weight.chunk(4)],
+    "split": lambda weight: [part.zero_() for part in weight.split(2)],
+    "rows": lambda weight: [row.zero_() for row in weight],
+    "unbind": lambda weight: weight.unbind(1)[0].fill_(1.0),
+    "relu": lambda weight: F.relu(weight, inplace=True),
+    "dropout": lambda weight: F.dropout(weight, 0.5, inplace=True),
+    "by name": lambda weight: torch.clamp_(input=weight, min=0),
+    "data": lambda weight: weight.data.mul_(2),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("training", [True, False])
+def test_writes_into_parts_are_refused(layer, write, training):
+    layer.train(training)
+    with torch.no_grad(), pytest.raises(RuntimeError, match=REFUSED):
+        WRITES[write](layer.weight)
+
+
+def test_what_is_copied_is_the_readers_own(layer):
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        expected = layer.eval()(x).clone()
+        layer.weight.numpy().fill(0)
+        layer.weight.detach().zero_()
+        copy.deepcopy(layer.weight.detach()).zero_()
+        torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
+    parameter = nn.Parameter(layer.weight.detach())
+    assert type(parameter) is nn.Parameter
+    torch.testing.assert_close(parameter.detach(), layer.dense_weight().detach(), rtol=0, atol=0)
