@@ -10,6 +10,7 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 
+from tenzoo.cli.checks import check_command
 from tenzoo.cli.commands import COMMANDS
 from tenzoo.cli.messages import answer
 from tenzoo.cli.trainer import Started, TenzooCLI, build, quiet
@@ -43,6 +44,7 @@ def main(args: Sequence[str] | None = None) -> int:
             quiet()
             if argv and argv[0] in COMMANDS:
                 return COMMANDS[argv[0]](argv[1:])
+            check_command(argv, [*COMMANDS, *TenzooCLI.subcommands()])
             build(cli, argv)
     except BrokenPipeError:
         raise

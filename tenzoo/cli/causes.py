@@ -1,7 +1,8 @@
-"""Where an error comes from: a user's own code keeps type, message, file and line of what it raised."""
+"""Where an error was raised: in a user's own code, in a library, or in the parser of the command line."""
 
 import importlib.util
 import os
+import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,37 +10,39 @@ from functools import cache
 from pathlib import Path
 from types import FrameType, TracebackType
 
+_PARSER = "jsonargparse"
 _LIBRARIES = (
-    *("tenzoo", "jsonargparse", "lightning", "lightning_utilities", "torch", "torchmetrics", "torchvision", "numpy"),
+    *("tenzoo", _PARSER, "lightning", "lightning_utilities", "torch", "torchmetrics", "torchvision", "numpy"),
     *("matplotlib", "rich", "safetensors", "tensorboard", "tensorly", "yaml", "fsspec", "packaging"),
     *("docstring_parser", "typeshed_client", "typing_extensions"),
 )
-"""What tenzoo is made of. Code outside of it and of Python's own is a user's."""
+"""The packages that tenzoo uses. Code outside of them and of Python's own is a user's."""
 
 _PYTHON = Path(os.__file__).parent
 _INSTALLED = {"site-packages", "dist-packages"}
 
 
 @dataclass(frozen=True)
-class OwnError:
-    """What was raised in, or below, a user's own code.
+class Raised:
+    """An exception and the place where it was raised.
 
     Args:
         error: The exception.
-        place: File, line and function of the innermost frame of a user's code.
-        refused: Whether tenzoo raised it, of what that code handed on.
+        place: File, line and function.
     """
 
     error: BaseException
     place: str
-    refused: bool
 
-    def __str__(self) -> str:
-        message = " ".join(str(self.error.msg if isinstance(self.error, SyntaxError) else self.error).split())
-        name = type(self.error).__name__
-        if self.refused:
-            return f"error: {message} ({name} in {self.place})"
-        return f"error in {self.place}: {name}{f': {message}' if message else ''}"
+    @property
+    def message(self) -> str:
+        """The text of the exception in one line."""
+        return " ".join(str(self.error.msg if isinstance(self.error, SyntaxError) else self.error).split())
+
+    @property
+    def kind(self) -> str:
+        """The name of its class."""
+        return type(self.error).__name__
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -58,44 +61,83 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         pending += _alternatives(current.__traceback__)
 
 
-def in_own_code(error: BaseException) -> OwnError | None:
-    """What a user's own code raised, or made another raise; None if it took no part.
+def in_own_code(error: BaseException) -> Raised | None:
+    """The exception of a chain that a user's own code raised, or made another raise; None if it took no part.
+
+    The place is the innermost frame of a user's code.
 
     Example:
         >>> in_own_code(ValueError("never raised")) is None
         True
     """
     for cause in chain(error):
-        if place := _place(cause):
-            frames = _frames(cause)
-            refused = bool(frames) and _package(frames[-1][0]) == "tenzoo" and str(cause).startswith("expected ")
-            return OwnError(cause, place, refused)
+        if isinstance(cause, SyntaxError) and cause.filename and not _is_library(cause.filename, ""):
+            return Raised(cause, f"{cause.filename}:{cause.lineno}")
+        own = [(frame, line) for frame, line in _frames(cause) if not _is_library(*_origin(frame))]
+        if own:
+            frame, line = own[-1]
+            return Raised(cause, _place(frame.f_code.co_filename, frame, line))
     return None
 
 
-def of_a_library(error: BaseException) -> BaseException | None:
-    """What was raised when an object was made, below the parser's report that none could be made."""
+def in_a_library(error: BaseException) -> Raised | None:
+    """The exception of a chain that a library other than the parser raised; None if there is none.
+
+    What the parser tried first and did not report does not count.
+    """
+    reported = " ".join(str(error).split())
     for cause in chain(error):
-        frames = _frames(cause)
-        if frames and frames[-1][0].f_code.co_name != "__getattr__":  # which answers for a module
-            package = _package(frames[-1][0])
-            if package in _LIBRARIES and package != "jsonargparse":
-                return cause
+        frames = [(frame, line) for frame, line in _frames(cause) if _package(frame) in _LIBRARIES]
+        if not frames or missing_name(cause) or " ".join(str(cause).split()) not in reported:
+            continue
+        frame, line = frames[-1]
+        if _package(frame) != _PARSER:
+            parts = Path(frame.f_code.co_filename).parts
+            start = len(parts) - 1 - parts[::-1].index(_package(frame)) if _package(frame) in parts else -1
+            return Raised(cause, _place("/".join(parts[start:]), frame, line))
     return None
 
 
-def in_the_parser(error: BaseException) -> bool:
-    """Whether the parser itself fell over what it was given."""
+def by_tenzoo(error: BaseException) -> bool:
+    """Whether the exception is one that tenzoo raised, as it raises all of its own."""
     frames = _frames(error)
-    return bool(frames) and _package(frames[-1][0]) == "jsonargparse"
+    return bool(frames) and _package(frames[-1][0]) == "tenzoo" and str(error).startswith("expected ")
+
+
+def under_the_parser(error: BaseException) -> bool:
+    """Whether the parser raised the exception, or called what raised it."""
+    return any(_package(frame) == _PARSER for frame, _ in _frames(error))
+
+
+def missing_name(error: BaseException) -> str | None:
+    """The name that the parser did not find when it imported it; None where the exception is another one.
+
+    Code that ran while it was imported is not at fault: its exceptions are its own.
+    """
+    frames = [frame for frame, _ in _frames(error)]
+    for number, frame in enumerate(frames):
+        if _package(frame) == _PARSER and frame.f_code.co_name == "import_object":
+            below = frames[number + 1 :]  # a module may have a function __getattr__ that answers for it
+            if all(_package(each) in ("importlib", _PARSER) or each.f_code.co_name == "__getattr__" for each in below):
+                return str(frame.f_locals["name"])
+    return None
 
 
 def _frames(error: BaseException) -> list[tuple[FrameType, int]]:
     return list(traceback.walk_tb(error.__traceback__))
 
 
+def _origin(frame: FrameType) -> tuple[str, str]:
+    return frame.f_code.co_filename, _package(frame)
+
+
 def _package(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
+def _place(file: str, frame: FrameType, line: int) -> str:
+    name = frame.f_code.co_qualname
+    return f"{file}:{line}{'' if name == '<module>' else f', in {name}'}"
 
 
 def _alternatives(trace: TracebackType | None) -> list[BaseException]:
@@ -107,21 +149,12 @@ def _alternatives(trace: TracebackType | None) -> list[BaseException]:
     ]
 
 
-def _place(error: BaseException) -> str | None:
-    if isinstance(error, SyntaxError) and error.filename and not _is_library(error.filename):
-        return f"{error.filename}:{error.lineno}"
-    own = [(frame, line) for frame, line in _frames(error) if not _is_library(frame.f_code.co_filename)]
-    if not own:
-        return None
-    frame, line = own[-1]
-    name = frame.f_code.co_qualname
-    return f"{frame.f_code.co_filename}:{line}{'' if name == '<module>' else f', in {name}'}"
-
-
-def _is_library(file: str) -> bool:
+def _is_library(file: str, package: str) -> bool:
     path = Path(file)
-    if path.suffix != ".py" or (path.is_relative_to(_PYTHON) and not _INSTALLED & set(path.parts)):
-        return True  # a name in <> is of the interpreter or made at run time, another ending of an extension in C
+    if path.suffix != ".py":  # a name in <> is of the interpreter, of code made at run time, or of a text that is run
+        return package in _LIBRARIES or package in sys.stdlib_module_names
+    if path.is_relative_to(_PYTHON) and not _INSTALLED & set(path.parts):
+        return True
     return any(path.is_relative_to(root) for root in _roots())
 
 

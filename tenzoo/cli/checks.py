@@ -71,6 +71,33 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
             )
 
 
+def check_seed(seed: object) -> None:
+    """Refuse a seed that numpy would not take.
+
+    Raises:
+        ValueError: Naming the argument.
+
+    Example:
+        >>> check_seed(-3)
+        Traceback (most recent call last):
+            ...
+        ValueError: expected an int in [0, 4294967295] or a bool in `seed_everything`, got -3
+    """
+    if isinstance(seed, int) and not 0 <= seed < 2**32:
+        raise ValueError(f"expected an int in [0, {2**32 - 1}] or a bool in `seed_everything`, got {seed}")
+
+
+def check_command(argv: Sequence[str], commands: Sequence[str]) -> None:
+    """Refuse a command line that begins with neither a command nor an option.
+
+    Raises:
+        ValueError: Naming the commands.
+    """
+    if not argv or (argv[0] not in commands and not argv[0].startswith("-")):
+        got = repr(argv[0]) if argv else "none"
+        raise ValueError(f"expected a command, one of {', '.join(sorted(commands))}, got {got}")
+
+
 def check_environment(environment: Mapping[str, str] = os.environ) -> None:
     """Refuse what a launcher of several processes cannot have set: a process alone would train in silence.
 

@@ -19,7 +19,7 @@ import tenzoo.data
 import tenzoo.models  # noqa: F401  (their classes can be named without their modules)
 from tenzoo.atomic import atomic_write
 from tenzoo.cli.configs import PARSER_MODE, check_configs
-from tenzoo.cli.messages import explain
+from tenzoo.cli.messages import RefusedError, explain
 from tenzoo.compression import Plan, apply_, plan
 from tenzoo.compression.calls import Call, said
 from tenzoo.compression.progress import LOGGER
@@ -96,7 +96,7 @@ def compress_command(argv: Sequence[str]) -> int:
     try:
         arguments = parser.instantiate(parser.parse_args(list(argv))).as_dict()
     except ArgumentError as error:
-        raise ValueError(explain(str(error), parser)) from error
+        raise RefusedError(explain(error, parser)) from error
     arguments.pop("config")
     with printed_progress():
         small = compress(**arguments)

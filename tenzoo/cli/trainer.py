@@ -24,7 +24,7 @@ from tenzoo import __version__
 from tenzoo.callbacks import RankWatch
 from tenzoo.cli import cluster, resumed_run
 from tenzoo.cli.checkpoints import read_checkpoint
-from tenzoo.cli.checks import check_callbacks, check_environment, check_trainer
+from tenzoo.cli.checks import check_callbacks, check_environment, check_seed, check_trainer
 from tenzoo.cli.configs import PARSER_MODE, check_configs
 from tenzoo.cli.layers import settle
 from tenzoo.cli.report import print_metrics, tell_of_early_stops
@@ -109,7 +109,9 @@ class TenzooCLI(LightningCLI):
         super().parse_arguments(parser, args)
         if isinstance(args, list):
             name = self.config.get("subcommand")
-            settle(self.config[name] if name else self.config, args, name)
+            config = self.config[name] if name else self.config
+            check_seed(config.get("seed_everything"))
+            settle(config, args, name)
 
     @override
     def _parse_ckpt_path(self) -> None:

@@ -57,15 +57,21 @@ YAML = {
     "list as key": ("? [a, b]\n: 1\n", "names as keys"),
 }
 KEYS = {
-    "int": ("1: 2\n", "got 1"),
-    "bool": ("yes: 2\n", "got True"),
-    "empty": ("'': 2\n", "an empty one"),
+    "int": ("1: 2\n", "Key must be a string, got: 1"),
+    "bool": ("yes: 2\n", "Key must be a string, got: True"),
+    "empty": ("'': 2\n", "Empty nested key"),
     "unknown": ("modle: 2\n", "'modle'"),
-    "dotted": ("model.init_args.rank: 3\n", "`class_path` and `init_args` in `model`"),
-    "nulls": ("model:\ndata:\n", "model, got none"),
-    "class path": (CONFIG.replace("class_path: tenzoo.tasks", "classpath: tenzoo.tasks"), "`class_path`"),
-    "init args": (CONFIG.replace("init_args: {factorization", "init_arg: {factorization"), "`init_args`"),
-    "no number": (CONFIG.replace("lr: 0.01", "lr: .nan"), "init_args.lr`, got nan"),
+    "dotted": (
+        "model.init_args.rank: 3\n",
+        "`model`, got Namespace(init_args=Namespace(rank=3)): Not a valid subclass of Task",
+    ),
+    "nulls": ("model:\ndata:\n", "arguments are required: fit.data, fit.model"),
+    "class path": (
+        CONFIG.replace("class_path: tenzoo.tasks", "classpath: tenzoo.tasks"),
+        "a dict with class_path entry",
+    ),
+    "init args": (CONFIG.replace("init_args: {factorization", "init_arg: {factorization"), "'init_arg'"),
+    "no number": (CONFIG.replace("lr: 0.01", "lr: .nan"), "Invalid learning rate: nan"),
     "a key that is a number": ("1e400:", "a key or a number that cannot be read"),
     "a number without digits": ("a: !!int ''", "a key or a number that cannot be read"),
     **{

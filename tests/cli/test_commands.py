@@ -65,7 +65,7 @@ def refusal(capsys, code):
     lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line or "Error" in line]
     assert code == 2
     assert len(lines) == 1
-    assert lines[0].startswith("tenzoo: error: expected ")
+    assert lines[0].startswith("tenzoo: error: ")
     return lines[0]
 
 

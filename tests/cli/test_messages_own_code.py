@@ -1,5 +1,6 @@
 """An error of a user's own code keeps its type, message, file and line, in one line, wherever it is raised."""
 
+import re
 import subprocess
 import sys
 
@@ -112,8 +113,8 @@ def test_a_module_that_cannot_be_imported(config, own, capsys, option, text, num
 def test_a_class_of_another_kind(config, own, capsys, option):  # noqa: F811
     own(f"{IMPORTS}\n\nclass Own(LightningModule):\n    pass\n")
     line = said(capsys, run("fit", config, f"--{option}=own_code.Own"), 2)
-    assert line.startswith("tenzoo: error: expected a subclass of ")
-    assert line.endswith(f" in `{option.rstrip('+')}`, got own_code.Own, which is none")
+    assert line.startswith(f"tenzoo: error: expected another value in `{option.rstrip('+')}`, got own_code.Own: ")
+    assert re.search(r"to (?:be )?a subclass of \w+", line)
 
 
 def test_what_tenzoo_refuses_of_ones_own_code(config, own, capsys):  # noqa: F811
@@ -128,7 +129,7 @@ def test_what_tenzoo_refuses_of_ones_own_code(config, own, capsys):  # noqa: F81
 def test_a_module_that_is_not_there(config, capsys):  # noqa: F811
     line = said(capsys, run("fit", config, "--model=nowhere_at_all.Own"), 2)
     assert "a class in `model`, one of CompletionTask," in line
-    assert "'nowhere_at_all'" in line
+    assert "'nowhere_at_all.Own'" in line
 
 
 @pytest.mark.parametrize("command", ["describe", "list"])
