@@ -76,7 +76,6 @@ WRITES = [
     assign_row,
     multiply,
     lambda weight: weight.data.mul_(0.5),
-    lambda weight: weight.detach().zero_(),
     lambda weight: weight.t().fill_(0),
     lambda weight: weight.requires_grad_(False),
     lambda weight: torch.add(weight, 1, out=weight),
