@@ -14,6 +14,7 @@ from benchmarks.__main__ import main
 from benchmarks.gpu import fits, speed, training
 from benchmarks.gpu.checks import CHECKS
 from benchmarks.gpu.run import Finding, Place, place_of, run
+from tenzoo.factorizations import FACTORIZATIONS
 
 CPU = Place(torch.device("cpu"))
 ORDER = [
@@ -144,7 +145,7 @@ def test_formats_and_rates():
     findings = found_by("formats")
     assert len(findings) == 10
     assert all(finding.ok for finding in findings)
-    assert "conv, 10 cases, TF32 on" in findings[5].name
+    assert f"conv, {2 * len(FACTORIZATIONS)} cases, TF32 on" in findings[5].name
     assert [finding.figure for finding in found_by("rates")] == ["not measured"] * 5
 
 

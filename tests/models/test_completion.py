@@ -16,8 +16,8 @@ def test_rebuilding_and_gathering_agree(name, monkeypatch):
     model.location.fill_(3.0)
     model.scale.fill_(0.5)
     expected = 3 + 0.5 * model.tensor.reconstruct()[INDEX.unbind(1)]
-    for rebuilds in (True, False):
-        monkeypatch.setattr(TensorCompletion, "rebuilds", lambda self, n, rebuilds=rebuilds: rebuilds)
+    for reconstructs in (True, False):
+        monkeypatch.setattr(TensorCompletion, "reconstructs", lambda self, n, chosen=reconstructs: chosen)
         torch.testing.assert_close(model(INDEX), expected)
 
 
