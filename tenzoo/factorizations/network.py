@@ -77,8 +77,39 @@ class Schedule(NamedTuple):
         """Contract the operands."""
         left = list(operands)
         for places, equation in self.steps:
-            left.append(torch.einsum(equation, *[left.pop(place) for place in places]))
+            left.append(_einsum(equation, [left.pop(place) for place in places]))
         return left[0]
+
+
+def _einsum(equation: str, parts: Sequence[Tensor]) -> Tensor:
+    """``torch.einsum``, on a GPU by elementwise products where a batched one would be of single columns or rows.
+
+    Torch would compile a Triton kernel for these, which takes a C compiler, and seconds at the first call.
+    """
+    if len(parts) < 2 or parts[0].is_cpu or parts[0].is_meta:
+        return torch.einsum(equation, *parts)
+    terms, result = equation.split("->")
+    first, second = terms.split(",")
+    size = dict(zip(first + second, (*parts[0].shape, *parts[1].shape), strict=True))
+    summed = "".join(leg for leg in size if leg not in result)
+    groups = (
+        [leg for leg in result if leg not in second],
+        [leg for leg in result if leg not in first],
+        [leg for leg in summed if leg in first and leg in second],
+    )
+    if min(math.prod(size[leg] for leg in group) for group in groups) > 1:
+        return torch.einsum(equation, *parts)
+    legs = result + summed
+    left, right = (_in_order(part, term, legs) for part, term in zip(parts, (first, second), strict=True))
+    product = left * right
+    return product.sum(tuple(range(len(result), len(legs)))) if summed else product
+
+
+def _in_order(tensor: Tensor, legs: str, wanted: str) -> Tensor:
+    """Dimensions in another order, of the size 1 where a leg is missing."""
+    tensor = tensor.permute([legs.index(leg) for leg in wanted if leg in legs])
+    shape = iter(tensor.shape)
+    return tensor.reshape([next(shape) if leg in legs else 1 for leg in wanted])
 
 
 @lru_cache(maxsize=4096)

@@ -1,5 +1,6 @@
 """The arguments of a task's constructors, which its checkpoints keep."""
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -61,7 +62,8 @@ def _noting(constructor: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: object, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         noted = noted_arguments(self)
         for name, value in only_plain(_by_name(signature, self, *args, **kwargs), ignore=None).items():
-            noted.setdefault(name, value)  # the constructor of a subclass has begun earlier
+            # The constructor of a subclass has begun earlier. A list may change after it.
+            noted.setdefault(name, copy.deepcopy(value))
         constructor(self, *args, **kwargs)
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]  # Lightning looks at it without unwrapping

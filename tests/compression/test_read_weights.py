@@ -154,7 +154,7 @@ def test_a_layer_that_is_read_saves_no_multiplications():
     assert (small.first.implementation, type(small.second)) == ("contract", nn.Linear)
 
 
-@pytest.mark.parametrize("cached", ["second", "first"])
+@pytest.mark.parametrize("kept", ["second", "first"])
 def test_a_plan_of_an_earlier_version_is_refused(kept, tmp_path):
     """Then the weight of a layer that other code reads stayed a parameter with cores."""
     plan(model := Hidden(), factorization="tt", ranks=2).save(path := tmp_path / "plan.json")
