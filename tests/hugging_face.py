@@ -23,8 +23,8 @@ except ImportError:
         def forward(self, x: Tensor) -> Tensor:
             return (x.reshape(-1, self.nx) @ self.weight + self.bias).reshape(*x.shape[:-1], self.nf)
 
-    Conv1D.__module__ = "transformers.pytorch_utils"
-    sys.modules[Conv1D.__module__] = ModuleType(Conv1D.__module__)
-    sys.modules[Conv1D.__module__].Conv1D = Conv1D
+    # Only the module: the class stays where it can be imported from, as the command line does with subclasses.
+    module = sys.modules["transformers.pytorch_utils"] = ModuleType("transformers.pytorch_utils")
+    module.Conv1D = Conv1D
 
 __all__ = ["Conv1D"]
