@@ -1,12 +1,11 @@
 """Reconstructing a dense tensor by a format's own method, against the path that follows from its legs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-from benchmarks.loops import BareLoop, Loop, interleave
-from benchmarks.reconstruct import Case, calls_within, step_of
-from benchmarks.report import Ratio, Report
+from benchmarks.reconstruct import Case, compared, step_of
+from benchmarks.report import Report
 from tenzoo.factorizations import Factorization, factorization_class
 
 FORMATS = (
@@ -30,22 +29,19 @@ def formats(rounds: int, *, cases: Sequence[Case] = FORMATS, seconds: float = 0.
         cases: What to reconstruct.
         seconds: Length of a turn, about.
     """
-    loops: dict[str, Loop] = {}
-    for case in cases:
-        torch.manual_seed(0)
-        weight = factorization_class(case.format)(case.shape, case.rank)
-        weight.schedule("reconstruct", weight.legs_of_cores, tuple(range(len(weight.shape))))
-        grad = torch.randn(case.shape)
-        torch.testing.assert_close(Factorization.reconstruct(weight), weight.reconstruct(), rtol=1e-3, atol=1e-4)
-        own = step_of(weight.reconstruct, list(weight.parameters()), grad)
-        generic = step_of(lambda weight=weight: Factorization.reconstruct(weight), list(weight.parameters()), grad)
-        steps = calls_within(seconds, own)
-        loops[f"own, {case.name}"] = BareLoop(own, steps=steps, warmup=steps)
-        loops[f"generic, {case.name}"] = BareLoop(generic, steps=steps, warmup=steps)
-    times = interleave(loops, rounds)
-    ratios = [
-        Ratio.of(times, f"generic, {case.name}", f"own, {case.name}", name=f"generic / own, {case.name}")
-        for case in cases
-    ]
+    pairs = {case.name: _pair(case) for case in cases}
+    times, ratios = compared(("generic", "own"), pairs, rounds, seconds)
     title = "formats: reconstructing a tensor, forward and backward"
     return Report(title, "The same cores, float32.", ("µs", 1e6), times, ratios)
+
+
+def _pair(case: Case) -> tuple[Callable[[], None], Callable[[], None]]:
+    """One step of the generic method and of the format's own, checked to compute the same."""
+    torch.manual_seed(0)
+    weight = factorization_class(case.format)(case.shape, case.rank)
+    weight.schedule("reconstruct", weight.legs_of_cores, tuple(range(len(weight.shape))))
+    methods = (lambda: Factorization.reconstruct(weight), weight.reconstruct)
+    torch.testing.assert_close(methods[0](), methods[1](), rtol=1e-3, atol=1e-4)
+    parameters, grad = list(weight.parameters()), torch.randn(case.shape)
+    generic, own = (step_of(method, parameters, grad) for method in methods)
+    return generic, own

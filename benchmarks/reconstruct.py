@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,19 +53,37 @@ def tltorch(rounds: int, *, cases: Sequence[Case] = CASES, seconds: float = 0.1)
         seconds: Length of a turn, about.
     """
     with tltorch_library() as library:
-        loops: dict[str, Loop] = {}
-        for case in cases:
-            ours, theirs = _pair(case, library)
-            steps = calls_within(seconds, ours)
-            loops[f"tenzoo, {case.name}"] = BareLoop(ours, steps=steps, warmup=steps)
-            loops[f"tltorch, {case.name}"] = BareLoop(theirs, steps=steps, warmup=steps)
-        times = interleave(loops, rounds)
-    ratios = [
-        Ratio.of(times, f"tenzoo, {case.name}", f"tltorch, {case.name}", name=f"tenzoo / tltorch, {case.name}")
-        for case in cases
-    ]
+        pairs = {case.name: _pair(case, library) for case in cases}
+        times, ratios = compared(("tenzoo", "tltorch"), pairs, rounds, seconds)
     title = "tltorch: reconstructing a tensor, forward and backward"
     return Report(title, "The same cores in both libraries, float32.", ("µs", 1e6), times, ratios)
+
+
+def compared(
+    names: tuple[str, str],
+    pairs: Mapping[str, tuple[Callable[[], None], Callable[[], None]]],
+    rounds: int,
+    seconds: float,
+) -> tuple[dict[str, list[float]], list[Ratio]]:
+    """Times of pairs of steps in turns, and the ratio of the first to the second of each pair.
+
+    Args:
+        names: Of the first and the second step.
+        pairs: The steps of each case.
+        rounds: How often each step has its turn.
+        seconds: Length of a turn, about.
+    """
+    loops: dict[str, Loop] = {}
+    for case, steps in pairs.items():
+        calls = calls_within(seconds, steps[0])
+        for name, step in zip(names, steps, strict=True):
+            loops[f"{name}, {case}"] = BareLoop(step, steps=calls, warmup=calls)
+    times = interleave(loops, rounds)
+    first, second = names
+    ratios = [
+        Ratio.of(times, f"{first}, {case}", f"{second}, {case}", name=f"{first} / {second}, {case}") for case in pairs
+    ]
+    return times, ratios
 
 
 @contextlib.contextmanager

@@ -9,6 +9,9 @@ from torch.nn.parameter import is_lazy
 
 K = TypeVar("K")
 
+FORMER_NAME, NAME = "weight.cores.", "factorization.cores."
+"""Of the cores of a layer in a state dict, before version 0.2 and now."""
+
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """The state dict of a network.
@@ -28,7 +31,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def with_current_names(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with today's names of cores: files from before version 0.2 call them ``weight.cores``.
+    """A state dict with today's names of cores: files from before version 0.2 have the former ones.
 
     Args:
         weights: As read.
@@ -39,7 +42,7 @@ def with_current_names(weights: Mapping[str, Tensor], own: Mapping[str, Tensor])
         >>> list(with_current_names({"0.weight.cores.0": core}, {"0.factorization.cores.0": core}))
         ['0.factorization.cores.0']
     """
-    current = {name: name.replace("weight.cores.", "factorization.cores.") for name in weights}
+    current = {name: name.replace(FORMER_NAME, NAME) for name in weights}
     return {current[name] if name not in own and current[name] in own else name: weights[name] for name in weights}
 
 

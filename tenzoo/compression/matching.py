@@ -7,7 +7,7 @@ from torch import nn
 
 from tenzoo.compression.plans import LayerPlan, Plan
 from tenzoo.compression.reasons import counterparts
-from tenzoo.compression.replaceable import Weight, find_weights, named_modules, own_parameters, usable_rank
+from tenzoo.compression.replaceable import Weight, find_weights, named_modules, own_parameters
 from tenzoo.layers import TensorizedLayer
 
 
@@ -71,7 +71,7 @@ def _numbers(weight: Weight, layer: LayerPlan, own: int) -> Iterator[tuple[str, 
         yield "parameters", layer.parameters, own, "the dense layer has"
     else:
         cores = weight.empty(**settings_of(layer)).factorization
-        usable = usable_rank(cores, layer.rank)
+        usable = type(cores).usable_rank(cores.shape, layer.rank)
         yield "as the rank", list(layer.rank), list(usable), "the most that are of use are"
         number = own - weight.dense.numel() + sum(core.numel() for core in cores.cores)
         yield "parameters", layer.parameters, number, f"rank {list(layer.rank)} makes"

@@ -13,7 +13,6 @@ from tenzoo.compression.obstacles import multiplied, obstacles
 from tenzoo.compression.options import LayerOptions
 from tenzoo.compression.plans import Counted
 from tenzoo.compression.progress import each
-from tenzoo.compression.replaceable import usable_rank
 from tenzoo.factorizations import Rank
 
 
@@ -57,7 +56,7 @@ def _given_rank(option: LayerOptions, ranks: Rank | Mapping[str, Rank]) -> Layer
             return None  # rank one is larger
         message = str(error).replace("`rank`", "`ranks`")
         raise type(error)(f"{message} for {name!r}") from error
-    usable = usable_rank(cores, cores.rank)
+    usable = type(cores).usable_rank(cores.shape, cores.rank)
     smaller = decomposer.num_parameters(usable) < option.weight.dense.numel()
     return Cores(decomposer.factorization, usable) if smaller else None
 

@@ -1,5 +1,6 @@
 """Which weights of a model can be made of cores."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -11,7 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from tenzoo.compression.holders import held_elsewhere
 from tenzoo.compression.reasons import counterparts, reason_of_layer, reason_of_parameter
-from tenzoo.factorizations import Factorization, Rank, factorization_class
+from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.layers import (
     Tensorization,
     TensorizedLayer,
@@ -85,18 +86,20 @@ class Weight:
 
     def whole_modes(self, factorization: str) -> Tensorization | None:
         """Both sizes as one mode each; None for a format that needs others."""
-        if self.is_layer:
-            return counterparts()[type(self.owner)].whole_modes(self.owner, factorization)
-        rows, columns = self.dense.shape
-        return whole_modes(factorization_class(factorization), {"out": rows, "in": columns})
+        return whole_modes(factorization_class(factorization), *self._sizes())
 
     def fits(self, factorization: str) -> bool:
         """Whether the weight can have a format; one of fixed order has no tensor for every layer."""
-        kind = factorization_class(factorization)
-        if self.is_layer:
-            return counterparts()[type(self.owner)].fits(self.owner, kind)
-        rows, columns = self.dense.shape
-        return fits(kind, {"out": rows, "in": columns})
+        return fits(factorization_class(factorization), *self._sizes())
+
+    def _sizes(self) -> tuple[Mapping[str, int], int | None]:
+        """The sizes of both sides, and the number of pixels of a kernel."""
+        if not self.is_layer:
+            rows, columns = self.dense.shape
+            return {"out": rows, "in": columns}, None
+        kernel_size = getattr(self.owner, "kernel_size", None)
+        kernel = None if kernel_size is None else math.prod(kernel_size)
+        return counterparts()[type(self.owner)].sides(self.owner), kernel
 
     def decomposed(
         self,
@@ -118,11 +121,6 @@ class Weight:
         replacement.right_inverse(self.dense)
         replacement.factorization.requires_grad_(self.trained)
         return replacement
-
-
-def usable_rank(cores: Factorization, rank: tuple[int, ...]) -> tuple[int, ...]:
-    """The ranks, clipped to what a decomposition of this shape can use."""
-    return type(cores).usable_rank(cores.shape, rank)
 
 
 def find_weights(model: nn.Module) -> list[Weight]:

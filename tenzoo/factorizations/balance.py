@@ -7,12 +7,11 @@ ring, directions that nearly cancel; from cores that are balanced, gradient desc
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tenzoo.factorizations.network import Network
+from tenzoo.factorizations.network import Holder, Network
 
 _SWEEPS = 50
 _CONVERGED = 1e-6
@@ -20,15 +19,6 @@ _CONVERGED = 1e-6
 
 _FLOOR = 1e-10
 """Share of its trace that is added to a Gram matrix: directions that a core does not have are left alone."""
-
-
-class Bond(NamedTuple):
-    """A bond of two cores: which cores, and which of their dimensions it is."""
-
-    first: int
-    first_dim: int
-    second: int
-    second_dim: int
 
 
 def balanced(cores: Sequence[Tensor], network: Network) -> list[Tensor]:
@@ -51,13 +41,13 @@ def balanced(cores: Sequence[Tensor], network: Network) -> list[Tensor]:
     cores = [core.double() for core in cores]
     if not all(bool(core.any()) for core in cores):
         return cores  # of a tensor that is zero
-    bonds = [Bond(*first, *second) for first, second in (network.holders[bond] for bond in network.pairs)]
+    bonds = [network.holders[bond] for bond in network.pairs]
     hyperedges = [network.holders[bond] for bond in network.hyperedges]
     size = _squared(cores)
     for _ in range(_SWEEPS):
         before = size
-        for bond in bonds:
-            _balance_bond(cores, bond)
+        for first, second in bonds:
+            _balance_bond(cores, first, second)
         for holders in hyperedges:
             slices = [cores[core].movedim(dim, 0) for core, dim in holders]
             for (core, dim), part in zip(holders, balanced_slices(slices), strict=True):
@@ -81,12 +71,11 @@ def balanced_slices(cores: Sequence[Tensor]) -> list[Tensor]:
     return [core * factor.view(-1, *(1 for _ in core.shape[1:])) for core, factor in zip(cores, factors, strict=True)]
 
 
-def _balance_bond(cores: list[Tensor], bond: Bond) -> None:
-    first, first_dim, second, second_dim = bond
-    a, b = cores[first].movedim(first_dim, 0), cores[second].movedim(second_dim, 0)
+def _balance_bond(cores: list[Tensor], first: Holder, second: Holder) -> None:
+    a, b = (cores[core].movedim(dim, 0) for core, dim in (first, second))
     matrix = _between(_gram(a), _gram(b))
-    cores[first] = torch.tensordot(matrix.t(), a, dims=1).movedim(0, first_dim)
-    cores[second] = torch.linalg.solve(matrix, b.reshape(len(b), -1)).reshape(b.shape).movedim(0, second_dim)
+    cores[first.core] = torch.tensordot(matrix.t(), a, dims=1).movedim(0, first.dim)
+    cores[second.core] = torch.linalg.solve(matrix, b.reshape(len(b), -1)).reshape(b.shape).movedim(0, second.dim)
 
 
 def _squared(cores: Sequence[Tensor]) -> float:

@@ -33,8 +33,8 @@ from tenzoo.factorizations.rank import Rank, check_shape, resolve_rank
 FACTORIZATIONS: dict[str, type["Factorization"]] = {}
 """All formats by name. A subclass of :class:`Factorization` with a name is entered where it is defined."""
 
-_MANY = 1024
-"""Entries at which the order of the contraction of entries is decided."""
+_ENTRY, _MANY = "#", 1024
+"""The leg of entries, and the number of them at which the order of the contraction of entries is decided."""
 
 _PLACES = tuple(map(str, range(64)))
 
@@ -134,7 +134,8 @@ class Factorization(nn.Module, CoreProvider):
         if type(self).reconstruct is Factorization.reconstruct:
             self.schedule("reconstruct", self.legs_of_cores, tuple(range(len(self.shape))))
         if type(self).entries_at is Factorization.entries_at:
-            self._entries_schedule()
+            gathered = tuple(_gathered(legs) for legs in self.legs_of_cores)
+            self.schedule("entries", gathered, (_ENTRY,), **{_ENTRY: _MANY})
         self.reset_parameters()
 
     # --- the network -----------------------------------------------------------------------------------------------
@@ -505,19 +506,15 @@ class Factorization(nn.Module, CoreProvider):
                 parts.append(gather_modes(core, dims, own, sparse_grad=sparse_grad))
             else:
                 parts.append(whole_with_sparse_grad(core) if sparse_grad else core)
-        return self._entries_schedule()(parts)
-
-    def _entries_schedule(self) -> Schedule:
-        operands = tuple(
-            (
-                *(["#"] if any(isinstance(leg, int) for leg in legs) else []),
-                *(leg for leg in legs if isinstance(leg, str)),
-            )
-            for legs in self.legs_of_cores
-        )
-        return self.schedule("entries", operands, ("#",), **{"#": _MANY})
+        return self.schedules["entries"](parts)
 
     def extra_repr(self) -> str:
         """Shape, ranks and size, for ``print``."""
         count, dense = sum(core.numel() for core in self.cores), math.prod(self.shape)
         return f"shape={self.shape}, rank={self.rank}, init_std={self.init_std:g}, parameters={count} of {dense}"
+
+
+def _gathered(legs: tuple[Leg, ...]) -> tuple[Leg, ...]:
+    """The legs of a core at given indices of its modes."""
+    bonds = tuple(leg for leg in legs if isinstance(leg, str))
+    return bonds if len(bonds) == len(legs) else (_ENTRY, *bonds)

@@ -11,7 +11,7 @@ from tenzoo.factorizations.als import QUICK_SWEEPS, cp_fit_size, fit_cp
 from tenzoo.factorizations.base import Factorization
 from tenzoo.factorizations.chain import split_at
 from tenzoo.factorizations.decomposition import scaled_to_safety, svd_size, truncated_svd, wide_modes
-from tenzoo.factorizations.errors import Errors, errors_of_matrix, fitted_errors, interpolated
+from tenzoo.factorizations.errors import Errors, errors_of_matrix
 from tenzoo.factorizations.gather import gather_rows
 from tenzoo.factorizations.network import Leg
 
@@ -93,10 +93,9 @@ class CP(Factorization):
     @classmethod
     def errors_by_rank(cls, tensor: Tensor) -> Errors:
         """Errors of short decompositions; of a matrix by its singular values."""
-        if len(wide_modes(tensor.shape)) > 2 and tensor.any():
-            tensor, _ = scaled_to_safety(tensor)
-            return interpolated(fitted_errors(tensor, cls, cls.quick_error))
-        return errors_of_matrix(scaled_to_safety(tensor)[0]) if tensor.any() else super().errors_by_rank(tensor)
+        if len(wide_modes(tensor.shape)) > 2 or not tensor.any():
+            return super().errors_by_rank(tensor)
+        return errors_of_matrix(scaled_to_safety(tensor)[0])
 
     @classmethod
     def quick_error(cls, tensor: Tensor, rank: tuple[int, ...]) -> float:

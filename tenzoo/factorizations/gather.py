@@ -31,10 +31,7 @@ def gather_rows(factor: Tensor, index: Tensor, *, sparse_grad: bool) -> Tensor:
         >>> factor.grad.indices().tolist(), factor.grad.values().tolist()
         ([[3, 7]], [[1.0, 1.0], [2.0, 2.0]])
     """
-    if sparse_grad:
-        rows: Tensor = _SparseGather.apply(factor, index, (0,))
-        return rows
-    return _select(factor, index, (0,))
+    return gather_modes(factor, (0,), [index], sparse_grad=sparse_grad)
 
 
 def gather_slices(core: Tensor, columns: Sequence[Tensor], *, sparse_grad: bool) -> Tensor:

@@ -1,6 +1,5 @@
 """What all tensorized layers have in common: the torch layer that they replace."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -8,9 +7,9 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tenzoo.factorizations import Factorization, Rank, factorization_class, without_dropout
+from tenzoo.factorizations import Rank, without_dropout
 from tenzoo.layers.implementation import FactorizedLayer, Implementation
-from tenzoo.layers.tensorization import Tensorization, fits, whole_modes
+from tenzoo.layers.tensorization import Tensorization
 
 L = TypeVar("L", bound=nn.Module)
 
@@ -53,26 +52,6 @@ class TensorizedLayer(FactorizedLayer, Generic[L]):
         Args:
             layer: Torch's, or this one.
         """
-
-    @classmethod
-    def whole_modes(cls, layer: L, factorization: str) -> Tensorization | None:
-        """The ``tensorization`` with both sizes whole; None, the default of the layer, for a format that needs others.
-
-        Args:
-            layer: Torch's.
-            factorization: Name of a format.
-        """
-        return whole_modes(factorization_class(factorization), cls.sides(layer), _kernel(layer))
-
-    @classmethod
-    def fits(cls, layer: L, kind: type[Factorization]) -> bool:
-        """Whether a layer can have a format.
-
-        Args:
-            layer: Torch's.
-            kind: The format.
-        """
-        return fits(kind, cls.sides(layer), _kernel(layer))
 
     @staticmethod
     @abstractmethod
@@ -188,9 +167,3 @@ class TensorizedLayer(FactorizedLayer, Generic[L]):
         if bias is not None:
             layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         return layer.train(self.training)
-
-
-def _kernel(layer: nn.Module) -> int | None:
-    """Number of pixels of a kernel; None for a layer without one."""
-    size = getattr(layer, "kernel_size", None)
-    return None if size is None else math.prod(size)

@@ -43,11 +43,9 @@ def contract_linear(weight: Factorization, x: Tensor, num_out: int, bias: Tensor
             outer, inner = weight.merged(*counts)
             return F.linear(F.linear(x, _input_matrix(inner)), _output_matrix(outer), bias)
         case BlockTT():
-            rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1], 1)
-            y = _through_pairs(weight.operands, rows)
-            y = y.reshape(*x.shape[:-1], y.shape[1])
-            return y if bias is None else y + bias.to(y.dtype)
-    y = contract_rows_of_inputs(weight, x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), num_out)
+            y = _through_pairs(weight.operands, _rows(x).unsqueeze(2))
+        case _:
+            y = contract_rows_of_inputs(weight, _rows(x), num_out)
     y = y.reshape(*x.shape[:-1], y.shape[1])
     return y if bias is None else y + bias.to(y.dtype)
 
@@ -264,6 +262,11 @@ def _through_pairs(cores: Sequence[Tensor], x: Tensor) -> Tensor:
         y = core.permute(1, 3, 0, 2).reshape(m * right, left * n) @ y.reshape(batch * done, left * n, rest)
         done *= m
     return y.reshape(batch, done, cores[-1].shape[3], length)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """``(…, I)`` to ``(n, I)``, also where n is 0."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _input_matrix(core: Tensor) -> Tensor:

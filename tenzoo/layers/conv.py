@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
 from tenzoo.factorizations import Rank
-from tenzoo.layers.convolution import C, Sizes, TensorizedConvolution, has_channels_last, in_layout_of
+from tenzoo.layers.convolution import C, Sizes, TensorizedConvolution
 from tenzoo.layers.implementation import Implementation
 from tenzoo.layers.tensorization import Tensorization
 
@@ -68,16 +68,9 @@ class _TensorizedConv(TensorizedConvolution[C]):
         Returns:
             ``(N, C_out, …)`` or ``(C_out, …)``.
         """
-        batched = x.ndim == self.dimensions + 2
-        if self.choose(self.positions(x)) == "contract":
-            if not batched:
-                return self._contract(self.factorization, x.unsqueeze(0), self.bias).squeeze(0)
-            return in_layout_of(self._contract(self.factorization, x, self.bias), x)
-        # The layout of the output follows from those of input and weight.
-        weight = self.dense_weight(contiguous=not (batched and has_channels_last(x)))
-        return self._convolve(x, weight, self.bias)
+        return self._compute(x, ())
 
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, added: Sequence[int]) -> Tensor:
         y: Tensor = self._conv_forward(x, weight, bias)  # type: ignore[operator]
         return y
 
@@ -121,9 +114,6 @@ class _TensorizedConv(TensorizedConvolution[C]):
     @override
     def as_tensor(self, dense: Tensor) -> Tensor:
         return dense.movedim(1, -1).reshape(self.factorization.shape)
-
-    def _apply_dense(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self._convolve(x, weight, None)
 
 
 class TensorizedConv1d(_TensorizedConv[nn.Conv1d], nn.Conv1d):

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
 from tenzoo.factorizations import Rank
-from tenzoo.layers.convolution import C, Sizes, TensorizedConvolution, has_channels_last, in_layout_of
+from tenzoo.layers.convolution import C, Sizes, TensorizedConvolution
 from tenzoo.layers.implementation import Implementation
 from tenzoo.layers.tensorization import Tensorization
 
@@ -71,26 +71,24 @@ class _TensorizedConvTranspose(TensorizedConvolution[C]):
         Returns:
             ``(N, C_out, …)`` or ``(C_out, …)``.
         """
-        batched = x.ndim == self.dimensions + 2
         added = self._output_padding(  # type: ignore[operator]
             x, output_size, self.stride, self.padding, self.kernel_size, self.dimensions, self.dilation
         )
-        if self.choose(self.positions(x)) == "contract":
-            y = self._contract(self.factorization, x if batched else x.unsqueeze(0), self.bias, added)
-            return in_layout_of(y, x) if batched else y.squeeze(0)
-        weight = self.dense_weight(contiguous=not (batched and has_channels_last(x)))
-        return self._convolve(x, weight, self.bias, self.padding, self.groups, added)
+        return self._compute(x, added)
 
-    def _convolve(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: Any, groups: int, added: Sequence[int]
-    ) -> Tensor:
-        operator = _OPERATORS[self.dimensions]
-        return operator(x, weight, bias, self.stride, padding, tuple(added), groups, self.dilation)
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, added: Sequence[int]) -> Tensor:
+        return self._transpose(x, weight, bias, self.padding, self.groups, added)
 
     def _operate(self, x: Tensor, kernel: Tensor, padding: Any, groups: int, added: Sequence[int]) -> Tensor:
         # Torch has the inputs of all groups first, and the outputs of one after them.
         kernel = kernel.reshape(groups, -1, *kernel.shape[1:]).transpose(1, 2).flatten(0, 1)
-        return self._convolve(x, kernel, None, padding, groups, added)
+        return self._transpose(x, kernel, None, padding, groups, added)
+
+    def _transpose(
+        self, x: Tensor, kernel: Tensor, bias: Tensor | None, padding: Any, groups: int, added: Sequence[int]
+    ) -> Tensor:
+        operator = _OPERATORS[self.dimensions]
+        return operator(x, kernel, bias, self.stride, padding, tuple(added), groups, self.dilation)
 
     @override
     @staticmethod
@@ -112,9 +110,6 @@ class _TensorizedConvTranspose(TensorizedConvolution[C]):
     @override
     def as_tensor(self, dense: Tensor) -> Tensor:
         return dense.movedim(0, -1).reshape(self.factorization.shape)
-
-    def _apply_dense(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self._convolve(x, weight, None, self.padding, self.groups, self.output_padding)
 
 
 class TensorizedConvTranspose1d(_TensorizedConvTranspose[nn.ConvTranspose1d], nn.ConvTranspose1d):

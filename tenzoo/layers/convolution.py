@@ -113,6 +113,23 @@ class TensorizedConvolution(TensorizedLayer[C]):
         """Pixels between the ends of the kernel, in each dimension."""
         return [(size - 1) * step + 1 for size, step in zip(self.kernel_size, self.dilation, strict=True)]
 
+    def _compute(self, x: Tensor, added: Sequence[int]) -> Tensor:
+        """The output for a batch of images or a single one; ``added`` as in :meth:`_operate`."""
+        batched = x.ndim == self.dimensions + 2
+        if self.choose(self.positions(x)) == "contract":
+            y = self._contract(self.factorization, x if batched else x.unsqueeze(0), self.bias, added)
+            return _in_layout_of(y, x) if batched else y.squeeze(0)
+        # The layout of the output follows from those of input and weight.
+        weight = self.dense_weight(contiguous=not (batched and _has_channels_last(x)))
+        return self._convolve(x, weight, self.bias, added)
+
+    @abstractmethod
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, added: Sequence[int]) -> Tensor:
+        """Torch's layer with a dense weight; ``added`` as in :meth:`_operate`."""
+
+    def _apply_dense(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._convolve(x, weight, None, self.output_padding)
+
     def _contract(
         self, weight: Factorization, x: Tensor, bias: Tensor | None = None, output_padding: Sequence[int] = ()
     ) -> Tensor:
@@ -189,15 +206,14 @@ class TensorizedConvolution(TensorizedLayer[C]):
         return f"{_ConvNd.extra_repr(self)}, implementation={self.implementation}"  # type: ignore[arg-type, no-untyped-call]
 
 
-def in_layout_of(y: Tensor, x: Tensor) -> Tensor:
+def _in_layout_of(y: Tensor, x: Tensor) -> Tensor:
     """A batch of images with its channels last in memory if those of another batch are."""
-    last = _channels_last(x)
-    if x.ndim > 3 and last.is_contiguous() and not x.is_contiguous():
+    if _has_channels_last(x) and not x.is_contiguous():
         return _channels_last(y).contiguous().movedim(-1, 1)
     return y
 
 
-def has_channels_last(x: Tensor) -> bool:
+def _has_channels_last(x: Tensor) -> bool:
     """Whether a batch of images has its channels last in memory, which vmap does not tell by a memory format."""
     return x.ndim > 3 and _channels_last(x).is_contiguous()
 

@@ -12,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tenzoo.cores import CoreGroup, CoreProvider
 from tenzoo.factorizations import Factorization
+from tenzoo.state_dicts import FORMER_NAME, NAME
 
 _last_step = object()
 
@@ -24,9 +25,6 @@ def _note_step(*_: object) -> None:
 
 
 register_optimizer_step_post_hook(_note_step)
-
-_FORMER_NAME, _NAME = "weight.cores.", "factorization.cores."
-"""Of cores in a state dict: as they were named before, and now."""
 
 
 class _Cached(NamedTuple):
@@ -69,25 +67,17 @@ class ReconstructedWeight(Tensor):
                 f"expected a weight of its own for {getattr(func, '__name__', func)}, got one that cores reconstruct; "
                 "change `layer.factorization`, or call layer.reset_parameters()"
             )
-        if getattr(func, "__name__", "") in _COPIED and isinstance(first, cls):
-            first, args = cls._copy(first), args[1:]
-            args = (first, *args)
         with torch._C.DisableTorchFunctionSubclass():
+            if getattr(func, "__name__", "") in _COPIED and isinstance(first, cls):
+                args = (first.clone(), *args[1:])
             result = func(*args, **kwargs)
         return cls._guard(result, first) if isinstance(first, cls) else result
 
     @classmethod
-    def _copy(cls, weight: Tensor) -> Tensor:
-        with torch._C.DisableTorchFunctionSubclass():
-            return weight.clone()
-
-    @classmethod
     def _guard(cls, result: Any, weight: Tensor) -> Any:
         """The result of a function, in this class where it is a part of the weight's memory."""
-        if isinstance(result, tuple | list):
-            return (
-                type(result)(cls._guard(part, weight) for part in result) if type(result) in (tuple, list) else result
-            )
+        if type(result) in (tuple, list):
+            return type(result)(cls._guard(part, weight) for part in result)
         return result.as_subclass(cls) if isinstance(result, Tensor) and _shares_memory(result, weight) else result
 
 
@@ -250,8 +240,8 @@ class FactorizedModule(nn.Module, CoreProvider):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self._cached = None
-        for name in [name for name in state_dict if name.startswith(f"{prefix}{_FORMER_NAME}")]:
-            state_dict[f"{prefix}{_NAME}{name.removeprefix(f'{prefix}{_FORMER_NAME}')}"] = state_dict.pop(name)
+        for name in [name for name in state_dict if name.startswith(f"{prefix}{FORMER_NAME}")]:
+            state_dict[f"{prefix}{NAME}{name.removeprefix(f'{prefix}{FORMER_NAME}')}"] = state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getstate__(self) -> Mapping[str, Any]:
