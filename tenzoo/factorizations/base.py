@@ -417,8 +417,7 @@ class Factorization(nn.Module, CoreProvider):
 
     def reset_parameters(self) -> None:
         """Draw the cores anew: independent normal entries with which ``E[T²] = init_std²`` in every entry."""
-        network = self.network(len(self.shape))
-        num_monomials = math.prod(network.sizes((), self.rank).values())
+        num_monomials = self.network(len(self.shape)).num_monomials(self.rank)
         init_cores_(self.cores, core_std(self.init_std, num_monomials=num_monomials, num_cores=len(self.cores)))
 
     @property

@@ -82,7 +82,7 @@ def tree_fit_size(shape: Sequence[int], network: Network, rank: Sequence[int]) -
         rows, columns = (math.prod(sizes[leg] for leg in side) for side in (own, legs - own))
         peak = max(peak, 2 * rows * columns + svd_size(rows, columns, sizes[bond]))
         legs = (legs - own) | {bond}
-    return peak + sum(map(math.prod, network.core_shapes(shape, rank)))
+    return peak + network.num_parameters(shape, rank)
 
 
 def fit_network(
@@ -138,8 +138,7 @@ def network_fit_size(shape: Sequence[int], network: Network, rank: Sequence[int]
     problems = _problems(network, shape, rank)
     systems = max(p.target.largest + p.tensor.largest + (p.gram.largest if p.direct else 0) for p in problems)
     grams = max(p.unknowns**2 if p.direct else 0 for p in problems)
-    cores = sum(map(math.prod, network.core_shapes(shape, rank)))
-    return 2 * (4 * math.prod(shape) + 2 * systems + 3 * grams + 8 * cores)
+    return 2 * (4 * math.prod(shape) + 2 * systems + 3 * grams + 8 * network.num_parameters(shape, rank))
 
 
 class _Problem(NamedTuple):
@@ -234,9 +233,8 @@ def _noise(tensor: Tensor, network: Network, rank: Sequence[int], seed: int) -> 
     """Cores of a tensor of about the same size."""
     generator = torch.Generator().manual_seed(seed)
     sizes = network.sizes(tensor.shape, rank)
-    monomials = math.prod(sizes[bond] for bond in network.bonds)
     size = float(torch.linalg.vector_norm(tensor)) / math.sqrt(tensor.numel())
-    std = core_std(size, num_monomials=monomials, num_cores=len(network.legs))
+    std = core_std(size, num_monomials=network.num_monomials(rank), num_cores=len(network.legs))
     shapes = [tuple(sizes[leg] for leg in core) for core in _shared_legs(network)]
     return [(std * torch.randn(s, generator=generator, dtype=torch.float64)).to(tensor.device) for s in shapes]
 

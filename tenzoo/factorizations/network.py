@@ -236,6 +236,10 @@ class Network:
         """Number of elements of all cores."""
         return sum(map(math.prod, self.core_shapes(shape, rank)))
 
+    def num_monomials(self, rank: Sequence[int]) -> int:
+        """How many products of core elements sum up to one entry of the tensor."""
+        return math.prod(1 if place is None else rank[place] for place in self.rank_of.values())
+
     def rank_of_edges(self, shape: Sequence[int], rank: Sequence[int]) -> tuple[int, ...]:
         """Ranks clipped to the largest that the unfoldings at the edges can have."""
         bounds = {
