@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tenzoo.cli.checks import check_command
 from tenzoo.cli.commands import COMMANDS
 from tenzoo.cli.messages import answer
-from tenzoo.cli.trainer import Started, TenzooCLI, build, quiet
+from tenzoo.cli.trainer import TenzooCLI, build, quiet
 from tenzoo.jobs import Preempted
 from tenzoo.training import DivergenceError
 
@@ -36,7 +36,6 @@ def main(args: Sequence[str] | None = None) -> int:
         or the disk was full or could not be written to, and 128 and its number if a signal stopped it. Other errors
         during training are raised. With ``JSONARGPARSE_DEBUG=true`` in the environment all errors are.
     """
-    Started.reset()
     argv = list(sys.argv[1:] if args is None else args)
     cli = TenzooCLI.__new__(TenzooCLI)  # its parsers are wanted below also if it fails while being built
     try:
@@ -55,13 +54,14 @@ def main(args: Sequence[str] | None = None) -> int:
             print(f"tenzoo: error: {error}", file=sys.stderr)
         return 1
     except (Exception, SystemExit) as error:
-        if Started.begun and isinstance(error, OSError) and error.errno in _DISK:
+        began = cli.training_start.began
+        if began and isinstance(error, OSError) and error.errno in _DISK:
             print(f"tenzoo: error: {error.strerror}: {error.filename}", file=sys.stderr)
             return 1
-        found = None if Started.begun else answer(error, _parser_of(argv, getattr(cli, "_subcommand_parsers", {})))
+        found = None if began else answer(error, _parser_of(argv, getattr(cli, "_subcommand_parsers", {})))
         if found is None or os.environ.get("JSONARGPARSE_DEBUG"):
             raise
-        Started.discard()
+        cli.log_folders.discard()
         print(found.line, file=sys.stderr)
         return found.code
     return 0

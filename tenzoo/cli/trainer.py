@@ -2,20 +2,15 @@
 
 import itertools
 import logging
-import shutil
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from fsspec.utils import get_protocol  # type: ignore[import-untyped]
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, StochasticWeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
@@ -27,6 +22,7 @@ from tenzoo.cli.checkpoints import read_checkpoint
 from tenzoo.cli.checks import check_callbacks, check_environment, check_seed, check_trainer
 from tenzoo.cli.configs import PARSER_MODE, check_configs
 from tenzoo.cli.layers import settle
+from tenzoo.cli.log_folders import LogFolders
 from tenzoo.cli.report import print_metrics, tell_of_early_stops
 from tenzoo.jobs import ExactResume
 from tenzoo.tasks import Task
@@ -40,44 +36,15 @@ _NEEDED = {"validate": ("val_dataloader", "validation_step"), "test": ("test_dat
 """Methods of the data module and the task without which the Trainer cannot evaluate."""
 
 
-class Started(Callback):
-    """Remembers whether the work began: an error from then on is no mistake in the input, and shows its traceback."""
+class TrainingStart(Callback):
+    """Notes whether training began: an error from then on is no mistake in the input, and shows its traceback."""
 
-    begun = False
-    directories: Sequence[Path] = ()
-    """Of this run's logs, that this process made."""
-    roots: Sequence[Path] = ()
-    """Folders around them that this process made, the innermost first."""
+    def __init__(self) -> None:
+        self.began = False
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        type(self).begun = True
-
-    @classmethod
-    def reset(cls) -> None:
-        """Forget the run before."""
-        cls.begun, cls.directories, cls.roots = False, (), ()
-
-    @classmethod
-    def make(cls, directory: Path) -> bool:
-        """Make a directory for logs; False if there is one already."""
-        cls.roots = [*(folder for folder in directory.parents if not folder.exists()), *cls.roots]
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            directory.mkdir()
-        except FileExistsError:
-            return False
-        cls.directories = [*cls.directories, directory]
-        return True
-
-    @classmethod
-    def discard(cls) -> None:
-        """Remove the directories of a run that never began: they were made before the input was looked at."""
-        for directory in cls.directories:
-            shutil.rmtree(directory, ignore_errors=True)
-        for folder in cls.roots:
-            with suppress(OSError):  # another run's is in it by now
-                folder.rmdir()
+        self.began = True
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -102,7 +69,22 @@ class _SaveConfig(SaveConfigCallback):
 
 
 class TenzooCLI(LightningCLI):
-    """Adds to LightningCLI: both loggers in one directory, a progress bar, a report, and checks of checkpoints."""
+    """Adds to LightningCLI: both loggers in one directory, a progress bar, a report, and checks of checkpoints.
+
+    Attributes:
+        training_start: Whether training began.
+        log_folders: Those of this run.
+    """
+
+    training_start: TrainingStart
+    log_folders: LogFolders
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
+        """Make the attributes that are read also where ``__init__`` fails."""
+        cli = super().__new__(cls)
+        cli.training_start = TrainingStart()
+        cli.log_folders = LogFolders()
+        return cli
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -143,9 +125,9 @@ class TenzooCLI(LightningCLI):
         callbacks = settings.get("callbacks") or []
         check_trainer(settings, self.subcommand)
         check_callbacks(callbacks if isinstance(callbacks, list) else [callbacks])
-        extra: list[Callback] = [Started(), *([] if _any_of(callbacks, RankWatch) else [RankWatch()])]
+        extra: list[Callback] = [self.training_start, *([] if _any_of(callbacks, RankWatch) else [RankWatch()])]
         if settings.get("logger") in (None, True):
-            kwargs["logger"] = _both_loggers(_root(settings))
+            kwargs["logger"] = self.log_folders.both_loggers(_root(settings))
         if settings.get("profiler") is None:
             kwargs["profiler"] = NoProfiler()
         if settings.get("enable_progress_bar") is not False and not _any_of(callbacks, ProgressBar):
@@ -153,7 +135,7 @@ class TenzooCLI(LightningCLI):
         if self.subcommand == "predict":
             extra += _writers(self.model, callbacks)
         trainer = self._instantiate_trainer({**settings, **kwargs}, extra)
-        _claim_logs(trainer.loggers)
+        self.log_folders.claim(trainer.loggers)
         cluster.prepare(trainer, _root(settings))
         return trainer
 
@@ -214,25 +196,6 @@ def _free(folder: Path, name: str, suffix: str, mark: str) -> Path:
     return next(path for each in names if not (path := folder / f"{each}{suffix}").exists())
 
 
-def _claim_logs(loggers: Sequence[Logger]) -> None:
-    """Make the folders that loggers have for themselves; refuse one with other logs: CSVLogger would delete metrics.
-
-    Raises:
-        ValueError: Naming the folder.
-    """
-    if getattr(rank_zero_only, "rank", 0) != 0:
-        return  # by now the first process may have begun to write there
-    for logger in loggers:
-        if not isinstance(logger, TensorBoardLogger | CSVLogger) or get_protocol(logger.log_dir) != "file":
-            continue
-        folder = Path(logger.log_dir)
-        if folder not in Started.directories and not Started.make(folder) and any(folder.iterdir()):
-            raise ValueError(
-                f"expected a folder for the logs of this run alone in `trainer.logger`, got {str(folder)!r}, which is "
-                f"not empty; give {type(logger).__name__} another `version`, or none to take the next free one"
-            )
-
-
 def _writers(task: Task, callbacks: Any) -> list[Callback]:
     """The task's writer of predictions, unless the callbacks have one; a line says where nothing writes them."""
     writer = task.prediction_writer()
@@ -250,25 +213,6 @@ def _writers(task: Task, callbacks: Any) -> list[Callback]:
 
 def _any_of(callbacks: Any, kind: type) -> bool:
     return any(isinstance(callback, kind) for callback in (callbacks if isinstance(callbacks, list) else [callbacks]))
-
-
-def _both_loggers(root: str) -> list[Any]:
-    """TensorBoard and CSV, in one new directory ``root/version_N``."""
-    version = TensorBoardLogger(root, name="").version
-    assert isinstance(version, int)
-    if getattr(rank_zero_only, "rank", 0) == 0:
-        version = _claim(Path(root), version)
-    return [
-        TensorBoardLogger(root, name="", version=version, default_hp_metric=False),
-        CSVLogger(root, name="", version=version),
-    ]
-
-
-def _claim(root: Path, version: int) -> int:
-    """Make the first directory ``root/version_N`` that is not there yet: another run may be about to do the same."""
-    while not Started.make(root / f"version_{version}"):
-        version += 1
-    return version
 
 
 def _is_no_tip(record: logging.LogRecord) -> bool:

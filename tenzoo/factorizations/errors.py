@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -115,39 +115,35 @@ class _Growth:
     """The shares that the unfoldings of a tree keep, and the steps from one rank to the next."""
 
     def __init__(self, tensor: Tensor, network: Network) -> None:
-        self.rank_of = network.rank_of
-        self.cuts: dict[frozenset[frozenset[int]], tuple[list[float], list[str]]] = {}
+        tails: dict[frozenset[frozenset[int]], list[float]] = {}
+        places: dict[frozenset[frozenset[int]], set[int]] = {}
         for edge in network.edges:
-            sides = frozenset([edge.modes, edge.others])
-            if edge.modes and edge.others and self.rank_of[edge.bond] is not None:
-                if sides not in self.cuts:  # of two bonds that cut the same, such as those of a matrix, the smaller one
-                    self.cuts[sides] = _tails(unfolding(tensor, edge)), []
-                self.cuts[sides][1].append(edge.bond)
-        self.limits = [math.inf] * network.num_ranks
-        for tails, bonds in self.cuts.values():
-            for bond in bonds:
-                place = self.rank_of[bond]
-                assert place is not None
-                self.limits[place] = min(self.limits[place], len(tails) - 1)
+            place = network.rank_of[edge.bond]
+            if edge.modes and edge.others and place is not None:
+                sides = frozenset([edge.modes, edge.others])
+                if sides not in tails:  # of two bonds that cut the same, such as those of a matrix, the smaller one
+                    tails[sides] = _tails(unfolding(tensor, edge))
+                places.setdefault(sides, set()).add(place)
+        self.cuts = [(tails[sides], tuple(sorted(found))) for sides, found in places.items()]
+        """For each cut what its ranks leave out, and where its ranks stand."""
+        self.groups = sorted({found for _, found in self.cuts})
+        self.limits = [
+            min((len(left_out) - 1 for left_out, found in self.cuts if place in found), default=math.inf)
+            for place in range(network.num_ranks)
+        ]
 
     def kept(self, rank: Sequence[int]) -> float:
         """The product of all shares."""
-        return math.prod(1 - tails[min(self._sizes(bonds, rank))] for tails, bonds in self.cuts.values())
+        return math.prod(1 - tails[min([rank[place] for place in places])] for tails, places in self.cuts)
 
     def steps(self, rank: tuple[int, ...]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
         """The ranks with those of one cut raised by one, for each cut; and with all of them raised."""
         open_ = {place for place, r in enumerate(rank) if r < self.limits[place]}
-        groups = {
-            frozenset(p for bond in bonds if (p := self.rank_of[bond]) is not None) for _, bonds in self.cuts.values()
-        }
-        raised = [_raised(rank, group) for group in sorted(groups, key=sorted) if group <= open_]
+        raised = [_raised(rank, group) for group in self.groups if open_.issuperset(group)]
         return raised, [_raised(rank, open_)] if open_ else []
 
-    def _sizes(self, bonds: Sequence[str], rank: Sequence[int]) -> list[int]:
-        return [rank[place] for bond in bonds if (place := self.rank_of[bond]) is not None]
 
-
-def _raised(rank: Sequence[int], places: frozenset[int] | set[int]) -> tuple[int, ...]:
+def _raised(rank: Sequence[int], places: Collection[int]) -> tuple[int, ...]:
     return tuple(r + 1 if place in places else r for place, r in enumerate(rank))
 
 

@@ -230,11 +230,12 @@ class Network:
     def core_shapes(self, shape: Sequence[int], rank: Sequence[int]) -> list[tuple[int, ...]]:
         """The shape of each core."""
         sizes = self.sizes(shape, rank)
-        return [tuple(sizes[leg] for leg in core) for core in self.legs]
+        return [tuple([sizes[leg] for leg in core]) for core in self.legs]
 
     def num_parameters(self, shape: Sequence[int], rank: Sequence[int]) -> int:
         """Number of elements of all cores."""
-        return sum(map(math.prod, self.core_shapes(shape, rank)))
+        sizes = self.sizes(shape, rank)
+        return sum([math.prod([sizes[leg] for leg in core]) for core in self.legs])
 
     def num_monomials(self, rank: Sequence[int]) -> int:
         """How many products of core elements sum up to one entry of the tensor."""
@@ -242,11 +243,14 @@ class Network:
 
     def rank_of_edges(self, shape: Sequence[int], rank: Sequence[int]) -> tuple[int, ...]:
         """Ranks clipped to the largest that the unfoldings at the edges can have."""
-        bounds = {
+        return self._clipped(rank, self._bounds_of_edges(tuple(shape)))
+
+    @lru_cache(maxsize=1024)  # noqa: B019  (networks are kept as long as their formats are)
+    def _bounds_of_edges(self, shape: tuple[int, ...]) -> dict[str, int]:
+        return {
             edge.bond: min(math.prod(shape[mode] for mode in side) for side in (edge.modes, edge.others))
             for edge in self.edges
         }
-        return self._clipped(rank, bounds)
 
     def rank_of_cores(self, shape: Sequence[int], rank: Sequence[int]) -> tuple[int, ...]:
         """Ranks clipped until no core has a bond that is larger than all its other legs together.
@@ -257,7 +261,7 @@ class Network:
         while True:
             sizes = self.sizes(shape, rank)
             bounds = {
-                bond: min(math.prod(sizes[leg] for leg in others) for others in sides)
+                bond: min([math.prod([sizes[leg] for leg in others]) for others in sides])
                 for bond, sides in self._other_legs.items()
             }
             clipped = self._clipped(rank, bounds)
@@ -278,11 +282,16 @@ class Network:
 
     def _clipped(self, rank: Sequence[int], bounds: Mapping[str, int]) -> tuple[int, ...]:
         """Ranks clipped to bounds of bonds; one of several bonds to the largest of theirs, and only if all have one."""
-        largest: dict[int, float] = {}
-        for bond, place in self.rank_of.items():
-            if place is not None:
-                largest[place] = max(largest.get(place, 0), bounds.get(bond, math.inf))
-        return tuple(int(min(r, largest.get(place, math.inf))) for place, r in enumerate(rank))
+        bounds_of_ranks = [
+            [bounds.get(bond, r) for bond in bonds] for r, bonds in zip(rank, self._bonds_of_ranks, strict=True)
+        ]
+        return tuple([min(r, max(found, default=r)) for r, found in zip(rank, bounds_of_ranks, strict=True)])
+
+    @cached_property
+    def _bonds_of_ranks(self) -> list[list[str]]:
+        """For each rank, the bonds that have it."""
+        places = range(self.num_ranks)
+        return [[bond for bond, place in self.rank_of.items() if place == each] for each in places]
 
     @cached_property
     def hyperedges(self) -> tuple[str, ...]:

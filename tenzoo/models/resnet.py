@@ -17,7 +17,6 @@ from tenzoo.layers.tensorization import check_sizes
 from tenzoo.weight_files import load_weights_, read_weights
 
 _DEPTHS = (20, 32, 44, 56)
-_COLORS = 3
 _WIDTHS = (16, 32, 64)
 _MIN_SIDE = 4
 
@@ -37,10 +36,12 @@ class CIFARResNet(nn.Module):
     Args:
         depth: Layers with weights: 20, 32, 44 or 56.
         num_classes: Outputs.
-        factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``; None is the dense network.
+        in_channels: Channels of an image: 3 for colour, 1 for grey.
+        factorization: A name such as ``"tr"``, or an einsum; None is the dense network.
         rank: The rank of each convolution: one number, a list, or a fraction of the dense parameters.
-        tensorization: Maps a number of channels (3, 16, 32 or 64) to its factors. Missing numbers have the layer's
-            default, which for a ring and a block TT is ``{3: [3], 16: [4, 2, 2], 32: [4, 4, 2], 64: [4, 4, 4]}``.
+        tensorization: Maps a number of channels (``in_channels``, 16, 32 or 64) to its factors. Missing numbers have
+            the layer's default, which for a ring and a block TT is ``{3: [3], 16: [4, 2, 2], 32: [4, 4, 2], 64: [4, 4,
+            4]}``.
         implementation: How the tensorized convolutions are computed.
 
     Raises:
@@ -61,6 +62,7 @@ class CIFARResNet(nn.Module):
         depth: int,
         *,
         num_classes: int = 10,
+        in_channels: int = 3,
         factorization: str | None = None,
         rank: Rank | None = None,
         tensorization: Mapping[int, Sequence[int]] | None = None,
@@ -69,11 +71,11 @@ class CIFARResNet(nn.Module):
         super().__init__()
         if isinstance(depth, float) or depth not in _DEPTHS:
             raise ValueError(f"expected one of {list(_DEPTHS)} in `depth`, got {depth!r}")
-        check_sizes(num_classes=num_classes)
-        self.depth = depth
-        convolutions = _Convolutions(factorization, rank, tensorization, implementation)
+        check_sizes(num_classes=num_classes, in_channels=in_channels)
+        self.depth, self.in_channels = depth, in_channels
+        convolutions = _Convolutions([in_channels, *_WIDTHS], factorization, rank, tensorization, implementation)
         convolutions.check()
-        self.conv1 = convolutions.make("conv1", _COLORS, _WIDTHS[0])
+        self.conv1 = convolutions.make("conv1", in_channels, _WIDTHS[0])
         self.bn1 = nn.BatchNorm2d(_WIDTHS[0])
         num_blocks = (depth - 2) // 6
         self.layer1 = _stage(convolutions, "layer1", num_blocks, _WIDTHS[0], _WIDTHS[0])
@@ -89,7 +91,7 @@ class CIFARResNet(nn.Module):
         """Classify images.
 
         Args:
-            images: ``(N, 3, H, W)``, normalized as in training; H and W are at least 4.
+            images: ``(N, in_channels, H, W)``, normalized as in training; H and W are at least 4.
 
         Returns:
             Logits, ``(N, num_classes)``.
@@ -97,9 +99,9 @@ class CIFARResNet(nn.Module):
         Raises:
             ValueError: For images of another shape.
         """
-        if images.ndim != 4 or images.shape[1] != _COLORS or min(images.shape[2:]) < _MIN_SIDE:
+        if images.ndim != 4 or images.shape[1] != self.in_channels or min(images.shape[2:]) < _MIN_SIDE:
             raise ValueError(
-                f"expected shape (N, {_COLORS}, H, W) with H and W >= {_MIN_SIDE} in `images`, "
+                f"expected shape (N, {self.in_channels}, H, W) with H and W >= {_MIN_SIDE} in `images`, "
                 f"got {tuple(images.shape)}"
             )
         # The layout of reconstructed kernels, and the faster one. One conversion here saves one per layer.
@@ -168,6 +170,8 @@ def _stage(
 class _Convolutions:
     """Builds the convolutions of a network, all with the same settings."""
 
+    channels: Sequence[int]
+    """Numbers of channels that occur."""
     factorization: str | None
     rank: Rank | None
     tensorization: Mapping[int, Sequence[int]] | None
@@ -184,10 +188,11 @@ class _Convolutions:
                     raise ValueError(f"expected a `factorization` with `{name}`, got {value!r} without one")
         elif self.rank is None:
             raise ValueError(f"expected a `rank` with `factorization`, got {self.factorization!r} without one")
-        channels = [_COLORS, *_WIDTHS]
         for key in self.tensorization or ():
-            if key not in channels:
-                raise ValueError(f"expected numbers of channels of {channels} as keys of `tensorization`, got {key!r}")
+            if key not in self.channels:
+                raise ValueError(
+                    f"expected numbers of channels of {self.channels} as keys of `tensorization`, got {key!r}"
+                )
 
     def make(self, name: str, in_channels: int, out_channels: int, stride: int = 1) -> nn.Module:
         """A convolution of 3 × 3 pixels. The name is for errors."""

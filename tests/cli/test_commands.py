@@ -9,7 +9,8 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from tenzoo.cli import main, trainer
+from tenzoo.cli import main
+from tenzoo.cli.log_folders import LogFolders
 from tenzoo.cli.report import print_metrics
 from tenzoo.training import DivergenceError
 from tests.cli.refused import refused
@@ -221,13 +222,13 @@ def test_a_refused_run_leaves_no_directory(config, checkpoint, capsys, mistake):
 def test_a_refused_run_leaves_what_another_has_made(config, checkpoint, monkeypatch, capsys):
     """Two runs may look for a free directory at the same moment."""
     other = config.parent / "runs" / "version_1"
-    make = trainer._claim
+    make = LogFolders._make
 
-    def late(root, version):
-        (other / "checkpoints").mkdir(parents=True)
-        return make(root, version)
+    def late(folders, folder):
+        (other / "checkpoints").mkdir(parents=True, exist_ok=True)
+        return make(folders, folder)
 
-    monkeypatch.setattr(trainer, "_claim", late)
+    monkeypatch.setattr(LogFolders, "_make", late)
     refusal(capsys, run("fit", config, "--model.init_args.shape", "[2,2,2]"))
     assert (other / "checkpoints").is_dir()
     assert {path.name for path in (config.parent / "runs").iterdir()} == {"version_0", "version_1"}

@@ -48,6 +48,18 @@ def test_compression_by_cp(rank, times):
     assert 269_722 / count(CIFARResNet(20, factorization="cp", rank=rank)) == pytest.approx(times, abs=0.005)
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"factorization": "tr", "rank": 10}, {"factorization": "ar,br,cr,dr->abcd", "rank": 8}]
+)
+def test_grey_images_have_a_network(settings):
+    grey, colour = CIFARResNet(20, in_channels=1, **settings), CIFARResNet(20, **settings)
+    assert grey.conv1.weight.shape == (16, 1, 3, 3)
+    assert [p.shape for p in grey.layer1.parameters()] == [p.shape for p in colour.layer1.parameters()]
+    assert grey(torch.randn(2, 1, 28, 28)).shape == (2, 10)
+    with pytest.raises(ValueError, match=r"^expected shape \(N, 1, H, W\) .* in `images`, got \(2, 3, 32, 32\)$"):
+        grey(torch.randn(2, 3, 32, 32))
+
+
 def test_names_are_those_of_the_published_files():
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     expected = {"conv1.weight", "linear.weight", "linear.bias", *(f"bn1.{name}" for name in norm)}
