@@ -125,7 +125,8 @@ def _own_groups(module: nn.Module) -> Sequence[CoreGroup]:
 def find_core_groups(module: nn.Module) -> list[CoreGroup]:
     """All core groups of a module and its submodules, each once, in the order of ``named_modules()``.
 
-    A group that several modules list is found once, under its first name.
+    A group that several modules list is found once, under its first name. A submodule may list a part of the cores of
+    one group of a module around it, such as a factor that is itself reconstructed from cores: the whole counts.
 
     Args:
         module: The module. Names are relative to it.
@@ -138,20 +139,26 @@ def find_core_groups(module: nn.Module) -> list[CoreGroup]:
 
 def _groups_of(named_modules: Iterable[tuple[str, nn.Module]]) -> list[CoreGroup]:
     groups: list[CoreGroup] = []
-    owner: dict[int, CoreGroup] = {}
+    owner: dict[int, tuple[CoreGroup, str]] = {}
     for prefix, submodule in named_modules:
         for group in _own_groups(submodule):
-            owners = {id(owner.get(id(core))) for core in group.cores}
-            if owners == {id(None)}:
+            owners = {owner.get(id(core)) for core in group.cores}
+            if owners == {None}:
                 name = ".".join(part for part in (prefix, group.name) if part) or type(submodule).__name__
                 found = CoreGroup(name, tuple(group.cores))
                 groups.append(found)
-                owner.update((id(core), found) for core in found.cores)
+                owner.update((id(core), (found, prefix)) for core in found.cores)
                 continue
-            known = next(owner[id(core)] for core in group.cores if id(core) in owner)
-            if owners != {id(known)} or len(known.cores) != len(group.cores):
+            known, place = next(owner[id(core)] for core in group.cores if id(core) in owner)
+            is_whole = len(known.cores) == len(group.cores)
+            if owners != {(known, place)} or not (is_whole or _lies_in(prefix, place)):
                 raise ValueError(
                     f"expected disjoint core groups, got {known.name!r} and {group.name or prefix!r} "
                     f"of {type(submodule).__name__} with some common cores; list each core in one group only"
                 )
     return groups
+
+
+def _lies_in(name: str, outer: str) -> bool:
+    """Whether a module is a submodule of another one, by their names."""
+    return name != outer and (not outer or name.startswith(f"{outer}."))

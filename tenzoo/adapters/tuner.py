@@ -1,0 +1,97 @@
+"""The tuner that PEFT calls, and its entry in PEFT's lists."""
+
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, PeftType, register_peft_method
+from torch import Tensor, nn
+
+from tenzoo.adapters.config import TensorAdapterConfig
+from tenzoo.adapters.layer import TensorAdapterLayer
+
+_NAME = "tensor_adapter"
+
+
+class TensorAdapterModel(BaseTuner):  # type: ignore[misc]
+    """A model with adapters made of cores; PEFT makes it from a :class:`TensorAdapterConfig`."""
+
+    prefix = f"{_NAME}_"
+    tuner_layer_cls = TensorAdapterLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def _create_and_replace(
+        self,
+        peft_config: TensorAdapterConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        try:
+            if isinstance(target, TensorAdapterLayer):
+                target.update_layer(adapter_name, peft_config)
+                return
+            layer = TensorAdapterLayer(target, adapter_name, peft_config)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error} in {current_key}") from error
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # PEFT expects the name right before the last part of a key, and here a whole module follows it.
+        return key.replace(f".{_NAME}_update.{adapter_name}.", f".{_NAME}_update.")
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: TensorAdapterConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        own = {
+            key: value for key, value in model.state_dict().items() if f".{_NAME}_update.{adapter_name}." in f".{key}"
+        }
+        given = {key: value for key, value in remapped.items() if f".{_NAME}_update." in key}
+        _check_same(own, given)
+        return remapped
+
+
+def _check_same(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    """Refuse the weights of an adapter with other settings or for another model; PEFT would take what fits.
+
+    Raises:
+        ValueError: Naming a tensor that is missing, left over, or of another shape.
+    """
+    valid = f"the {len(own)} tensors of this adapter in the file of adapter weights"
+    if missing := sorted(own.keys() - given.keys()):
+        raise ValueError(f"expected {valid}, got none for {missing[0]!r} and {len(missing) - 1} others")
+    if surplus := sorted(given.keys() - own.keys()):
+        raise ValueError(f"expected {valid}, got {surplus[0]!r} and {len(surplus) - 1} others, which it does not have")
+    for key, value in given.items():
+        if value.shape != own[key].shape:
+            raise ValueError(
+                f"expected shape {tuple(own[key].shape)} for {key!r} in the file of adapter weights, got "
+                f"{tuple(value.shape)}"
+            )
+
+
+def _register() -> None:
+    """Enter the method in PEFT's lists. Its enumeration of methods is closed, so a member is added to it."""
+    value = _NAME.upper()
+    if value in PeftType.__members__:
+        return
+    kind: Any = PeftType
+    member = str.__new__(kind, value)
+    member._name_, member._value_ = value, value
+    type.__setattr__(kind, value, member)
+    kind._member_map_[value] = member
+    kind._member_names_.append(value)
+    kind._value2member_map_[value] = member
+    register_peft_method(name=_NAME, config_cls=TensorAdapterConfig, model_cls=TensorAdapterModel)
+
+
+_register()

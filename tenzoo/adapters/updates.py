@@ -1,0 +1,371 @@
+"""Updates ΔW of a frozen weight, reconstructed from cores."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from typing_extensions import override
+
+from tenzoo.adapters.modes import check_modes, matrix_modes, network_modes
+from tenzoo.cores import CoreGroup, CoreProvider
+from tenzoo.factorizations import Factorization, Rank, factorization_class
+from tenzoo.layers import TensorizedEmbedding, TensorizedLinear
+
+Modes = Mapping[int, Sequence[int]]
+"""Maps a width to the modes of what it is split into."""
+
+FLORA_STD = 0.02
+"""Standard deviation of A and B of FLoRA at initialization, as published."""
+
+
+class Adapter(nn.Module, CoreProvider, ABC):
+    """What is trained for one layer.
+
+    Attributes:
+        in_features: Width of the input.
+        out_features: Width of the output.
+    """
+
+    in_features: int
+    out_features: int
+
+    @abstractmethod
+    def cores(self) -> tuple[nn.Parameter, ...]:
+        """All parameters. The first one starts at zero, and the output with it."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """``(…, in_features)`` to ``(…, out_features)``."""
+
+    def start_at_zero_(self) -> None:
+        """Make the output zero: the first core is."""
+        with torch.no_grad():
+            self.cores()[0].zero_()
+
+
+class Update(Adapter):
+    """A matrix ``ΔW (out_features, in_features)`` that is multilinear in its cores, one group: ``x ΔWᵀ``."""
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """ΔW, ``(out_features, in_features)``."""
+
+    @abstractmethod
+    def look_up(self, index: Tensor) -> Tensor:
+        """Columns of ΔW, ``(*index.shape, out_features)``: the update of rows of an embedding."""
+
+    def core_groups(self) -> list[CoreGroup]:
+        """One group."""
+        return [CoreGroup("", self.cores())]
+
+
+class LowRankUpdate(Update):
+    """``ΔW = B A`` with dense factors: LoRA (Hu et al. 2022, arXiv:2106.09685), whose initialization it has.
+
+    Args:
+        in_features: Columns of ΔW.
+        out_features: Rows of ΔW.
+        r: Rows of A, and columns of B.
+
+    Raises:
+        ValueError: If ``r`` is larger than the smaller side of ΔW.
+    """
+
+    def __init__(self, in_features: int, out_features: int, r: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        check_r(r, in_features, out_features)
+        self.b, self.a = nn.Parameter(torch.empty(out_features, r)), nn.Parameter(torch.empty(r, in_features))
+        if not self.a.is_meta:
+            for factor in (self.a, self.b):
+                nn.init.kaiming_uniform_(factor, a=math.sqrt(5))
+
+    @override
+    def cores(self) -> tuple[nn.Parameter, ...]:
+        return self.b, self.a
+
+    @override
+    def matrix(self) -> Tensor:
+        return self.b @ self.a
+
+    @override
+    def look_up(self, index: Tensor) -> Tensor:
+        return F.linear(F.embedding(index, self.a.t()), self.b)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.a), self.b)
+
+
+class FactorizedMatrix(nn.Module):
+    """A matrix ``(rows, columns)``, the first of the entries of a tensor in their order.
+
+    The modes of the tensor need not meet the border between rows and columns. Entries beyond the matrix are not used.
+
+    Args:
+        rows: Rows.
+        columns: Columns.
+        factorization: Name of a format, or an einsum.
+        rank: An int or a fraction, clipped to what the modes admit; or a list of ranks, taken as they are.
+        modes: Of the tensor; None chooses them.
+        std: Root mean square of the entries at initialization.
+
+    Raises:
+        ValueError: If the modes do not multiply to the size of the matrix, or a rank is larger than all that they
+            admit.
+
+    Example:
+        >>> matrix = FactorizedMatrix(4096, 8, factorization="tt", rank=[16, 16, 16, 16], modes=[16, 16, 8, 4, 4])
+        >>> matrix().shape, sum(core.numel() for core in matrix.factorization.cores)
+        (torch.Size([4096, 8]), 7488)
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        *,
+        factorization: str,
+        rank: Rank,
+        modes: Sequence[int] | None = None,
+        std: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.rows, self.columns = rows, columns
+        kind = factorization_class(factorization)
+        if modes is None:
+            modes = matrix_modes(kind, rows * columns)
+        else:
+            check_modes(modes, rows * columns, f"{rows} × {columns}")
+        check_rank(kind, modes, rank)
+        self.factorization = kind(modes, rank, init_std=std, clip_rank=not isinstance(rank, Sequence))
+
+    def forward(self) -> Tensor:
+        """The matrix, in the precision of the cores."""
+        with torch.autocast(self.factorization.cores[0].device.type, enabled=False):
+            entries = self.factorization.reconstruct().reshape(-1)
+        return entries[: self.rows * self.columns].view(self.rows, self.columns)
+
+
+class FactorizedLowRankUpdate(Update):
+    """``ΔW = B Aᵀ`` with a tensor network for each of A and B: LoRETTA-rep (Yang et al. 2024, arXiv:2402.11417).
+
+    A ``(in_features, r)`` has the variance of LoRA's. B ``(out_features, r)`` would have that of a layer with r inputs,
+    but for its first core, which starts at zero.
+
+    Args:
+        in_features: Columns of ΔW.
+        out_features: Rows of ΔW.
+        r: Columns of A and B.
+        factorization: Name of a format, or an einsum.
+        rank: Of both networks, as :class:`FactorizedMatrix` takes it.
+        modes: Maps a width to the modes of its factor, whose product is the width times r.
+
+    Raises:
+        ValueError: If ``r`` is larger than the smaller side of ΔW, or modes or rank do not fit.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        r: int,
+        *,
+        factorization: str,
+        rank: Rank,
+        modes: Modes | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        check_r(r, in_features, out_features)
+        modes = modes or {}
+
+        def make(width: int, std: float) -> FactorizedMatrix:
+            return FactorizedMatrix(width, r, factorization=factorization, rank=rank, modes=modes.get(width), std=std)
+
+        self.b = make(out_features, 1 / math.sqrt(3 * r))
+        self.a = make(in_features, 1 / math.sqrt(3 * in_features))
+
+    @override
+    def cores(self) -> tuple[nn.Parameter, ...]:
+        return *self.b.factorization.cores, *self.a.factorization.cores
+
+    @override
+    def matrix(self) -> Tensor:
+        return F.linear(self.b(), self.a())
+
+    @override
+    def look_up(self, index: Tensor) -> Tensor:
+        return F.linear(F.embedding(index, self.a()), self.b())
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x @ self.a(), self.b())
+
+
+class NetworkUpdate(Update):
+    """ΔW as one tensor network of any format.
+
+    A width that does not split into factors that are alike is covered by a slightly larger one, whose surplus is not
+    used. At the start ΔW would have the variance of a product of LoRA's factors at initialization, but for the first
+    core, which is zero. ``A G Bᵀ`` (FLoRA, Si et al. 2024, arXiv:2405.14739) is a Tucker network of ΔW.
+
+    Args:
+        in_features: Columns of ΔW, or rows of the table of an embedding.
+        out_features: Rows of ΔW, or columns of the table of an embedding.
+        factorization: Name of a format, or an einsum.
+        rank: As the factorization takes it.
+        modes: Maps a width to its factors.
+        whole: Whether both widths stay whole by default.
+        std: Standard deviation of all cores but the first; by default that of the format's initialization.
+        is_table: Whether the update is one of an embedding.
+
+    Raises:
+        ValueError: If modes or rank do not fit.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        factorization: str,
+        rank: Rank,
+        modes: Modes | None = None,
+        whole: bool = False,
+        std: float | None = None,
+        is_table: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        kind = factorization_class(factorization)
+        widths = {"out_features": out_features, "in_features": in_features}
+        if modes:
+            for width in widths.values():
+                check_modes(modes.get(width, [width]), width, str(width))
+        chosen = tuple((width,) for width in widths.values()) if whole else network_modes(kind, widths)
+        sides = [tuple((modes or {}).get(width, side)) for width, side in zip(widths.values(), chosen, strict=True)]
+        covered_out, covered_in = map(math.prod, sides)
+        self.layer: TensorizedEmbedding | TensorizedLinear
+        if is_table:
+            self.layer = TensorizedEmbedding(
+                covered_in, covered_out, factorization=factorization, rank=rank, tensorization=sides[::-1]
+            )
+        else:
+            self.layer = TensorizedLinear(
+                covered_in, covered_out, bias=False, factorization=factorization, rank=rank, tensorization=sides
+            )
+        check_rank(kind, self.layer.factorization.shape, rank)
+        self._initialize(1 / (3 * math.sqrt(in_features)), std)
+
+    def _initialize(self, init_std: float, std: float | None) -> None:
+        network: Factorization = self.layer.factorization
+        network.init_std = init_std
+        network.reset_parameters()
+        if std is not None:
+            with torch.no_grad():
+                for core in list(network.cores)[1:]:
+                    core.normal_(0.0, std)
+
+    @override
+    def cores(self) -> tuple[nn.Parameter, ...]:
+        return tuple(self.layer.factorization.cores)
+
+    @override
+    def matrix(self) -> Tensor:
+        weight = self.layer.weight
+        if isinstance(self.layer, TensorizedEmbedding):
+            weight = weight.t()
+        return weight[: self.out_features, : self.in_features]
+
+    @override
+    def look_up(self, index: Tensor) -> Tensor:
+        rows: Tensor = self.layer(index)
+        return rows[..., : self.out_features]
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self.layer, TensorizedLinear)
+        surplus = self.layer.in_features - self.in_features
+        y: Tensor = self.layer(F.pad(x, (0, surplus)) if surplus else x)
+        return y[..., : self.out_features]
+
+
+class Bottleneck(Adapter):
+    """``U σ(D x)``, added to the output of a layer, with a tensor network for each of D and U: LoRETTA-adp.
+
+    It is no update of a weight: it reads the layer's output, and cannot be merged. σ is GELU. U starts at zero. Source:
+    Yang et al. 2024, arXiv:2402.11417, section 4.1; Houlsby et al. 2019, arXiv:1902.00751.
+
+    Args:
+        features: Width of the layer's output.
+        r: Width of the bottleneck.
+        factorization: Name of a format, or an einsum; None has dense factors.
+        rank: Of both networks, as :class:`FactorizedMatrix` takes it.
+        modes: Maps a width to the modes of its factors, whose product is the width times r.
+
+    Raises:
+        ValueError: If ``r`` is larger than ``features``, or modes or rank do not fit.
+    """
+
+    def __init__(
+        self, features: int, r: int, *, factorization: str | None, rank: Rank, modes: Modes | None = None
+    ) -> None:
+        super().__init__()
+        self.in_features = self.out_features = features
+        update: LowRankUpdate | FactorizedLowRankUpdate
+        if factorization is None:
+            update = LowRankUpdate(features, features, r)
+        else:
+            update = FactorizedLowRankUpdate(features, features, r, factorization=factorization, rank=rank, modes=modes)
+        self.up, self.down = update.b, update.a
+
+    def core_groups(self) -> list[CoreGroup]:
+        """One group for each factor that is made of cores: scaling one against the other changes the output."""
+        factors = {"up": self.up, "down": self.down}
+        return [
+            CoreGroup(name, tuple(factor.factorization.cores))
+            for name, factor in factors.items()
+            if isinstance(factor, FactorizedMatrix)
+        ]
+
+    @override
+    def cores(self) -> tuple[nn.Parameter, ...]:
+        return tuple(self.parameters())
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        down = self.down() if isinstance(self.down, FactorizedMatrix) else self.down.t()
+        up = self.up() if isinstance(self.up, FactorizedMatrix) else self.up
+        return F.linear(F.gelu(x @ down), up)
+
+
+def check_r(r: int, in_features: int, out_features: int) -> None:
+    """Refuse an inner width above the smaller side.
+
+    Raises:
+        ValueError: Naming both.
+    """
+    if r > min(in_features, out_features):
+        raise ValueError(
+            f"expected an int of at most {min(in_features, out_features)} in `r` for a weight of "
+            f"{out_features} × {in_features}, got {r}"
+        )
+
+
+def check_rank(kind: type[Factorization], shape: Sequence[int], rank: Rank) -> None:
+    """Refuse a uniform rank above the largest that any bond admits.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    if isinstance(rank, int):
+        largest = max(kind.resolve_rank(shape, rank))
+        if rank > largest:
+            raise ValueError(
+                f"expected an int of at most {largest} in `rank` for the modes {tuple(shape)} of {kind.name}, got "
+                f"{rank}"
+            )
