@@ -9,7 +9,7 @@ whose product is 1 does not change T, so a training method is free to choose how
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
@@ -65,6 +65,9 @@ class CoreProvider(ABC):
         >>> [group.name for group in find_core_groups(model)]
         ['0.weight', '2.weight']
     """
+
+    encloses_groups: ClassVar[bool] = False
+    """Whether the groups of submodules are parts of this module's own, as of factors that are themselves tensorized."""
 
     @abstractmethod
     def core_groups(self) -> Sequence[CoreGroup]:
@@ -125,8 +128,8 @@ def _own_groups(module: nn.Module) -> Sequence[CoreGroup]:
 def find_core_groups(module: nn.Module) -> list[CoreGroup]:
     """All core groups of a module and its submodules, each once, in the order of ``named_modules()``.
 
-    A group that several modules list is found once, under its first name. A submodule may list a part of the cores of
-    one group of a module around it, such as a factor that is itself reconstructed from cores: the whole counts.
+    A group that several modules list is found once, under its first name. The groups of submodules of a provider that
+    ``encloses_groups`` may be parts of its own, which count.
 
     Args:
         module: The module. Names are relative to it.
@@ -139,19 +142,22 @@ def find_core_groups(module: nn.Module) -> list[CoreGroup]:
 
 def _groups_of(named_modules: Iterable[tuple[str, nn.Module]]) -> list[CoreGroup]:
     groups: list[CoreGroup] = []
-    owner: dict[int, tuple[CoreGroup, str]] = {}
+    owner: dict[int, CoreGroup] = {}
+    enclosing: dict[CoreGroup, str] = {}
     for prefix, submodule in named_modules:
         for group in _own_groups(submodule):
-            owners = {owner.get(id(core)) for core in group.cores}
-            if owners == {None}:
+            owners = {id(owner.get(id(core))) for core in group.cores}
+            if owners == {id(None)}:
                 name = ".".join(part for part in (prefix, group.name) if part) or type(submodule).__name__
                 found = CoreGroup(name, tuple(group.cores))
                 groups.append(found)
-                owner.update((id(core), (found, prefix)) for core in found.cores)
+                owner.update((id(core), found) for core in found.cores)
+                if getattr(submodule, "encloses_groups", False):
+                    enclosing[found] = prefix
                 continue
-            known, place = next(owner[id(core)] for core in group.cores if id(core) in owner)
-            is_whole = len(known.cores) == len(group.cores)
-            if owners != {(known, place)} or not (is_whole or _lies_in(prefix, place)):
+            known = next(owner[id(core)] for core in group.cores if id(core) in owner)
+            is_known = len(known.cores) == len(group.cores) or _lies_in(prefix, enclosing.get(known))
+            if owners != {id(known)} or not is_known:
                 raise ValueError(
                     f"expected disjoint core groups, got {known.name!r} and {group.name or prefix!r} "
                     f"of {type(submodule).__name__} with some common cores; list each core in one group only"
@@ -159,6 +165,6 @@ def _groups_of(named_modules: Iterable[tuple[str, nn.Module]]) -> list[CoreGroup
     return groups
 
 
-def _lies_in(name: str, outer: str) -> bool:
+def _lies_in(name: str, outer: str | None) -> bool:
     """Whether a module is a submodule of another one, by their names."""
-    return name != outer and (not outer or name.startswith(f"{outer}."))
+    return outer is not None and name != outer and (not outer or name.startswith(f"{outer}."))

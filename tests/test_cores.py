@@ -98,6 +98,25 @@ def test_groups_that_overlap_in_part_are_refused(pick):
         find_core_groups(Thief(LowRank()))
 
 
+def test_groups_of_submodules_can_be_parts_of_an_enclosing_one():
+    class Product(nn.Module, CoreProvider):
+        encloses_groups = True
+
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = LowRank(), LowRank()
+
+        def core_groups(self):
+            return [CoreGroup("weight", (self.left.a, self.left.b, self.right.a, self.right.b))]
+
+    assert names(nn.Sequential(Product(), LowRank())) == ["0.weight", "1.weight"]
+    both = nn.Module()
+    both.product, both.again = Product(), LowRank()
+    both.again.a = both.product.left.a
+    with pytest.raises(ValueError, match=r"disjoint core groups, got 'product.weight' and 'weight'"):
+        find_core_groups(both)
+
+
 def test_a_core_twice_in_a_group_is_refused():
     core = nn.Parameter(torch.ones(2))
     with pytest.raises(ValueError, match="distinct parameters in `cores` of core group 'w'"):

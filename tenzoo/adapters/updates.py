@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,8 @@ class Adapter(nn.Module, CoreProvider, ABC):
 
 class Update(Adapter):
     """A matrix ``ΔW (out_features, in_features)`` that is multilinear in its cores, one group: ``x ΔWᵀ``."""
+
+    encloses_groups: ClassVar[bool] = True
 
     @abstractmethod
     def matrix(self) -> Tensor:
