@@ -98,18 +98,21 @@ class TensorAdapterLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             )
         if config.kind == "flora":
             check_r(config.r, *sizes)
+            r = min(config.r, *sizes)
             return NetworkUpdate(
-                *sizes, factorization="tucker", rank=config.r, whole=True, std=FLORA_STD, is_table=self.is_embedding
+                *sizes, factorization="tucker", rank=r, whole=True, std=FLORA_STD, is_table=self.is_embedding
             )
         if config.factorization is None:
-            return LowRankUpdate(*sizes, config.r)
+            return LowRankUpdate(*sizes, config.r, is_table=self.is_embedding)
+        network: dict[str, Any] = {
+            "factorization": config.factorization,
+            "rank": rank,
+            "modes": config.modes,
+            "is_table": self.is_embedding,
+        }
         if config.kind == "lora":
-            return FactorizedLowRankUpdate(
-                *sizes, config.r, factorization=config.factorization, rank=rank, modes=config.modes
-            )
-        return NetworkUpdate(
-            *sizes, factorization=config.factorization, rank=rank, modes=config.modes, is_table=self.is_embedding
-        )
+            return FactorizedLowRankUpdate(*sizes, config.r, **network)
+        return NetworkUpdate(*sizes, **network)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The output of the layer with its active adapters.

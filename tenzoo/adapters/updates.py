@@ -66,29 +66,34 @@ class Update(Adapter):
 
 
 class LowRankUpdate(Update):
-    """``ΔW = B A`` with dense factors: LoRA (Hu et al. 2022, arXiv:2106.09685), whose initialization it has.
+    """``ΔW = B A`` with dense factors: LoRA (Hu et al. 2022, arXiv:2106.09685).
+
+    It is initialized as PEFT's: B is zero and A has the variance ``1 / (3 in_features)``; for an embedding A is zero
+    and B has the variance 1.
 
     Args:
-        in_features: Columns of ΔW.
-        out_features: Rows of ΔW.
+        in_features: Columns of ΔW, or rows of the table of an embedding.
+        out_features: Rows of ΔW, or columns of the table of an embedding.
         r: Rows of A, and columns of B.
+        is_table: Whether the update is one of an embedding.
 
     Raises:
-        ValueError: If ``r`` is larger than the smaller side of ΔW.
+        ValueError: If ``r`` is larger than the larger side of ΔW.
     """
 
-    def __init__(self, in_features: int, out_features: int, r: int) -> None:
+    def __init__(self, in_features: int, out_features: int, r: int, *, is_table: bool = False) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
+        self.is_table = is_table
         check_r(r, in_features, out_features)
         self.b, self.a = nn.Parameter(torch.empty(out_features, r)), nn.Parameter(torch.empty(r, in_features))
         if not self.a.is_meta:
             for factor in (self.a, self.b):
-                nn.init.kaiming_uniform_(factor, a=math.sqrt(5))
+                nn.init.normal_(factor) if is_table else nn.init.kaiming_uniform_(factor, a=math.sqrt(5))
 
     @override
     def cores(self) -> tuple[nn.Parameter, ...]:
-        return self.b, self.a
+        return (self.a, self.b) if self.is_table else (self.b, self.a)
 
     @override
     def matrix(self) -> Tensor:
@@ -157,18 +162,19 @@ class FactorizedLowRankUpdate(Update):
     """``ΔW = B Aᵀ`` with a tensor network for each of A and B: LoRETTA-rep (Yang et al. 2024, arXiv:2402.11417).
 
     A ``(in_features, r)`` has the variance of LoRA's. B ``(out_features, r)`` would have that of a layer with r inputs,
-    but for its first core, which starts at zero.
+    but for its first core, which starts at zero. For an embedding both have the variance 1, and the zero core is A's.
 
     Args:
-        in_features: Columns of ΔW.
-        out_features: Rows of ΔW.
+        in_features: Columns of ΔW, or rows of the table of an embedding.
+        out_features: Rows of ΔW, or columns of the table of an embedding.
         r: Columns of A and B.
         factorization: Name of a format, or an einsum.
         rank: Of both networks, as :class:`FactorizedMatrix` takes it.
         modes: Maps a width to the modes of its factor, whose product is the width times r.
+        is_table: Whether the update is one of an embedding.
 
     Raises:
-        ValueError: If ``r`` is larger than the smaller side of ΔW, or modes or rank do not fit.
+        ValueError: If ``r`` is larger than the larger side of ΔW, or modes or rank do not fit.
     """
 
     def __init__(
@@ -180,21 +186,24 @@ class FactorizedLowRankUpdate(Update):
         factorization: str,
         rank: Rank,
         modes: Modes | None = None,
+        is_table: bool = False,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
+        self.is_table = is_table
         check_r(r, in_features, out_features)
         modes = modes or {}
 
         def make(width: int, std: float) -> FactorizedMatrix:
             return FactorizedMatrix(width, r, factorization=factorization, rank=rank, modes=modes.get(width), std=std)
 
-        self.b = make(out_features, 1 / math.sqrt(3 * r))
-        self.a = make(in_features, 1 / math.sqrt(3 * in_features))
+        self.b = make(out_features, 1 if is_table else 1 / math.sqrt(3 * r))
+        self.a = make(in_features, 1 if is_table else 1 / math.sqrt(3 * in_features))
 
     @override
     def cores(self) -> tuple[nn.Parameter, ...]:
-        return *self.b.factorization.cores, *self.a.factorization.cores
+        first, second = (self.a, self.b) if self.is_table else (self.b, self.a)
+        return *first.factorization.cores, *second.factorization.cores
 
     @override
     def matrix(self) -> Tensor:
@@ -213,8 +222,8 @@ class NetworkUpdate(Update):
     """ΔW as one tensor network of any format.
 
     A width that does not split into factors that are alike is covered by a slightly larger one, whose surplus is not
-    used. At the start ΔW would have the variance of a product of LoRA's factors at initialization, but for the first
-    core, which is zero. ``A G Bᵀ`` (FLoRA, Si et al. 2024, arXiv:2405.14739) is a Tucker network of ΔW.
+    used. At the start ΔW would have the variance of a product of LoRA's factors at initialization, or that of a table,
+    but for the first core, which is zero. ``A G Bᵀ`` (FLoRA, Si et al. 2024, arXiv:2405.14739) is a Tucker network.
 
     Args:
         in_features: Columns of ΔW, or rows of the table of an embedding.
@@ -262,7 +271,7 @@ class NetworkUpdate(Update):
                 covered_in, covered_out, bias=False, factorization=factorization, rank=rank, tensorization=sides
             )
         check_rank(kind, self.layer.factorization.shape, rank)
-        self._initialize(1 / (3 * math.sqrt(in_features)), std)
+        self._initialize(1 if is_table else 1 / (3 * math.sqrt(in_features)), std)
 
     def _initialize(self, init_std: float, std: float | None) -> None:
         network: Factorization = self.layer.factorization
@@ -347,15 +356,15 @@ class Bottleneck(Adapter):
 
 
 def check_r(r: int, in_features: int, out_features: int) -> None:
-    """Refuse an inner width above the smaller side.
+    """Refuse an inner width above the larger side.
 
     Raises:
         ValueError: Naming both.
     """
-    if r > min(in_features, out_features):
+    largest = max(in_features, out_features)
+    if r > largest:
         raise ValueError(
-            f"expected an int of at most {min(in_features, out_features)} in `r` for a weight of "
-            f"{out_features} × {in_features}, got {r}"
+            f"expected an int of at most {largest} in `r` for a weight of {out_features} × {in_features}, got {r}"
         )
 
 
