@@ -1,4 +1,4 @@
-"""Print tables: ``python -m benchmarks [covid] [sparse] [formats] [tltorch] [networks] [layers] [compression]``.
+"""Print tables: ``python -m benchmarks [name …]``, all of them without names.
 
 ``python -m benchmarks gpu [--device cpu]`` checks and measures on a GPU instead, see :mod:`benchmarks.gpu.run`.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import lightning
 import torch
 
+from benchmarks.adapters import adapters
 from benchmarks.compression import compression
 from benchmarks.covid import covid
 from benchmarks.formats import formats
@@ -28,6 +29,7 @@ COMPARISONS: dict[str, Callable[[int], Report]] = {
     "networks": networks,
     "layers": layers,
     "compression": compression,
+    "adapters": adapters,
 }
 _LEAST_ROUNDS = 7
 

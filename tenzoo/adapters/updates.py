@@ -117,7 +117,7 @@ class FactorizedMatrix(nn.Module):
         rows: Rows.
         columns: Columns.
         factorization: Name of a format, or an einsum.
-        rank: An int or a fraction, clipped to what the modes admit; or a list of ranks, taken as they are.
+        rank: As the format takes it.
         modes: Of the tensor; None chooses them.
         std: Root mean square of the entries at initialization.
 
@@ -126,7 +126,7 @@ class FactorizedMatrix(nn.Module):
             admit.
 
     Example:
-        >>> matrix = FactorizedMatrix(4096, 8, factorization="tt", rank=[16, 16, 16, 16], modes=[16, 16, 8, 4, 4])
+        >>> matrix = FactorizedMatrix(4096, 8, factorization="tt", rank=16, modes=[16, 16, 8, 4, 4])
         >>> matrix().shape, sum(core.numel() for core in matrix.factorization.cores)
         (torch.Size([4096, 8]), 7488)
     """
@@ -149,7 +149,7 @@ class FactorizedMatrix(nn.Module):
         else:
             check_modes(modes, rows * columns, f"{rows} × {columns}")
         check_rank(kind, modes, rank)
-        self.factorization = kind(modes, rank, init_std=std, clip_rank=not isinstance(rank, Sequence))
+        self.factorization = kind(modes, rank, init_std=std)
 
     def forward(self) -> Tensor:
         """The matrix, in the precision of the cores."""
@@ -369,13 +369,13 @@ def check_r(r: int, in_features: int, out_features: int) -> None:
 
 
 def check_rank(kind: type[Factorization], shape: Sequence[int], rank: Rank) -> None:
-    """Refuse a uniform rank above the largest that any bond admits.
+    """Refuse a uniform rank above the largest that any bond can use.
 
     Raises:
         ValueError: Naming it.
     """
     if isinstance(rank, int):
-        largest = max(kind.resolve_rank(shape, rank))
+        largest = max(kind.usable_rank(tuple(shape), kind.resolve_rank(shape, rank)))
         if rank > largest:
             raise ValueError(
                 f"expected an int of at most {largest} in `rank` for the modes {tuple(shape)} of {kind.name}, got "

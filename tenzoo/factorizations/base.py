@@ -69,8 +69,6 @@ class Factorization(nn.Module, CoreProvider):
             fraction of the dense tensor's parameters within which the largest uniform rank is taken. ``1`` is rank
             one, ``1.0`` is as many parameters as the dense tensor has.
         init_std: Root mean square of the tensor's entries at initialization, exact in expectation.
-        clip_rank: Whether ranks above the largest that the shape admits are clipped to it. Without it they are taken
-            as they are given, and some elements of the cores are of no use.
         device: Where the cores are made.
         dtype: Floating-point type of the cores.
 
@@ -119,7 +117,6 @@ class Factorization(nn.Module, CoreProvider):
         rank: Rank,
         *,
         init_std: float = 1.0,
-        clip_rank: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -127,7 +124,7 @@ class Factorization(nn.Module, CoreProvider):
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"expected a floating-point type in `dtype`, got {dtype}")
         self.shape = check_shape(shape)
-        self.rank = self.resolve_rank(self.shape, rank, clip=clip_rank)
+        self.rank = self.resolve_rank(self.shape, rank)
         self.init_std = check_init_std(init_std)
         core_shapes = self.network(len(self.shape)).core_shapes(self.shape, self.rank)
         self.cores = _Cores(torch.empty(core_shape, device=device, dtype=dtype) for core_shape in core_shapes)
@@ -194,16 +191,13 @@ class Factorization(nn.Module, CoreProvider):
     # --- ranks -----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def resolve_rank(
-        cls, shape: Sequence[int], rank: Rank, num_dense: int | None = None, *, clip: bool = True
-    ) -> tuple[int, ...]:
+    def resolve_rank(cls, shape: Sequence[int], rank: Rank, num_dense: int | None = None) -> tuple[int, ...]:
         """The ranks that an instance of this shape and rank has.
 
         Args:
             shape: As in the constructor.
             rank: As in the constructor.
             num_dense: Number of parameters that a fraction refers to; that of the dense tensor by default.
-            clip: Whether ranks are clipped to what the shape admits.
 
         Raises:
             TypeError: As the constructor does.
@@ -211,17 +205,13 @@ class Factorization(nn.Module, CoreProvider):
         """
         shape = tuple(shape)
         network = cls.network(len(shape))
-
-        def admitted(shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
-            return cls.admitted_rank(shape, rank) if clip else rank
-
         resolved = resolve_rank(
             rank,
             num_ranks=network.num_ranks,
             num_dense=num_dense or math.prod(shape),
-            num_parameters=lambda ranks: network.num_parameters(shape, admitted(shape, ranks)),
+            num_parameters=lambda ranks: network.num_parameters(shape, cls.admitted_rank(shape, ranks)),
         )
-        return admitted(shape, resolved)
+        return cls.admitted_rank(shape, resolved)
 
     @classmethod
     def admitted_rank(cls, shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
