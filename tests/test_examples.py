@@ -36,6 +36,12 @@ def test_das_in_plain_torch(tmp_path: Path):
     assert max(error) < 0.1
 
 
+def test_adapt_a_vit(tmp_path: Path):
+    _, frozen, adapted = lines_of("adapt_a_vit", cwd=tmp_path)
+    assert [row[:2] for row in (frozen, adapted)] == [["frozen", "0"], ["adapted", "1,788"]]
+    assert float(frozen[2]) < 0.7 < 0.95 < float(adapted[2])
+
+
 def test_own_core_provider(tmp_path: Path):
     _, plain, sam, das = lines_of("own_core_provider", cwd=tmp_path)
     assert [row[0] for row in (plain, sam, das)] == ["plain", "SAM", "DAS"]

@@ -123,7 +123,9 @@ class TestFiles:
         other = tmp_path_factory.mktemp("other")
         adapted(factorization="tt", target_modules=["first", "second"]).save_pretrained(other)
         shutil.copy(other / "adapter_model.safetensors", folder / "adapter_model.safetensors")
-        with pytest.raises(ValueError, match=r"^expected the \d+ tensors .* got '.*second.*' and 3 others, which it does not have$"):
+        with pytest.raises(
+            ValueError, match=r"^expected the \d+ tensors .* got '.*second.*' and 3 others, which it does not have$"
+        ):
             self.load(folder)
 
     def test_that_are_truncated(self, folder):
