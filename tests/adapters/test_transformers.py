@@ -70,10 +70,11 @@ def logits(model, ids):
         return model(input_ids=ids, **more).logits
 
 
+@torch.no_grad()
 def randomize_(model):
     for name, parameter in model.named_parameters():
         if "tensor_adapter_update" in name:
-            parameter.data.add_(0.1 * torch.randn_like(parameter))
+            parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 @pytest.fixture
