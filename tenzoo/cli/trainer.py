@@ -251,7 +251,12 @@ def build(cli: TenzooCLI, argv: list[str], *, run: bool = True) -> None:
     check_configs(argv)
     strict = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": PARSER_MODE}
     commands = {name: dict(strict) for name in TenzooCLI.subcommands()}
-    kwargs: dict[str, Any] = {**strict, "prog": "tenzoo", "version": __version__, **commands}
+    description = (
+        "Train tensorized networks, and evaluate them. Three more commands, each with --help: "
+        "`tenzoo list` shows the zoo, `tenzoo describe` a network, `tenzoo compress` makes a trained network smaller."
+    )
+    main = {"prog": "tenzoo", "version": __version__, "description": description}
+    kwargs: dict[str, Any] = {**strict, **main, **commands}
     cli.__init__(  # type: ignore[misc]
         Task,
         LightningDataModule,

@@ -117,9 +117,9 @@ class Budget:
             stays = [
                 (option, round(row[-1].cost)) for option, row in zip(options, candidates, strict=True) if len(row) == 1
             ]
+            kept = obstacles(model, stays) if self.count == "parameters" else multiplied(stays)
             raise ValueError(
                 f"expected at least {least:,} {self.count} in `budget`, the least that this model can be brought to, "
-                f"got {math.floor(self.allowed):,} of {self.whole:,}; what stays as it is: "
-                f"{obstacles(model, stays) if self.count == 'parameters' else multiplied(stays)}"
+                f"got {math.floor(self.allowed):,} of {self.whole:,}{f'; what stays as it is: {kept}' if kept else ''}"
             ) from error
         return [None if each.rank is None else Cores(cast(str, each.factorization), each.rank) for each in chosen]
