@@ -2,6 +2,7 @@
 
 from tenzoo.models.completion import TensorCompletion
 from tenzoo.models.compressed_network import CompressedNetwork
+from tenzoo.models.pretrained_transformer import PretrainedTransformer
 from tenzoo.models.resnet import CIFARResNet
 
-__all__ = ["CIFARResNet", "CompressedNetwork", "TensorCompletion"]
+__all__ = ["CIFARResNet", "CompressedNetwork", "PretrainedTransformer", "TensorCompletion"]

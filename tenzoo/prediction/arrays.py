@@ -63,22 +63,25 @@ class GrowingArrays:
                 self._rows[name].write(np.ascontiguousarray(array).data)
         self.count += len(array)
 
-    def finish(self, columns: Mapping[str, Sequence[str]]) -> Path:
+    def finish(self, columns: Mapping[str, Sequence[str]], words: Mapping[str, Sequence[str]] | None = None) -> Path:
         """Write the file.
 
         Args:
             columns: For each array the names of its columns in a ``.csv`` file.
+            words: For arrays of integers from 0 on the word that each stands for. A ``.csv`` file has the words, a
+                ``.npz`` file a further array ``{name}_names`` of them.
 
         Returns:
             Its path.
         """
+        words = words or {}
         with self._in_folder():
             path = _unused(self._path)
             with atomic_write(path) as unfinished:
                 if path.suffix == ".npz":
-                    self._write_npz(unfinished)
+                    self._write_npz(unfinished, words)
                 else:
-                    self._write_csv(unfinished, columns)
+                    self._write_csv(unfinished, columns, words)
         self.discard()
         return path
 
@@ -89,7 +92,7 @@ class GrowingArrays:
                 rows.close()
         self._rows.clear()
 
-    def _write_npz(self, path: Path) -> None:
+    def _write_npz(self, path: Path, words: Mapping[str, Sequence[str]]) -> None:
         with zipfile.ZipFile(path, "w") as archive:
             for name, rows in self._rows.items():
                 kind, shape = self._kinds[name]
@@ -98,17 +101,24 @@ class GrowingArrays:
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array_header_1_0(file, {**header, "shape": (self.count, *shape)})
                     shutil.copyfileobj(rows, file, _BLOCK)
+            for name, known in words.items():
+                with archive.open(f"{name}_names.npy", "w") as file:
+                    np.lib.format.write_array(file, np.array(known), allow_pickle=False)
 
-    def _write_csv(self, path: Path, columns: Mapping[str, Sequence[str]]) -> None:
-        names = [column for name in self._rows for column in columns[name]]
-        forms = [form for name in self._rows for form in [_form(self._kinds[name][0])] * len(columns[name])]
+    def _write_csv(self, path: Path, columns: Mapping[str, Sequence[str]], words: Mapping[str, Sequence[str]]) -> None:
+        names = [_quoted(column) for name in self._rows for column in columns[name]]
+        kinds = {name: "%s" if name in words else _form(self._kinds[name][0]) for name in self._rows}
+        forms = [form for name in self._rows for form in [kinds[name]] * len(columns[name])]
+        written = {name: np.array([_quoted(word) for word in known]) for name, known in words.items()}
         for rows in self._rows.values():
             rows.seek(0)
         with path.open("w", encoding="utf-8") as file:
             file.write(",".join(names) + "\n")
             for start in range(0, self.count, _BLOCK // 16):
                 parts = [
-                    part for name in self._rows for part in self._block(name, min(_BLOCK // 16, self.count - start))
+                    written[name][part] if name in written else part
+                    for name in self._rows
+                    for part in self._block(name, min(_BLOCK // 16, self.count - start))
                 ]
                 np.savetxt(file, np.rec.fromarrays(parts), forms, ",")  # by column: integers stay whole
 
@@ -129,6 +139,16 @@ class GrowingArrays:
                 f"expected a folder with room for {self._path.name!r} in `trainer.default_root_dir`, got "
                 f"{str(self._path.parent)!r} ({reason}); nothing was written"
             ) from error
+
+
+def _quoted(word: str) -> str:
+    """A cell of a ``.csv`` file (RFC 4180).
+
+    Example:
+        >>> print(_quoted("no"), _quoted("yes, sure"))
+        no "yes, sure"
+    """
+    return '"' + word.replace('"', '""') + '"' if set(word) & set(',"\r\n') else word
 
 
 def _form(kind: np.dtype[Any]) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -53,6 +53,10 @@ class _Writer(Callback):
     def _note(self, batch: Any) -> None:
         """Called with each batch that was predicted."""
 
+    def _words(self, trainer: Trainer) -> Mapping[str, Sequence[str]]:
+        """For arrays of integers the word that each stands for."""
+        return {}
+
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse data that is divided among processes, and a folder that cannot be written to."""
@@ -88,7 +92,7 @@ class _Writer(Callback):
         """Write the file."""
         if self._growing is not None and self._growing.count:
             count = self._growing.count
-            path = self._growing.finish(self._columns)
+            path = self._growing.finish(self._columns, self._words(trainer))
             rank_zero_info(f"wrote {self._summary(trainer, count)} to {path}")
 
     @override
@@ -188,6 +192,59 @@ class PredictedClassesWriter(_Writer):
     @override
     def _summary(self, trainer: Trainer, count: int) -> str:
         return f"{count} predicted classes"
+
+
+class PredictedLabelsWriter(_Writer):
+    """Write the predicted labels of texts to ``labels.csv`` in the log directory.
+
+    A row has the ``label`` by its name, and the probability of each label in a column of its name, in the order of the
+    data; for a regression it has the ``value``. An existing file is never overwritten: a number is appended to the
+    name. Under DDP every rank predicts all texts and the first one writes.
+
+    Args:
+        name: File name. ``.npz`` writes arrays ``label``, ``label_names`` and ``probabilities``, or ``value``.
+
+    Raises:
+        TypeError: If ``name`` is not a string.
+        ValueError: For a name that ends in neither ``.npz`` nor ``.csv``, or leads out of the log directory; while
+            predicting, for predictions that are not finite.
+        OSError: While predicting, if the folder cannot be written to or the disk is full.
+
+    Example:
+        >>> PredictedLabelsWriter().name
+        'labels.csv'
+    """
+
+    def __init__(self, name: str = "labels.csv") -> None:
+        super().__init__(name)
+        self._names: list[str] = []
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the names of labels from the data."""
+        self._names = [str(name) for name in getattr(trainer.datamodule, "label_names", None) or ()]  # type: ignore[attr-defined]
+        super().on_predict_start(trainer, pl_module)
+
+    @override
+    def _arrays(self, prediction: Any) -> Mapping[str, Tensor]:
+        if prediction.shape[1] == 1:
+            return {"value": prediction[:, 0]}
+        return {"label": prediction.argmax(1), "probabilities": prediction}
+
+    @override
+    def _column_names(self, name: str, count: int) -> list[str]:
+        if name == "probabilities":
+            self._names = self._names or [str(k) for k in range(count)]
+            return self._names
+        return [name]
+
+    @override
+    def _words(self, trainer: Trainer) -> Mapping[str, Sequence[str]]:
+        return {"label": self._names} if "label" in self._columns else {}
+
+    @override
+    def _summary(self, trainer: Trainer, count: int) -> str:
+        return f"{count} predicted {'labels' if 'label' in self._columns else 'values'}"
 
 
 def _to_numpy(array: Tensor) -> Array:

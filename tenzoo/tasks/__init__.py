@@ -5,5 +5,15 @@ from tenzoo.tasks.classification import ImageClassificationTask
 from tenzoo.tasks.completion import CompletionTask
 from tenzoo.tasks.distillation import DistillationTask
 from tenzoo.tasks.sam import SAM
+from tenzoo.tasks.supervised import SupervisedTask
+from tenzoo.tasks.text_classification import TextClassificationTask
 
-__all__ = ["SAM", "CompletionTask", "DistillationTask", "ImageClassificationTask", "Task"]
+__all__ = [
+    "SAM",
+    "CompletionTask",
+    "DistillationTask",
+    "ImageClassificationTask",
+    "SupervisedTask",
+    "Task",
+    "TextClassificationTask",
+]

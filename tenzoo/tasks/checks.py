@@ -23,7 +23,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tenzoo.cores import find_core_groups
 from tenzoo.training import scales_loss, unscales_its_gradients
 
-_BETTER = {"r2": "max", "accuracy": "max", "loss": "min", "loss_epoch": "min", "rmse": "min"}
+_BETTER = {
+    **dict.fromkeys(("r2", "accuracy", "f1", "matthews", "pearson", "spearman"), "max"),
+    "loss": "min",
+    "loss_epoch": "min",
+    "rmse": "min",
+}
 """Whether a metric is best at its highest or lowest value, by the last part of its name."""
 
 

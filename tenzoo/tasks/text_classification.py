@@ -1,0 +1,135 @@
+"""Training and evaluation of a network that classifies text, or gives a number for it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torchmetrics import Metric, PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics.classification import (
+    BinaryF1Score,
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MulticlassMatthewsCorrCoef,
+)
+from typing_extensions import override
+
+from tenzoo.prediction import PredictedLabelsWriter
+from tenzoo.tasks.supervised import SupervisedTask
+
+MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
+
+
+class TextClassificationTask(SupervisedTask):
+    """Fit a network to labeled texts by cross-entropy, or to numbers by mean squared error.
+
+    A batch is a dict of tensors ``(N, length)`` as a tokenizer gives them, with ``"labels"``, int64 ``(N,)`` or floats.
+    The network is called with all others by name, and returns logits ``(N, num_classes)``. Logs ``train/loss``,
+    ``train/texts_per_s``, for classes ``train/accuracy`` of each epoch, and from every validation or test
+    ``{val,test}/loss`` and the metrics.
+
+    Args:
+        network: The module, such as a :class:`~tenzoo.models.PretrainedTransformer`. In YAML a ``class_path`` with
+            ``init_args``.
+        num_classes: Number of classes; 1 for regression.
+        metrics: Of ``"accuracy"``, ``"f1"`` (of class 1 where there are two, else the mean over classes),
+            ``"matthews"``, ``"pearson"`` and ``"spearman"``; by default the accuracy, or both correlations.
+        core_weight_decay: Weight decay of the cores; null takes the optimizer's.
+        norm_weight_decay: Weight decay of norms and biases; null takes the optimizer's.
+        **kwargs: The arguments of :class:`~tenzoo.tasks.base.Task`.
+
+    Raises:
+        TypeError: If ``network`` is not a module.
+        ValueError: For a value out of its range, a metric that does not fit, or a weight decay for an optimizer that
+            has none.
+    """
+
+    items: ClassVar[str] = "texts"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        num_classes: int = 2,
+        metrics: Sequence[MetricName] | None = None,
+        core_weight_decay: float | None = None,
+        norm_weight_decay: float | None = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(num_classes, bool) or num_classes < 1:
+            raise ValueError(f"expected an int >= 1 in `num_classes`, got {num_classes}")
+        super().__init__(network, core_weight_decay=core_weight_decay, norm_weight_decay=norm_weight_decay, **kwargs)
+        self.save_hyperparameters()
+        self.num_classes = num_classes
+        known = _metrics(num_classes)
+        names = metrics or (["accuracy"] if num_classes > 1 else ["pearson", "spearman"])
+        for name in names:
+            if name not in known:
+                what = "classes" if num_classes > 1 else "a regression"
+                raise ValueError(f"expected metrics of {what}, of {list(known)}, in `metrics`, got {name!r}")
+        self.judge_by({name: known[name] for name in names}, counts_correct=num_classes > 1)
+
+    @override
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Logits ``(N, num_classes)``, in single precision or a higher one.
+
+        Raises:
+            ValueError: If the network gives another shape.
+        """
+        logits: Tensor = self.network(**inputs)
+        size = len(next(iter(inputs.values())))
+        if logits.shape != (size, self.num_classes):
+            raise ValueError(
+                f"expected logits of shape (N, {self.num_classes}) from `network` for N = {size} texts, got "
+                f"{tuple(logits.shape)}"
+            )
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Refuse data of another number of classes."""
+        super().setup(stage)
+        given = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
+        if given != self.num_classes:
+            raise ValueError(f"expected {given} in `num_classes`, as in the data, got {self.num_classes}")
+
+    @override
+    def outputs_and_targets(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits ``(N, num_classes)`` and labels ``(N,)``."""
+        return self({name: tensor for name, tensor in batch.items() if name != "labels"}), batch["labels"]
+
+    @override
+    def training_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of a batch, or its mean squared error."""
+        if self.num_classes == 1:
+            return F.mse_loss(outputs.squeeze(1), targets.to(outputs.dtype))
+        return F.cross_entropy(outputs, targets)
+
+    @override
+    def judged_outputs(self, outputs: Tensor) -> Tensor:
+        """Classes, or numbers: ``(N,)``."""
+        return outputs.squeeze(1) if self.num_classes == 1 else outputs.argmax(1)
+
+    @override
+    def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Probabilities ``(N, num_classes)`` for a batch of texts, or numbers ``(N, 1)``."""
+        outputs: Tensor = self({name: tensor for name, tensor in batch.items() if name != "labels"})
+        return outputs if self.num_classes == 1 else outputs.softmax(1)
+
+    @override
+    def prediction_writer(self) -> PredictedLabelsWriter:
+        """A writer of labels and probabilities."""
+        return PredictedLabelsWriter()
+
+
+def _metrics(num_classes: int) -> dict[str, Metric]:
+    """Metrics of classes or of numbers, by name. Checking their arguments, they would wait for the device."""
+    if num_classes == 1:
+        return {"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()}
+    binary, several = BinaryF1Score(validate_args=False), MulticlassF1Score(num_classes, validate_args=False)
+    return {
+        "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+        "f1": binary if num_classes == 2 else several,
+        "matthews": MulticlassMatthewsCorrCoef(num_classes, validate_args=False),
+    }
