@@ -65,6 +65,7 @@ class PretrainedTransformer(nn.Module):
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         if adapter is not None:
             self.model = _adapted(self.model, adapter)
+        self.train()  # transformers hands models out in evaluation mode, and Lightning keeps the mode
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """Logits or numbers, ``(N, num_classes)``.
