@@ -1,6 +1,7 @@
 """Pretrained models of Hugging Face's transformers that classify text, with adapters."""
 
 import copy
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -65,7 +66,13 @@ class PretrainedTransformer(nn.Module):
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         if adapter is not None:
             self.model = _adapted(self.model, adapter)
+        self.path = path
+        self.frozen_checksum = checksum(self.frozen_weights())
         self.train()  # transformers hands models out in evaluation mode, and Lightning keeps the mode
+
+    def frozen_weights(self) -> dict[str, nn.Parameter]:
+        """The parameters that are not trained, by name: those of the files, where there is an adapter."""
+        return {name: parameter for name, parameter in self.named_parameters() if not parameter.requires_grad}
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """Logits or numbers, ``(N, num_classes)``.
@@ -78,6 +85,20 @@ class PretrainedTransformer(nn.Module):
             return logits
         last = inputs["attention_mask"].long().cumsum(1).argmax(1)  # padding may be on either side
         return logits[torch.arange(len(logits), device=logits.device), last][:, self.label_tokens]
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names, shapes, types and the sum of the bits of each tensor, which is computed where the tensor is.
+
+    Example:
+        >>> checksum({"a": torch.ones(2)}) == checksum({"a": torch.tensor([1.0, 1.5])})
+        False
+    """
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        bits = tensor.detach().contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int16)
+        digest.update(repr((name, tuple(tensor.shape), str(tensor.dtype), int(bits.sum(dtype=torch.int64)))).encode())
+    return digest.hexdigest()
 
 
 def _load(path: str, *, has_head: bool, settings: Mapping[str, Any]) -> Any:

@@ -183,7 +183,7 @@ class SupervisedTask(Task):
 
     def _log_metrics(self, split: str) -> None:
         for name, metric in self._metrics_of(split).items():
-            self.log(name, metric.compute(), prog_bar=split == "val", sync_dist=True)
+            self.log(name, metric.compute().float(), prog_bar=split == "val", sync_dist=True)
             metric.reset()
 
     def _metrics_of(self, split: str) -> dict[str, Metric]:

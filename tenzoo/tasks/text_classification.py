@@ -1,6 +1,7 @@
 """Training and evaluation of a network that classifies text, or gives a number for it."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +16,8 @@ from torchmetrics.classification import (
 )
 from typing_extensions import override
 
+from tenzoo.dynamics.shards import is_distributed
+from tenzoo.models.pretrained_transformer import PretrainedTransformer, checksum
 from tenzoo.prediction import PredictedLabelsWriter
 from tenzoo.tasks.supervised import SupervisedTask
 
@@ -62,13 +65,15 @@ class TextClassificationTask(SupervisedTask):
         super().__init__(network, core_weight_decay=core_weight_decay, norm_weight_decay=norm_weight_decay, **kwargs)
         self.save_hyperparameters()
         self.num_classes = num_classes
-        known = _metrics(num_classes)
+        known = _CLASS_METRICS if num_classes > 1 else _NUMBER_METRICS
         names = metrics or (["accuracy"] if num_classes > 1 else ["pearson", "spearman"])
         for name in names:
             if name not in known:
                 what = "classes" if num_classes > 1 else "a regression"
                 raise ValueError(f"expected metrics of {what}, of {list(known)}, in `metrics`, got {name!r}")
-        self.judge_by({name: known[name] for name in names}, counts_correct=num_classes > 1)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*will save all targets and predictions in the buffer")
+            self.judge_by({name: known[name](num_classes) for name in names}, counts_correct=num_classes > 1)
 
     @override
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -93,6 +98,39 @@ class TextClassificationTask(SupervisedTask):
         given = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
         if given != self.num_classes:
             raise ValueError(f"expected {given} in `num_classes`, as in the data, got {self.num_classes}")
+
+    # --- checkpoints: frozen weights stay in their files ---------------------------------------------------------
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out the weights of a pretrained network that training has not changed."""
+        super().on_save_checkpoint(checkpoint)
+        if isinstance(self.network, PretrainedTransformer):
+            frozen, known = self.network.frozen_weights(), self.network.frozen_checksum
+            if frozen and not any(map(is_distributed, frozen.values())) and checksum(frozen) == known:
+                checkpoint["pretrained"] = {"path": self.network.path, "checksum": known}
+                for name in frozen:
+                    del checkpoint["state_dict"][f"network.{name}"]
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the weights that were left out.
+
+        Raises:
+            ValueError: If the network has others.
+        """
+        known = checkpoint.get("pretrained")
+        if known is not None and isinstance(self.network, PretrainedTransformer):
+            frozen = self.network.frozen_weights()
+            if checksum(frozen) != known["checksum"]:
+                raise ValueError(
+                    f"expected the pretrained weights that the checkpoint in `ckpt_path` was trained with, those of "
+                    f"{known['path']!r}, got others from {self.network.path!r}"
+                )
+            checkpoint["state_dict"].update({f"network.{name}": tensor.detach() for name, tensor in frozen.items()})
+        super().on_load_checkpoint(checkpoint)
+
+    # --- steps -----------------------------------------------------------------------------------------------------
 
     @override
     def outputs_and_targets(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -123,13 +161,15 @@ class TextClassificationTask(SupervisedTask):
         return PredictedLabelsWriter()
 
 
-def _metrics(num_classes: int) -> dict[str, Metric]:
-    """Metrics of classes or of numbers, by name. Checking their arguments, they would wait for the device."""
-    if num_classes == 1:
-        return {"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()}
-    binary, several = BinaryF1Score(validate_args=False), MulticlassF1Score(num_classes, validate_args=False)
-    return {
-        "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
-        "f1": binary if num_classes == 2 else several,
-        "matthews": MulticlassMatthewsCorrCoef(num_classes, validate_args=False),
-    }
+# Checking their arguments, metrics of classes would wait for the device.
+_CLASS_METRICS: dict[str, Callable[[int], Metric]] = {
+    "accuracy": lambda count: MulticlassAccuracy(count, average="micro", validate_args=False),
+    "f1": lambda count: (
+        BinaryF1Score(validate_args=False) if count == 2 else MulticlassF1Score(count, validate_args=False)
+    ),
+    "matthews": lambda count: MulticlassMatthewsCorrCoef(count, validate_args=False),
+}
+_NUMBER_METRICS: dict[str, Callable[[int], Metric]] = {
+    "pearson": lambda _: PearsonCorrCoef(),
+    "spearman": lambda _: SpearmanCorrCoef(),
+}

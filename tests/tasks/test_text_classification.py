@@ -1,0 +1,281 @@
+"""Texts are classified with adapters of a pretrained transformer, under every method, and checkpoints are small."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+
+pytest.importorskip("peft", reason="needs the extra text: pip install tenzoo[text]")
+
+from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor
+from tenzoo.cores import find_core_groups
+from tenzoo.models import PretrainedTransformer
+from tenzoo.tasks import SAM, TextClassificationTask
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`(is_)?gradient_checkpointing:FutureWarning",
+    "ignore:.*was configured without a logger:UserWarning",
+    "ignore:.*does not have many workers:UserWarning",
+)
+ADAPTER = {"factorization": "tt", "rank": 3, "r": 4, "target_modules": ["query", "value"]}
+SIZES = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("bert")
+    BertModel(BertConfig(**SIZES)).save_pretrained(path)
+    return str(path)
+
+
+class Texts(LightningDataModule):
+    """Token 5 stands in the texts of class 1, as often as the number is large in a regression."""
+
+    label_names = ("no", 'yes, "really"')
+
+    def __init__(self, num_classes=2, batches=6):
+        super().__init__()
+        self.num_classes, self.batches = num_classes, batches
+
+    def loader(self, seed, labels=True):
+        generator = torch.Generator().manual_seed(seed)
+        made = []
+        for _ in range(self.batches):
+            ids = torch.randint(6, 40, (8, 7), generator=generator)
+            classes = torch.randint(0, max(self.num_classes, 2), (8,), generator=generator)
+            ids[classes == 1, 2:5] = 5
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            targets = classes.float() if self.num_classes == 1 else classes
+            made.append({**batch, "labels": targets} if labels else batch)
+        return DataLoader(made, batch_size=None)
+
+    def train_dataloader(self):
+        return self.loader(0)
+
+    def val_dataloader(self):
+        return self.loader(1)
+
+    def test_dataloader(self):
+        return self.loader(2)
+
+    def predict_dataloader(self):
+        return self.loader(2, labels=False)
+
+
+def task(folder, num_classes=2, *, adapter=ADAPTER, **settings):
+    seed_everything(0, verbose=False)
+    network = PretrainedTransformer(folder, num_classes, adapter=adapter)
+    optimizer = settings.pop("optimizer", lambda parameters: torch.optim.AdamW(parameters, lr=2e-2))
+    return TextClassificationTask(network, num_classes=num_classes, optimizer=optimizer, **settings)
+
+
+def trainer(path, *callbacks, **settings):
+    settings = {
+        "max_epochs": 2,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    } | settings
+    return Trainer(accelerator="cpu", default_root_dir=path, callbacks=list(callbacks), **settings)
+
+
+@pytest.mark.parametrize("method", ["plain", "sam", "das"])
+def test_every_method_trains_cores_and_head_alone(folder, tmp_path, method):
+    model = task(folder, sam=SAM(rho=0.05) if method == "sam" else None)
+    before = {name: value.clone() for name, value in model.network.named_parameters()}
+    callbacks = [NormDynamicsMonitor(), *([DeviationAwareScaling(alpha=0.5)] if method == "das" else [])]
+    run = trainer(tmp_path, *callbacks, max_epochs=20, enable_checkpointing=False)
+    run.fit(model, Texts())
+    changed = {name for name, value in model.network.named_parameters() if not torch.equal(value, before[name])}
+    assert all("tensor_adapter_update" in name or "modules_to_save" in name for name in changed)
+    assert {name.split(".")[-3] for name in changed if "cores" in name} == {"factorization"}
+    assert run.callback_metrics["val/accuracy"] > 0.9
+    assert len(find_core_groups(model)) == 2
+    assert {"train/accuracy", "train/texts_per_s", "val/loss", "train/loss_epoch"} <= run.callback_metrics.keys()
+
+
+def test_sam_without_a_radius_is_plain_training_with_the_same_dropout(folder, tmp_path):
+    weights = []
+    for sam in (None, SAM(rho=0)):
+        model = task(folder, sam=sam)
+        assert any(module.p > 0 for module in model.modules() if isinstance(module, torch.nn.Dropout))
+        seed_everything(1, verbose=False)
+        trainer(tmp_path, enable_checkpointing=False).fit(model, Texts())
+        weights.append(model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_dropout_acts_in_training(folder):
+    model = task(folder)
+    batch = next(iter(Texts().loader(0)))
+    assert not torch.equal(*(model.outputs_and_targets(batch)[0] for _ in range(2)))
+
+
+def test_numbers_are_judged_by_correlations(folder, tmp_path):
+    model = task(folder, num_classes=1)
+    run = trainer(tmp_path, max_epochs=20, enable_checkpointing=False)
+    run.fit(model, Texts(num_classes=1))
+    assert run.callback_metrics["val/pearson"] > 0.8
+    assert run.callback_metrics["val/spearman"] > 0.7
+    assert "train/accuracy" not in run.callback_metrics
+
+
+def test_metrics_are_those_of_all_texts(folder, tmp_path):
+    model = task(folder, metrics=["accuracy", "f1", "matthews"])
+    run = trainer(tmp_path, max_epochs=10, enable_checkpointing=False)
+    run.fit(model, Texts())
+    [found] = run.test(model, Texts(), verbose=False)
+    outputs, labels = map(torch.cat, zip(*map(model.eval().outputs_and_targets, Texts().loader(2)), strict=True))
+    predicted = outputs.argmax(1)
+    pairs = [((predicted == a) & (labels == b)).sum().item() for a in (0, 1) for b in (0, 1)]
+    tn, fn, fp, tp = pairs
+    assert found["test/accuracy"] == pytest.approx((tp + tn) / 48)
+    assert found["test/f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    bottom = ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)) ** 0.5
+    assert found["test/matthews"] == pytest.approx((tp * tn - fp * fn) / bottom if bottom else 0)
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(folder, tmp_path):
+    whole = task(folder, sam=SAM(rho=0.05))
+    seed_everything(1, verbose=False)
+    saved = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=6, save_top_k=-1, filename="{step}")
+    trainer(tmp_path, saved, DeviationAwareScaling(alpha=0.5)).fit(whole, Texts())
+    resumed = task(folder, sam=SAM(rho=0.05))
+    checkpoint = str(tmp_path / "step=6.ckpt")
+    again = ModelCheckpoint(dirpath=tmp_path / "again", every_n_train_steps=6, save_top_k=-1, filename="{step}")
+    trainer(tmp_path, again, DeviationAwareScaling(alpha=0.5)).fit(
+        resumed, Texts(), ckpt_path=checkpoint, weights_only=True
+    )
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+class TestCheckpoints:
+    def saved(self, folder, tmp_path, **settings):
+        model = task(folder, **settings)
+        run = trainer(tmp_path, max_epochs=1)
+        run.fit(model, Texts())
+        run.save_checkpoint(tmp_path / "last.ckpt")
+        return model, torch.load(tmp_path / "last.ckpt", weights_only=True)
+
+    def test_frozen_weights_are_left_out(self, folder, tmp_path):
+        model, checkpoint = self.saved(folder, tmp_path)
+        trained = {name for name, value in model.named_parameters() if value.requires_grad}
+        assert trained <= checkpoint["state_dict"].keys()
+        assert not [
+            name for name in checkpoint["state_dict"] if name in dict(model.named_parameters()) and name not in trained
+        ]
+
+    def test_all_are_kept_where_all_are_trained(self, folder, tmp_path):
+        model, checkpoint = self.saved(folder, tmp_path, adapter=None)
+        assert checkpoint["state_dict"].keys() == model.state_dict().keys()
+
+    def test_frozen_weights_that_were_changed_are_kept(self, folder, tmp_path):
+        model = task(folder)
+        with torch.no_grad():
+            next(iter(model.network.frozen_weights().values())).add_(1)
+        run = trainer(tmp_path, max_epochs=1)
+        run.fit(model, Texts())
+        run.save_checkpoint(tmp_path / "last.ckpt")
+        assert torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"].keys() == model.state_dict().keys()
+
+    def test_another_base_is_refused(self, folder, tmp_path):
+        self.saved(folder, tmp_path)
+        torch.manual_seed(5)
+        BertModel(BertConfig(**SIZES)).save_pretrained(tmp_path / "other")
+        other = task(str(tmp_path / "other"))
+        with pytest.raises(
+            ValueError, match=r"^expected the pretrained weights that the checkpoint .* got others from"
+        ):
+            trainer(tmp_path).test(other, Texts(), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2])
+def test_labels_are_written_as_a_table(folder, tmp_path, num_classes):
+    model = task(folder, num_classes)
+    run = trainer(tmp_path, model.prediction_writer())
+    predicted = torch.cat(run.predict(model, Texts(num_classes)))
+    with (tmp_path / "labels.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    if num_classes == 1:
+        assert header == ["value"]
+        assert np.allclose([float(row[0]) for row in rows], predicted[:, 0])
+        return
+    assert header == ["label", "no", 'yes, "really"']
+    assert [row[0] for row in rows] == [Texts.label_names[k] for k in predicted.argmax(1)]
+    assert np.allclose([[float(cell) for cell in row[1:]] for row in rows], predicted)
+
+
+def test_labels_are_written_as_arrays(folder, tmp_path):
+    from tenzoo.prediction import PredictedLabelsWriter
+
+    model = task(folder)
+    predicted = torch.cat(trainer(tmp_path, PredictedLabelsWriter("labels.npz")).predict(model, Texts()))
+    with np.load(tmp_path / "labels.npz") as arrays:
+        assert [*arrays["label_names"]] == [*Texts.label_names]
+        assert np.array_equal(arrays["label"], predicted.argmax(1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_classes": 0}, r"^expected an int >= 1 in `num_classes`, got 0$"),
+        (
+            {"metrics": ["pearson"]},
+            r"^expected metrics of classes, of \['accuracy', 'f1', 'matthews'\], .* got 'pearson'$",
+        ),
+        ({"num_classes": 1, "metrics": ["f1"]}, r"^expected metrics of a regression, of \['pearson', 'spearman'\]"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TextClassificationTask(torch.nn.Linear(2, 2), **settings)
+
+
+def test_data_of_other_classes_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"^expected 3 in `num_classes`, as in the data, got 2$"):
+        trainer(tmp_path).fit(task(folder), Texts(num_classes=3))
+
+
+class TestNetwork:
+    @pytest.mark.parametrize(
+        ("arguments", "kind", "message"),
+        [
+            ({"path": "no/such/model"}, FileNotFoundError, r"^expected the folder of a model .* got 'no/such/model': "),
+            ({"num_classes": 0}, ValueError, r"^expected an int >= 1 in `num_classes`, got 0$"),
+            ({"adapter": {"ranks": 3}}, TypeError, r"^expected arguments of TensorAdapterConfig .* got 'ranks'$"),
+            ({"adapter": 3}, TypeError, r"^expected a dict or a config of PEFT in `adapter`, got int$"),
+            ({"label_words": ["a"]}, ValueError, r"^expected 2 words in `label_words`, one per class, got \['a'\]$"),
+        ],
+    )
+    def test_bad_arguments(self, folder, monkeypatch, arguments, kind, message):
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(kind, match=message):
+            PretrainedTransformer(**{"path": folder, **arguments})
+
+    def test_a_head_of_the_files_is_kept(self, tmp_path):
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(BertConfig(**SIZES, num_labels=3))
+        model.save_pretrained(tmp_path)
+        network = PretrainedTransformer(str(tmp_path), 3, adapter=ADAPTER).eval()
+        batch = {"input_ids": torch.randint(40, (2, 5)), "attention_mask": torch.ones(2, 5, dtype=torch.long)}
+        assert torch.equal(network(**batch), model.eval()(**batch).logits)
+
+    def test_peft_configs_and_half_precision(self, folder):
+        import peft
+
+        config = peft.LoraConfig(r=2, target_modules=["query"])
+        network = PretrainedTransformer(folder, 2, adapter=config, dtype="bfloat16", activation_checkpointing=True)
+        assert config.modules_to_save is None
+        trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
+        assert any("lora_A" in name for name in trained)
+        assert any("classifier" in name for name in trained)
+        assert {value.dtype for name, value in trained.items() if "lora" in name} == {torch.float32}
+        network(input_ids=torch.randint(40, (2, 5)), attention_mask=torch.ones(2, 5, dtype=torch.long)).sum().backward()
