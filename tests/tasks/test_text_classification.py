@@ -279,3 +279,52 @@ class TestNetwork:
         assert any("classifier" in name for name in trained)
         assert {value.dtype for name, value in trained.items() if "lora" in name} == {torch.float32}
         network(input_ids=torch.randint(40, (2, 5)), attention_mask=torch.ones(2, 5, dtype=torch.long)).sum().backward()
+
+
+class TestLabelWords:
+    """A language model classifies by the word that it expects next."""
+
+    @pytest.fixture
+    def language_model(self, tmp_path):
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+        path = tmp_path / "llama"
+        vocabulary = {word: k for k, word in enumerate(["<pad>", "<unk>", "good", "bad", "film", "a", "was", "it"])}
+        raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        raw.pre_tokenizer = pre_tokenizers.Whitespace()
+        PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>").save_pretrained(path)
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+        torch.manual_seed(0)
+        LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)).save_pretrained(path)
+        return str(path)
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_logits_are_those_of_the_words_after_the_text(self, language_model, side):
+        network = PretrainedTransformer(language_model, 2, label_words=["bad", "good"]).eval()
+        texts = [[5, 4, 6], [7, 6, 5, 4, 6]]
+        alone = [network.model(input_ids=torch.tensor([text])).logits[0, -1, [3, 2]] for text in texts]
+        padding = [[0, 0], []]
+        ids = [[*pad, *text] if side == "left" else [*text, *pad] for text, pad in zip(texts, padding, strict=True)]
+        mask = torch.tensor([[int(token != 0) for token in row] for row in ids])
+        batch = {"input_ids": torch.tensor(ids), "attention_mask": mask}
+        if side == "left":
+            batch["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        torch.testing.assert_close(network(**batch), torch.stack(alone), atol=1e-5, rtol=1e-5)
+
+    def test_adapters_train_without_a_head(self, language_model):
+        network = PretrainedTransformer(
+            language_model, 2, label_words=["bad", "good"], adapter={**ADAPTER, "target_modules": ["q_proj", "v_proj"]}
+        )
+        assert all("tensor_adapter_update" in name for name, value in network.named_parameters() if value.requires_grad)
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["good", "very good"], r"^expected words of one token in `label_words`, got 'very good' of 2 tokens$"),
+            (["good", "good"], r"^expected distinct words in `label_words`, got \['good', 'good'\]$"),
+        ],
+    )
+    def test_words_that_do_not_tell_classes_apart(self, language_model, words, message):
+        with pytest.raises(ValueError, match=message):
+            PretrainedTransformer(language_model, 2, label_words=words)
