@@ -14,6 +14,7 @@ from tenzoo.data.images import (
     SymmetricNoise,
 )
 from tenzoo.data.images.cifar10 import CIFAR10DataModule
+from tenzoo.data.text import TextDataModule, TextLoader, Texts
 
 __all__ = [
     "AsymmetricNoise",
@@ -32,4 +33,7 @@ __all__ = [
     "SequentialImageLoader",
     "SequentialLoader",
     "SymmetricNoise",
+    "TextDataModule",
+    "TextLoader",
+    "Texts",
 ]

@@ -1,0 +1,278 @@
+"""Labeled texts from files or the hub: split by seed, tokenized once, in batches of similar lengths."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from typing_extensions import override
+
+from tenzoo.data.checks import check_fraction, check_int
+from tenzoo.data.resumable import ResumableDataModule
+from tenzoo.data.text.batches import Padding, SequentialTextLoader, TextBatch, TextLoader, Texts, upload_batch
+from tenzoo.data.text.cache import default_cache
+from tenzoo.data.text.columns import Template
+from tenzoo.data.text.labels import Labels, has_labels
+from tenzoo.data.text.preparation import PreparedTexts, Tokenization, checksum
+from tenzoo.data.text.splits import split_rows
+from tenzoo.data.text.tables import Table, read_table
+
+
+class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
+    """Labeled texts, or pairs of them, for classification or regression.
+
+    A source is a file that ends in ``.tsv`` (as GLUE's, without quoting), ``.csv``, ``.jsonl`` or ``.parquet``, or the
+    name of a data set of the hub as ``name``, ``name:config`` or ``name:config:split``. Labels are names of classes,
+    which are numbered in the order of the alphabet, integers from 0, or other numbers for regression.
+
+    Steps get a dict: ``input_ids`` and ``attention_mask``, with some tokenizers ``token_type_ids``, all int64
+    ``(N, length)`` and padded to the longest text of the batch, and ``labels`` ``(N,)``, int64, or float32 for
+    regression. Prediction gets no ``labels``.
+
+    Training batches have texts of similar lengths (see :class:`~tenzoo.data.TextLoader`) and resume exactly, in
+    mid-epoch too. Validation goes through ``val``, prediction through ``predict``, or ``test`` without one; with
+    several processes each of them sees all texts. A checkpoint can only be loaded with its own training and validation
+    texts.
+
+    Tokens are kept on the disk, under a checksum of the texts, the tokenizer and the settings.
+
+    Args:
+        train: Source of the texts to train on.
+        validation: Source of the texts to validate with; ``None`` holds out a part of ``train``, chosen by seed from
+            each class.
+        test: Source of the texts to test with.
+        predict: Source of the texts to predict.
+        tokenizer: Folder of a tokenizer of transformers, a GGUF file, or a name on the hub.
+        text: The column of text, or two for pairs; ``None`` finds the names that GLUE has.
+        label: The column of labels.
+        per_class: Number of examples of each class to train on, chosen by seed; ``None`` takes all. What is held out
+            for validation is then at most as many.
+        validation_fraction: The part of each class that is held out if ``validation`` is ``None``; 0 holds out none.
+        max_length: Tokens per text, those that the tokenizer adds included; longer texts are cut.
+        template: A text with columns in braces, such as ``"{sentence} It was"``, in place of ``text``. Of long texts
+            the cells are cut, not the rest.
+        batch_size: Texts per optimizer step, over all processes together.
+        eval_batch_size: Texts per batch elsewhere.
+        seed: Chooses the split, the examples and the order of batches. Independent of global generators.
+        cache: Folder of tokens; ``None`` is ``tenzoo/text`` in the user's folder of caches.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range; from ``setup``, if a source or the tokenizer is not valid.
+        ImportError: From ``setup``, if transformers is not installed.
+        FileNotFoundError: From ``setup``, if a file is missing.
+    """
+
+    _mismatch_reason = "its numbers would not compare"
+
+    def __init__(
+        self,
+        train: str,
+        validation: str | None = None,
+        test: str | None = None,
+        predict: str | None = None,
+        *,
+        tokenizer: str,
+        text: str | list[str] | None = None,
+        label: str = "label",
+        per_class: int | None = None,
+        validation_fraction: float = 0.1,
+        max_length: int = 128,
+        template: str | None = None,
+        batch_size: int = 16,
+        eval_batch_size: int = 64,
+        seed: int = 0,
+        cache: str | None = None,
+    ) -> None:
+        super().__init__()
+        sources = {"train": train, "validation": validation, "test": test, "predict": predict}
+        train, validation, test, predict = (_path(source, name) for name, source in sources.items())
+        tokenizer, cache = _path(tokenizer, "tokenizer"), _path(cache, "cache")
+        self._columns = _columns(text)
+        self._template = None if template is None else Template.parse(template)
+        if self._template is not None and text is not None:
+            raise ValueError(f"expected `text` or `template`, got both: {text!r} and {template!r}")
+        if per_class is not None:
+            check_int(per_class, arg="per_class", least=1)
+        for name, value, least in (
+            ("max_length", max_length, 1),
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("seed", seed, 0),
+        ):
+            check_int(value, arg=name, least=least)
+        check_fraction(validation_fraction, arg="validation_fraction", below_one=True)
+        # Loggers are left out since they refuse a task with an argument of the same name and another value.
+        self.save_hyperparameters(logger=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, 1 for regression; known after ``setup``."""
+        return self._data.labels.num_classes
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """Names of the classes by number, ``None`` for regression; known after ``setup``."""
+        names = self._data.labels.names
+        return None if names is None else list(names)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer; known after ``setup``."""
+        return self._data.tokenizer
+
+    @property
+    def splits(self) -> dict[str, Texts]:
+        """``train``, ``val``, ``test`` and ``predict``, those that there are; known after ``setup``."""
+        return self._data.splits
+
+    @property
+    def eval_split_names(self) -> tuple[str, ...]:
+        """The names of the validation loaders, in order: ``("val",)``, or none. The test loader is ``test``."""
+        return ("val",) if "val" in self.splits else ()
+
+    @override
+    def setup(self, stage: str | None = None) -> None:
+        """Reads, checks, splits and tokenizes the texts, once; begins a new stream of training batches."""
+        first = self._prepared is None
+        super().setup(stage)
+        if not self.eval_split_names and self.trainer is not None:
+            self.trainer.limit_val_batches = 0  # Lightning warns of an empty list of loaders
+        if first:
+            self._report()
+
+    @override
+    def _move(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        tensors = batch.tensors if isinstance(batch, TextBatch) else batch
+        return (
+            upload_batch(tensors, device) if isinstance(tensors, dict) else super()._move(batch, device, dataloader_idx)
+        )
+
+    @override
+    def _make_train_loader(self, **process: Any) -> TextLoader:
+        return TextLoader(
+            self.splits["train"],
+            self._padding,
+            batch_size=self.hparams["batch_size"],
+            seed=self.hparams["seed"],
+            wrap=self._wrap,
+            **process,
+        )
+
+    @override
+    def val_dataloader(self) -> list[SequentialTextLoader]:
+        """One loader per name of :attr:`eval_split_names`."""
+        return [self._sequential(self.splits[name]) for name in self.eval_split_names]
+
+    @override
+    def test_dataloader(self) -> SequentialTextLoader:
+        """The texts of ``test``.
+
+        Raises:
+            ValueError: If there are none, or they have no labels.
+        """
+        texts = self.splits.get("test")
+        if texts is None:
+            raise ValueError("expected a file or a name in `test`, got None; give one to test with")
+        if texts.labels is None:
+            column, source = self.hparams["label"], self.hparams["test"]
+            raise ValueError(f"expected labels in column {column!r} of `test` to test with, got none in {source!r}")
+        return self._sequential(texts)
+
+    @override
+    def predict_dataloader(self) -> SequentialTextLoader:
+        """The texts of ``predict``, or of ``test`` without one.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        texts = self.splits.get("predict") or self.splits.get("test")
+        if texts is None:
+            raise ValueError("expected a file or a name in `predict`, got None; give one to predict")
+        return self._sequential(Texts(texts.tokens))
+
+    @property
+    def _padding(self) -> Padding:
+        tokenizer = self.tokenizer
+        return Padding(tokenizer.pad_token_id, tokenizer.pad_token_type_id, tokenizer.padding_side == "left")
+
+    @property
+    def _wrap(self) -> bool:
+        return self.trainer is not None and self.num_classes == 1
+
+    def _sequential(self, texts: Texts) -> SequentialTextLoader:
+        return SequentialTextLoader(texts, self._padding, batch_size=self.hparams["eval_batch_size"], wrap=self._wrap)
+
+    @override
+    def _prepare(self) -> PreparedTexts:
+        given = self.hparams
+        names = [name for name in ("train", "validation", "test", "predict") if given[name] is not None]
+        tables = {name: read_table(given[name], arg=name) for name in names}
+        labels = Labels.of(tables["train"], given["label"])
+        targets = {name: self._targets(name, table, labels) for name, table in tables.items()}
+        tokenization = Tokenization(
+            given["tokenizer"],
+            columns=self._columns,
+            template=self._template,
+            max_length=given["max_length"],
+            cache=default_cache() if given["cache"] is None else Path(given["cache"]),
+        )
+        texts = {name: Texts(tokenization.tokens(table), targets[name]) for name, table in tables.items()}
+        splits = self._split(texts.pop("train"), labels, texts.pop("validation", None)) | texts
+        seen = {name: checksum(splits[name]) for name in ("train", "val") if name in splits}
+        fingerprint = {"label_names": None if labels.names is None else list(labels.names), "checksum": seen}
+        return PreparedTexts(splits, labels, tokenization.tokenizer, fingerprint)
+
+    def _targets(self, name: str, table: Table, labels: Labels) -> Tensor | None:
+        column = self.hparams["label"]
+        if name == "predict" or (name == "test" and not has_labels(table, column)):
+            return None
+        return labels.encode(table, column)
+
+    def _split(self, whole: Texts, labels: Labels, validation: Texts | None) -> dict[str, Texts]:
+        per_class, fraction = self.hparams["per_class"], self.hparams["validation_fraction"]
+        if per_class is not None and labels.names is None:
+            raise ValueError(f"expected None in `per_class` for labels that are numbers, got {per_class}")
+        assert whole.labels is not None
+        train, held = split_rows(
+            whole.labels,
+            labels.names,
+            per_class=per_class,
+            fraction=0.0 if validation is not None else fraction,
+            seed=self.hparams["seed"],
+        )
+        if validation is None and len(held) > 0:
+            validation = whole.take(held)
+        return {"train": whole.take(train)} | ({} if validation is None else {"val": validation})
+
+    def _report(self) -> None:
+        """One line on what was read."""
+        names, longest = self.label_names, self.hparams["max_length"]
+        kind = (
+            "numbers" if names is None else f"{len(names)} classes ({', '.join(names[:10])}{', …' * (len(names) > 10)})"
+        )
+        counts = ", ".join(f"{len(texts)} {name}" for name, texts in self.splits.items())
+        full = sum(int((texts.tokens.lengths == longest).sum()) for texts in self.splits.values())
+        cut = f"; {full} fill the {longest} tokens of `max_length`, where longer texts are cut" if full else ""
+        rank_zero_info(f"texts: {counts}; labels are {kind}{cut}")
+
+
+def _path(source: Any, arg: str) -> Any:
+    """A source as a string: checkpoints hold builtins only."""
+    if source is None and arg in ("validation", "test", "predict", "cache"):
+        return None
+    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
+        raise TypeError(f"expected a path or a name in `{arg}`, got {source!r}")
+    return os.fspath(source)
+
+
+def _columns(text: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    names = (text,) if isinstance(text, str) else tuple(text)
+    if len(names) not in (1, 2) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"expected the name of a column in `text`, or two, got {text!r}")
+    return names

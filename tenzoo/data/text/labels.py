@@ -1,0 +1,125 @@
+"""Labels of texts: the names of classes, or numbers."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tenzoo.data.text.tables import Table
+
+_INTEGER = re.compile(r"[+-]?\d+")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the labels of a column mean.
+
+    Args:
+        names: The names of classes, by number; ``None`` for regression.
+    """
+
+    names: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, table: Table, column: str) -> "Labels":
+        """The meaning of the labels to train on.
+
+        Integers are classes counted from 0. Other numbers are for regression. All else are names of classes, which are
+        numbered in the order of the alphabet.
+
+        Raises:
+            ValueError: If the column is missing, a label too, or the labels are no classes without gaps.
+        """
+        cells, stated = _cells(table, column)
+        for row, cell in enumerate(cells):
+            if not cell:
+                raise ValueError(f"expected a label in column {column!r} in {table.place(row)}, got none")
+        if stated is not None:
+            return cls(tuple(stated))
+        distinct = sorted(set(cells))
+        numeric = [cell for cell in distinct if _NUMBER.fullmatch(cell)]
+        what = f"in column {column!r} of {table.source}"
+        if len(numeric) not in (0, len(distinct)):
+            name = next(cell for cell in distinct if cell not in set(numeric))
+            raise ValueError(f"expected numbers or names as labels {what}, got both: {numeric[0]!r} and {name!r}")
+        if numeric and not all(_INTEGER.fullmatch(cell) for cell in numeric):
+            return cls(None)
+        if len(distinct) < 2:
+            raise ValueError(f"expected at least two classes {what}, got {distinct[0]!r} alone")
+        return cls(tuple(_counted(distinct, what)) if numeric else tuple(distinct))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 1 for regression."""
+        return 1 if self.names is None else len(self.names)
+
+    def encode(self, table: Table, column: str) -> Tensor:
+        """The labels of a table: int64 ``(n,)`` for classes, float32 ``(n,)`` for regression.
+
+        Raises:
+            ValueError: If the column is missing, or has a label that is not known.
+        """
+        cells, _ = _cells(table, column)
+        if self.names is None:
+            return torch.tensor([_number(cell, table, row, column) for row, cell in enumerate(cells)])
+        numbers = {name: number for number, name in enumerate(self.names)}
+        labels = []
+        for row, cell in enumerate(cells):
+            number = numbers.get(str(int(cell)) if _INTEGER.fullmatch(cell) else cell, numbers.get(cell))
+            if number is None:
+                raise ValueError(
+                    f"expected a label of those to train on, {_brief(self.names)}, in column {column!r} in "
+                    f"{table.place(row)}, got {cell!r}"
+                )
+            labels.append(number)
+        return torch.tensor(labels)
+
+
+def has_labels(table: Table, column: str) -> bool:
+    """Whether a table has labels; where the hub has none, it has −1 in all rows."""
+    if column not in table.columns:
+        return False
+    cells, stated = _cells(table, column)
+    return stated is None or any(cells)
+
+
+def _cells(table: Table, column: str) -> tuple[list[str], Sequence[str] | None]:
+    """Labels as strings, empty where there is none, and the names of classes if the table states them."""
+    cells = table.column(column, arg="label")
+    stated = (table.class_names or {}).get(column)
+    if stated is None:
+        return [_string(cell) for cell in cells], None
+    return [stated[cell] if cell is not None and 0 <= cell < len(stated) else "" for cell in cells], stated
+
+
+def _string(cell: Any) -> str:
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    return "" if cell is None else str(cell).strip()
+
+
+def _counted(distinct: Sequence[str], what: str) -> list[str]:
+    """The integers from 0 as strings."""
+    numbers = sorted({int(cell) for cell in distinct})
+    if numbers[0] < 0 or numbers[-1] != len(numbers) - 1:
+        raise ValueError(
+            f"expected classes counted from 0 without gaps {what}, got {_brief([str(number) for number in numbers])}"
+        )
+    return [str(number) for number in numbers]
+
+
+def _number(cell: str, table: Table, row: int, column: str) -> float:
+    number = float(cell) if _NUMBER.fullmatch(cell) else math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"expected a finite number in column {column!r} in {table.place(row)}, got {cell!r}")
+    return number
+
+
+def _brief(names: Sequence[str]) -> str:
+    shown = [*names] if len(names) <= 10 else [*names[:9], "…", names[-1]]
+    return ", ".join(shown)

@@ -1,0 +1,188 @@
+"""Tables of texts and labels: TSV, CSV, JSON lines and Parquet files, and data sets of the hub."""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MISSING_EXTRA = "pip install 'tenzoo[text]'"
+
+_DATASET = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+){0,2}")
+
+_HUB_SPLITS = {"train": "train", "validation": "validation", "test": "test", "predict": "test"}
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows of named cells.
+
+    Args:
+        columns: The cells of each column, by its name.
+        source: Where it comes from, for errors.
+        first: Number of the first row, for errors.
+        unit: What the rows are called in errors.
+        class_names: Names of the classes of a column, in the order of their numbers, where the source states them.
+    """
+
+    columns: dict[str, list[Any]]
+    source: str
+    first: int = 1
+    unit: str = "row"
+    class_names: Mapping[str, list[str]] | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def column(self, name: str, *, arg: str) -> list[Any]:
+        """The cells of a column.
+
+        Args:
+            name: Of the column.
+            arg: The argument that names the column, for the error.
+
+        Raises:
+            ValueError: If there is no such column.
+        """
+        if name not in self.columns:
+            raise ValueError(f"expected a column of {self.source} in `{arg}`, of {list(self.columns)}, got {name!r}")
+        return self.columns[name]
+
+    def place(self, row: int) -> str:
+        """Where a row is, for errors."""
+        return f"{self.unit} {self.first + row} of {self.source}"
+
+
+def read_table(source: str, *, arg: str) -> Table:
+    """The table of a file, or of a data set of the hub.
+
+    Args:
+        source: A path that ends in ``.tsv``, ``.csv``, ``.jsonl``, ``.json`` (one object per line) or ``.parquet``;
+            or ``name``, ``name:config`` or ``name:config:split`` of ``datasets``. The split is by default the one of
+            the argument.
+        arg: ``"train"``, ``"validation"``, ``"test"`` or ``"predict"``.
+
+    Raises:
+        ImportError: If the source needs a package that is not installed.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the source is not a table with at least one row.
+    """
+    path = Path(source)
+    reader = _READERS.get(path.suffix.lower())
+    if path.is_file() and reader is not None:
+        table = _read_file(path, reader, arg=arg)
+    elif path.exists() or (reader is None and not _DATASET.fullmatch(source)):
+        what = "a folder" if path.is_dir() else "another ending"
+        raise ValueError(f"expected a file that ends in {', '.join(_READERS)} in `{arg}`, got {what}: {source!r}")
+    elif reader is not None:
+        raise FileNotFoundError(f"expected a file in `{arg}`, got {source!r}, which does not exist")
+    else:
+        table = _read_hub(source, arg=arg)
+    if not table.columns or len(table) == 0:
+        raise ValueError(f"expected at least one row of text in `{arg}`, got none in {source!r}")
+    return table
+
+
+def _read_file(path: Path, reader: Callable[[Path], Table], *, arg: str) -> Table:
+    try:
+        return reader(path)
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        fault = f"not UTF-8 at byte {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise ValueError(f"expected a readable {path.suffix} file in `{arg}`, got {str(path)!r}: {fault}") from error
+
+
+def _by_column(names: Sequence[str], rows: Iterator[list[str]], table: Table) -> Table:
+    """The table with cells of rows under names."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"expected distinct names of columns in {table.source}, got {twice[0]!r} more than once")
+    cells: list[list[str]] = []
+    for number, row in enumerate(rows):
+        if len(row) != len(names):
+            raise ValueError(
+                f"expected {len(names)} cells in {table.place(number)}, as in its first line, got {len(row)}"
+            )
+        cells.append(row)
+    columns = [list(column) for column in zip(*cells, strict=True)] if cells else [[] for _ in names]
+    table.columns.update(zip(names, columns, strict=True))
+    return table
+
+
+def _read_tsv(path: Path) -> Table:
+    """Without quoting, as GLUE's files are; other signs that end lines are part of the text."""
+    lines = path.read_bytes().decode("utf-8-sig").rstrip("\r\n").split("\n")
+    rows = (line.removesuffix("\r").split("\t") for line in lines)
+    table = Table({}, str(path), first=2, unit="line")
+    return _by_column(next(rows), rows, table) if lines != [""] else table
+
+
+def _read_csv(path: Path) -> Table:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = (row for row in csv.reader(file, strict=True) if row)
+        names = next(rows, None)
+        table = Table({}, str(path))
+        return table if names is None else _by_column(names, rows, table)
+
+
+def _read_jsonl(path: Path) -> Table:
+    table = Table({}, str(path), unit="line")
+    lines = path.read_bytes().decode("utf-8-sig").rstrip().split("\n")
+    for number, line in enumerate([] if lines == [""] else lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise ValueError(f"expected one JSON object per line, got {line[:60]!r} in {table.place(number)}")
+        if number == 0:
+            table.columns.update({name: [] for name in row})
+        if row.keys() != table.columns.keys():
+            raise ValueError(
+                f"expected the keys {list(table.columns)} of the first line, got {list(row)} in {table.place(number)}"
+            )
+        for name, cell in row.items():
+            table.columns[name].append(cell)
+    return table
+
+
+def _read_parquet(path: Path) -> Table:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError(f"Parquet files need pyarrow: {MISSING_EXTRA}") from error
+    try:
+        return Table(parquet.read_table(path).to_pydict(), str(path))
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"expected a Parquet file, got {str(path)!r}: {str(error).splitlines()[0]}") from error
+
+
+_READERS: dict[str, Callable[[Path], Table]] = {
+    ".tsv": _read_tsv,
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".json": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+
+
+def _read_hub(source: str, *, arg: str) -> Table:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(f"a name in `{arg}` ({source!r}) needs datasets: {MISSING_EXTRA}") from error
+    name, config, split, *_ = [*source.split(":"), "", ""]
+    try:
+        rows: Any = datasets.load_dataset(name, config or None, split=split or _HUB_SPLITS[arg])
+    except Exception as error:  # of many kinds: of the hub, of the network, of the loader
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"expected a file that ends in {', '.join(_READERS)}, or a name of `datasets`, in `{arg}`, got "
+            f"{source!r}: {reason}"
+        ) from error
+    names = {
+        column: list(kind.names) for column, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)
+    }
+    return Table({column: list(rows[column]) for column in rows.column_names}, source, first=0, class_names=names)
