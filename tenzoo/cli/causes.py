@@ -15,6 +15,7 @@ _LIBRARIES = (
     *("tenzoo", _PARSER, "lightning", "lightning_utilities", "torch", "torchmetrics", "torchvision", "numpy"),
     *("matplotlib", "rich", "safetensors", "tensorboard", "tensorly", "yaml", "fsspec", "packaging"),
     *("docstring_parser", "typeshed_client", "typing_extensions"),
+    *("accelerate", "datasets", "huggingface_hub", "peft", "sentencepiece", "tokenizers", "transformers"),
 )
 """The packages that tenzoo uses. Code outside of them and of Python's own is a user's."""
 
@@ -57,7 +58,9 @@ def chain(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(current))
         yield current
-        pending += [cause for cause in (current.__cause__, current.__context__) if cause is not None]
+        told = type(current).__module__.startswith("tenzoo.") and current.__suppress_context__  # it says all there is
+        context = None if told else current.__context__
+        pending += [cause for cause in (current.__cause__, context) if cause is not None]
         pending += _alternatives(current.__traceback__)
 
 

@@ -17,8 +17,9 @@ from tenzoo.cli.trainer import TenzooCLI, build
 from tenzoo.cli.zoo import Entry, describe, print_entries, print_layers, read_results, totals
 from tenzoo.models import CompressedNetwork
 from tenzoo.models.compressed_network import NotCompressedYetError
+from tenzoo.models.pretrained_transformer import NoPretrainedModelError, NoTextPackagesError
 
-PARTS = ("methods", "schedules", "compress")
+PARTS = ("adapters", "methods", "schedules", "compress")
 """Folders of configs that are composed over others."""
 
 
@@ -100,9 +101,11 @@ def _entry(path: Path, results: dict[str, str | None]) -> Entry:
     try:
         cli = _read(["--config", str(path)])
     except Exception as error:
-        if not any(isinstance(cause, NotCompressedYetError) for cause in chain(error)):
-            raise
-        return Entry(str(path), "(made by tenzoo compress)", "", None, None, **results)
+        for cause in chain(error):
+            for kind, instead in _NOT_THERE.items():
+                if isinstance(cause, kind):
+                    return Entry(str(path), instead, "", None, None, **results)
+        raise
     network = cli.model.described_network(cli.datamodule)
     layers = describe(network)
     formats = sorted({layer.factorization for layer in layers if layer.factorization is not None})
@@ -114,6 +117,13 @@ def _entry(path: Path, results: dict[str, str | None]) -> Entry:
     model = " ".join([*formats, name])
     return Entry(str(path), model, data, number, dense / number, **results)
 
+
+_NOT_THERE: dict[type[Exception], str] = {
+    NotCompressedYetError: "(made by tenzoo compress)",
+    NoPretrainedModelError: "(its pretrained model is not there)",
+    NoTextPackagesError: "(needs pip install tenzoo[text])",
+}
+"""What is shown for models that cannot be made yet."""
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "list": list_command,

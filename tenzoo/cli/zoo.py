@@ -72,7 +72,7 @@ def describe(model: nn.Module, inputs: Tensor | None = None) -> list[Layer]:
         model: Dense and tensorized layers.
         inputs: An input of it on the meta device, for which operations are counted.
     """
-    groups = {id(group.cores[0]): group.name for group in find_core_groups(model)}
+    groups = {id(core): group.name for group in find_core_groups(model) for core in group.cores}
     seen = {} if inputs is None else _run(model, inputs)
     layers: list[Layer] = []
     met: set[nn.Parameter] = set()

@@ -5,12 +5,21 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class NoPretrainedModelError(FileNotFoundError):
+    """A pretrained model that is not there."""
+
+
+class NoTextPackagesError(ImportError):
+    """Packages of the extra ``text`` that are not installed."""
 
 
 class PretrainedTransformer(nn.Module):
@@ -24,7 +33,7 @@ class PretrainedTransformer(nn.Module):
     head is made, and the text ends where the word is expected.
 
     Args:
-        path: Folder of a model, or its name on the hub.
+        path: Folder of a model, or its name on the hub. What begins with ``.``, ``/`` or ``~`` is a folder.
         num_classes: Number of classes; 1 for regression.
         adapter: Arguments of :class:`~tenzoo.adapters.TensorAdapterConfig`, or a config of PEFT.
         dtype: Precision of the pretrained weights. Adapters are in single precision.
@@ -33,8 +42,8 @@ class PretrainedTransformer(nn.Module):
         gguf_file: Name of a GGUF file in the folder, which is read in place of other weights.
 
     Raises:
-        ImportError: If transformers or PEFT is not installed.
-        FileNotFoundError: If there is no such model.
+        NoTextPackagesError: If transformers or PEFT is not installed.
+        NoPretrainedModelError: If there is no such model.
         TypeError: If ``adapter`` is of another type, or has an argument that the config does not have.
         ValueError: If an argument does not fit the model.
     """
@@ -105,16 +114,18 @@ def _load(path: str, *, has_head: bool, settings: Mapping[str, Any]) -> Any:
     try:
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     except ImportError as error:
-        raise ImportError("PretrainedTransformer needs transformers: pip install 'tenzoo[text]'") from error
+        raise NoTextPackagesError("PretrainedTransformer needs transformers: pip install 'tenzoo[text]'") from error
+    if path[:1] in (".", "/", "~") and not Path(path).expanduser().is_dir():
+        raise NoPretrainedModelError(f"expected an existing folder in `path`, got {path!r}")
     kind: Any = AutoModelForSequenceClassification if has_head else AutoModelForCausalLM
     try:
         with _quiet():
-            return kind.from_pretrained(path, **settings)
+            return kind.from_pretrained(str(Path(path).expanduser()) if path[:1] == "~" else path, **settings)
     except OSError as error:  # of several lines, with advice on the hub
-        raise FileNotFoundError(
-            f"expected the folder of a model of transformers, or its name on the hub, in `path`, got {path!r}: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise NoPretrainedModelError(
+            f"expected the folder of a model of transformers, or its name on the hub, in `path`, got {path!r}: {reason}"
+        ) from None
 
 
 @contextmanager
@@ -138,7 +149,7 @@ def _adapted(model: Any, adapter: Any) -> Any:
     try:
         from peft import PeftConfig, get_peft_model
     except ImportError as error:
-        raise ImportError("adapters need PEFT: pip install 'tenzoo[text]'") from error
+        raise NoTextPackagesError("adapters need PEFT: pip install 'tenzoo[text]'") from error
     from tenzoo.adapters import TensorAdapterConfig
 
     if isinstance(adapter, Mapping):
