@@ -47,7 +47,7 @@ def cached_tokens(folder: Path, key: str, make: Callable[[], Tokens], *, count: 
         key: Of the entry.
         make: Makes the tokens.
         count: Number of texts.
-        vocabulary: Number of tokens that the tokenizer knows.
+        vocabulary: More than the largest number of a token.
     """
     path = folder / f"{key}.npz"
     tokens = _read(path, key, count, vocabulary)
