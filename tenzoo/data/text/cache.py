@@ -47,7 +47,7 @@ def cached_tokens(folder: Path, key: str, make: Callable[[], Tokens], *, count: 
         key: Of the entry.
         make: Makes the tokens.
         count: Number of texts.
-        vocabulary: Number of tokens that the tokenizer knows.
+        vocabulary: More than the largest number of a token.
     """
     path = folder / f"{key}.npz"
     tokens = _read(path, key, count, vocabulary)
@@ -89,7 +89,7 @@ def _write(path: Path, key: str, tokens: Tokens) -> None:
 def _read(path: Path, key: str, count: int, vocabulary: int) -> Tokens | None:
     """The tokens of a file; None if it is missing, damaged, or not what is asked for."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # it leaves open what is damaged
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, NotImplementedError):
         return None

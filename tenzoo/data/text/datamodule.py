@@ -95,6 +95,8 @@ class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
         self._template = None if template is None else Template.parse(template)
         if self._template is not None and text is not None:
             raise ValueError(f"expected `text` or `template`, got both: {text!r} and {template!r}")
+        if not isinstance(label, str):
+            raise TypeError(f"expected the name of a column in `label`, got {label!r}")
         if per_class is not None:
             check_int(per_class, arg="per_class", least=1)
         for name, value, least in (

@@ -81,11 +81,8 @@ class Labels:
 
 
 def has_labels(table: Table, column: str) -> bool:
-    """Whether a table has labels; where the hub has none, it has −1 in all rows."""
-    if column not in table.columns:
-        return False
-    cells, stated = _cells(table, column)
-    return stated is None or any(cells)
+    """Whether a table has a label at all; where the hub has none, it has −1 in all rows."""
+    return column in table.columns and any(_cells(table, column)[0])
 
 
 def _cells(table: Table, column: str) -> tuple[list[str], Sequence[str] | None]:

@@ -57,6 +57,7 @@ class Tokenization:
         limit = self.tokenizer.model_max_length
         if max_length > limit:
             raise ValueError(f"expected at most the {limit} tokens of {tokenizer!r} in `max_length`, got {max_length}")
+        self._vocabulary = max(self.tokenizer.get_vocab().values()) + 1
         self._fingerprint = tokenizer_fingerprint(self.tokenizer)
         self._columns = columns if template is None else template.columns
         self._template = template
@@ -79,7 +80,7 @@ class Tokenization:
             cache_key(texts, settings),
             lambda: tokenize(self.tokenizer, texts, max_length=self._max_length, template=self._template),
             count=len(table),
-            vocabulary=len(self.tokenizer),
+            vocabulary=self._vocabulary,
         )
         if tokens.lengths.min() == 0:
             place = table.place(int(tokens.lengths.argmin()))

@@ -10,7 +10,7 @@ from typing import Any
 
 MISSING_EXTRA = "pip install 'tenzoo[text]'"
 
-_DATASET = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+){0,2}")
+_DATASET = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]*)?(:[\w.-]+)?")
 
 _HUB_SPLITS = {"train": "train", "validation": "validation", "test": "test", "predict": "test"}
 
