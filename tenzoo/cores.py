@@ -152,12 +152,13 @@ def _groups_of(named_modules: Iterable[tuple[str, nn.Module]]) -> list[CoreGroup
                 found = CoreGroup(name, tuple(group.cores))
                 groups.append(found)
                 owner.update((id(core), found) for core in found.cores)
-                if getattr(submodule, "encloses_groups", False):
-                    enclosing[found] = prefix
-                continue
+                owners = {id(found)}
             known = next(owner[id(core)] for core in group.cores if id(core) in owner)
-            is_known = len(known.cores) == len(group.cores) or _lies_in(prefix, enclosing.get(known))
-            if owners != {id(known)} or not is_known:
+            is_same = owners == {id(known)} and len(known.cores) == len(group.cores)
+            if is_same and getattr(submodule, "encloses_groups", False):
+                enclosing.setdefault(known, prefix)
+            is_part = owners == {id(known)} and _lies_in(prefix, enclosing.get(known))
+            if not is_same and not is_part:
                 raise ValueError(
                     f"expected disjoint core groups, got {known.name!r} and {group.name or prefix!r} "
                     f"of {type(submodule).__name__} with some common cores; list each core in one group only"

@@ -110,6 +110,7 @@ def test_groups_of_submodules_can_be_parts_of_an_enclosing_one():
             return [CoreGroup("weight", (self.left.a, self.left.b, self.right.a, self.right.b))]
 
     assert names(nn.Sequential(Product(), LowRank())) == ["0.weight", "1.weight"]
+    assert names(Delegate(nn.Sequential(LowRank(), Product()))) == ["model.0.weight", "model.1.weight"]
     both = nn.Module()
     both.product, both.again = Product(), LowRank()
     both.again.a = both.product.left.a
