@@ -125,6 +125,7 @@ def resumed(folder: str) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     return results
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(tmp_path):
     for results in in_processes(resumed, str(tmp_path)):
         for whole, continued in results:
