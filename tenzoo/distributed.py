@@ -86,7 +86,8 @@ def check_strategy(strategy: Strategy, user: str) -> None:
         if isinstance(strategy, kind):
             raise ValueError(
                 f"expected a strategy with whole parameters in `strategy` with {user}, got {kind.__name__}, {reason}"
-                "; take 'ddp', or ModelParallelStrategy with fully_shard() in configure_model()"
+                "; take 'ddp', or ModelParallelStrategy with fully_shard() in configure_model(), for adapters with "
+                "tenzoo.adapters.shard_frozen_()"
             )
 
 
@@ -105,8 +106,8 @@ def check_two_passes(strategy: Strategy, *, sync_ascent: bool) -> None:
         raise ValueError("expected static_graph=False in the DDP strategy with `sam`, got True: SAM runs two graphs")
     if isinstance(strategy, ModelParallelStrategy) and not sync_ascent:
         raise ValueError(
-            "expected True in `sam.sync_ascent` under ModelParallelStrategy, got False: the gradient of a sharded "
-            "parameter is always that of all ranks"
+            "expected True in `sam.sync_ascent` under ModelParallelStrategy, got False: gradients are always those of "
+            "all ranks there"
         )
 
 
