@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
+from tenzoo.dynamics import is_distributed
+
 
 def gather(trainer: Trainer, tensor: Tensor) -> Tensor:
     """The tensors of all processes, stacked by rank; a collective, on the device of the strategy.
@@ -109,6 +111,30 @@ def check_two_passes(strategy: Strategy, *, sync_ascent: bool) -> None:
             "expected True in `sam.sync_ascent` under ModelParallelStrategy, got False: gradients are always those of "
             "all ranks there"
         )
+
+
+def check_reduced(strategy: Strategy, module: nn.Module) -> None:
+    """Refuse a trained parameter whose gradient nothing reduces over processes: it would differ on each of them.
+
+    ``ModelParallelStrategy`` leaves this to the user. FSDP2 reduces gradients of shards, and a hook those of whole
+    parameters.
+
+    Args:
+        strategy: The strategy of the Trainer, in training.
+        module: The module that is trained.
+
+    Raises:
+        ValueError: With the name of such a parameter, and what to do.
+    """
+    if not isinstance(strategy, ModelParallelStrategy) or strategy.device_mesh["data_parallel"].size() == 1:
+        return
+    for name, parameter in module.named_parameters():
+        hooks = parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None)
+        if parameter.requires_grad and not is_distributed(parameter) and not hooks:
+            raise ValueError(
+                "expected every trained parameter in fully_shard() or tenzoo.adapters.shard_frozen_() in "
+                f"configure_model(), got {name!r} in neither, which each process would train alone"
+            )
 
 
 def shared_out(loader: object) -> DistributedSampler[Any] | None:

@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from tenzoo.cores import CoreContainer
-from tenzoo.distributed import check_two_passes, share_buffers_
+from tenzoo.distributed import check_reduced, check_two_passes, share_buffers_
 from tenzoo.dynamics import SharpnessState, SharpnessWindow
 from tenzoo.jobs import secure
 from tenzoo.snapshot import Kinds
@@ -213,10 +213,11 @@ class Task(OptimizedModule, CoreContainer, CommandLineMethods):
         checkpoint["epoch_means"] = {name: mean.state(self.trainer) for name, mean in self._epoch_means.items()}
 
     def on_fit_start(self) -> None:
-        """Refuse, before the first step, settings that SAM, clipping or the logged metrics do not allow."""
+        """Refuse, before the first step, settings that SAM, clipping, the strategy or the metrics do not allow."""
         if self.sam is not None:
             self._restore_monitors()
         super().on_fit_start()
+        check_reduced(self.trainer.strategy, self)
         keep_integers(self.trainer)
         if self.sam is not None:
             check_sam(self, self.trainer, only_cores=self.sam.scope == "cores")

@@ -221,6 +221,29 @@ def test_two_processes_equal_one(strategy, kind):
     assert_as_in_one_process(strategy, kind, list(METHODS))
 
 
+def trained_in_half_precision() -> list[dict[str, Tensor]]:
+    """The trained weights under DDP and with a sharded base, whose precision is half."""
+    results = []
+    for strategy in ("ddp", "frozen"):
+        torch.manual_seed(1)
+        task = Tuned("loretta", optimizer=adam(0.01), sam=SAM(rho=0.3)).float()
+        for tensor in [*task.parameters(), *task.buffers()]:
+            if tensor.is_floating_point() and not tensor.requires_grad:
+                tensor.data = tensor.data.bfloat16()
+        fit = trainer(max_epochs=2, callbacks=[DeviationAwareScaling(0.3)], precision="bf16-mixed", **where(strategy))
+        fit.fit(task, Shares(fit.global_rank, fit.world_size))
+        results.append({name: p.detach() for name, p in task.named_parameters() if p.requires_grad})
+    return results
+
+
+@pytest.mark.slow
+def test_a_base_in_half_precision_trains_as_under_ddp():
+    for expected, found in in_processes(trained_in_half_precision):
+        for name, value in expected.items():
+            assert value.dtype == torch.float32
+            assert found[name].equal(value), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "frozen"])
 def test_of_several_adapters_only_the_active_one_is_trained(strategy):
@@ -375,9 +398,19 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(tmp_path):
                 assert continued[name].equal(value), f"{strategy}: {name}"
 
 
+class WithHead(Tuned):
+    """Has a parameter that is not in the model that is sharded."""
+
+    def __init__(self) -> None:
+        super().__init__("flora")
+        self.head = nn.Linear(3, 3)
+
+
 def refused() -> list[str]:
     """The answers to models that cannot be sharded."""
-    mesh = processes()
+    with pytest.raises(ValueError, match=r"expected every trained parameter in .* got 'head.weight' in neither"):
+        trainer(**where("frozen")).fit(WithHead(), Shares())
+    mesh = init_device_mesh("cpu", (2,))
 
     def merged() -> nn.Module:
         model = adapted("flora")
