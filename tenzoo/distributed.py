@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
+from tenzoo.dynamics import is_distributed
+
 
 def gather(trainer: Trainer, tensor: Tensor) -> Tensor:
     """The tensors of all processes, stacked by rank; a collective, on the device of the strategy.
@@ -86,7 +88,8 @@ def check_strategy(strategy: Strategy, user: str) -> None:
         if isinstance(strategy, kind):
             raise ValueError(
                 f"expected a strategy with whole parameters in `strategy` with {user}, got {kind.__name__}, {reason}"
-                "; take 'ddp', or ModelParallelStrategy with fully_shard() in configure_model()"
+                "; take 'ddp', or ModelParallelStrategy with fully_shard() in configure_model(), for adapters with "
+                "tenzoo.adapters.shard_frozen_()"
             )
 
 
@@ -105,9 +108,33 @@ def check_two_passes(strategy: Strategy, *, sync_ascent: bool) -> None:
         raise ValueError("expected static_graph=False in the DDP strategy with `sam`, got True: SAM runs two graphs")
     if isinstance(strategy, ModelParallelStrategy) and not sync_ascent:
         raise ValueError(
-            "expected True in `sam.sync_ascent` under ModelParallelStrategy, got False: the gradient of a sharded "
-            "parameter is always that of all ranks"
+            "expected True in `sam.sync_ascent` under ModelParallelStrategy, got False: gradients are always those of "
+            "all ranks there"
         )
+
+
+def check_reduced(strategy: Strategy, module: nn.Module) -> None:
+    """Refuse a trained parameter whose gradient nothing reduces over processes: it would differ on each of them.
+
+    ``ModelParallelStrategy`` leaves this to the user. FSDP2 reduces gradients of shards, and a hook those of whole
+    parameters.
+
+    Args:
+        strategy: The strategy of the Trainer, in training.
+        module: The module that is trained.
+
+    Raises:
+        ValueError: With the name of such a parameter, and what to do.
+    """
+    if not isinstance(strategy, ModelParallelStrategy) or strategy.device_mesh["data_parallel"].size() == 1:
+        return
+    for name, parameter in module.named_parameters():
+        hooks = parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None)
+        if parameter.requires_grad and not is_distributed(parameter) and not hooks:
+            raise ValueError(
+                "expected every trained parameter in fully_shard() or tenzoo.adapters.shard_frozen_() in "
+                f"configure_model(), got {name!r} in neither, which each process would train alone"
+            )
 
 
 def shared_out(loader: object) -> DistributedSampler[Any] | None:

@@ -193,7 +193,7 @@ def check_finite(module: nn.Module, *, when: str) -> None:
         finite = [each.isfinite().all() for each in largest]
     fine = all(map(bool, finite))
     if any(map(is_distributed, module.parameters())) and sys.exc_info()[0] is None:
-        fine = true_everywhere(fine, values[0].device)  # a process sees only its own shards
+        fine = true_everywhere(fine, next(iter(parts.values())).device)  # a process sees only its own shards
     if fine:
         return
     name = next((repr(name) for name, part in parts.items() if not bool(part.isfinite().all())), "a shard elsewhere")

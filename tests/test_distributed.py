@@ -4,11 +4,16 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch import nn
 
 from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor, Rebalance
+from tenzoo.compression import plan
 from tenzoo.distributed import check_two_passes, gather, true_everywhere
 from tenzoo.dynamics import squared_norms
+from tenzoo.factorizations import TensorTrain
 from tenzoo.tasks import SAM
+from tenzoo.tasks.checks import check_clipping
+from tenzoo.training import check_finite
 from tests.processes import in_processes
 from tests.tasks.toy import Regression
 
@@ -90,3 +95,36 @@ def norms_of_shards() -> list[list[float]]:
 def test_norms_of_tensors_that_are_shared_in_every_way():
     for found, expected in in_processes(norms_of_shards, count=4):
         assert found == pytest.approx(expected, rel=1e-6)
+
+
+def answers_to_shards() -> list[str]:
+    """What is said of a sharded weight, and of gradients of which some are sharded."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo")
+    model = nn.Sequential(nn.Linear(8, 1), nn.Linear(1, 8, bias=False))
+    fully_shard(model[0], mesh=init_device_mesh("cpu", (2,)))
+    check_finite(model[0], when="now")  # the one row is in the first process, and the other has nothing
+    adam = torch.optim.Adam(model.parameters())
+    trainer: Any = SimpleNamespace(optimizers=[adam], precision_plugin=None)
+    answers = []
+    for kind, call in (
+        (TypeError, lambda: TensorTrain.decompose(model[0].weight, 1)),
+        (ValueError, lambda: plan(model, factorization="tt", ranks=1)),
+        (ValueError, lambda: check_clipping(trainer)),
+    ):
+        with pytest.raises(kind, match="expected") as caught:
+            call()
+        answers.append(str(caught.value))
+    return answers
+
+
+def test_what_needs_whole_tensors_says_so_in_one_line():
+    for found in in_processes(answers_to_shards):
+        assert found == [
+            "expected a whole tensor in `tensor`, got one that is sharded; take its full_tensor()",
+            "expected whole parameters in `model`, got '0.weight', which is sharded; compress the model in one process",
+            "expected parameters that are all sharded, or all whole, with `gradient_clip_val`, got both in one Adam; "
+            "shard all of them, or only what is frozen",
+        ]

@@ -7,6 +7,7 @@ except ImportError as error:
 
 from tenzoo.adapters.config import TensorAdapterConfig
 from tenzoo.adapters.layer import TensorAdapterLayer
+from tenzoo.adapters.sharding import shard_frozen_
 from tenzoo.adapters.tuner import TensorAdapterModel
 
-__all__ = ["TensorAdapterConfig", "TensorAdapterLayer", "TensorAdapterModel"]
+__all__ = ["TensorAdapterConfig", "TensorAdapterLayer", "TensorAdapterModel", "shard_frozen_"]

@@ -19,6 +19,7 @@ from tenzoo.adapters.updates import (
     Update,
     check_r,
 )
+from tenzoo.dynamics import is_distributed
 from tenzoo.layers import TensorizedLayer
 
 
@@ -177,7 +178,7 @@ class TensorAdapterLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             adapter_names: Which; the active ones by default.
 
         Raises:
-            TypeError: If the weight is itself reconstructed from cores.
+            TypeError: If the weight is itself reconstructed from cores, or sharded over processes.
             ValueError: If an adapter is a bottleneck, or the result is not finite with ``safe_merge``.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.tensor_adapter_update]
@@ -191,6 +192,11 @@ class TensorAdapterLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             )
         weight = base.weight
         assert isinstance(weight, Tensor)
+        if is_distributed(weight) or getattr(base, "_is_fsdp_managed_module", False):
+            raise TypeError(
+                f"expected a {type(base).__name__} with a whole weight to merge into, got one that FSDP2 shards; save "
+                "the adapter with save_pretrained(), load it in one process, and merge it there"
+            )
         deltas = [self.get_delta_weight(name) for name in names]
         merged = weight.to(torch.promote_types(weight.dtype, deltas[0].dtype))
         for delta in deltas:

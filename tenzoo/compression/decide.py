@@ -19,6 +19,7 @@ from tenzoo.compression.ranks import Budget, given_ranks
 from tenzoo.compression.reading import Example, read_call, read_calls
 from tenzoo.compression.replaceable import Weight, find_weights
 from tenzoo.compression.samples import divider
+from tenzoo.dynamics import is_distributed
 from tenzoo.factorizations import Rank, factorization_class
 from tenzoo.factorizations.decomposition import full_precision
 
@@ -211,6 +212,11 @@ def _check_settings(budget: object, ranks: object, count: object, example_input:
 
 def _check_numbers(weights: Sequence[Weight]) -> None:
     for weight in weights:
+        if is_distributed(weight.dense):
+            raise ValueError(
+                f"expected whole parameters in `model`, got {weight.full_name!r}, which is sharded; compress the model "
+                "in one process"
+            )
         if weight.dense.is_meta:
             raise ValueError(f"expected numbers in `model`, got {weight.full_name!r} on the meta device")
         if weight.reason is None and not bool(torch.isfinite(weight.dense).all()):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from tenzoo.cores import CoreGroup, CoreProvider
+from tenzoo.dynamics import is_distributed
 from tenzoo.factorizations.als import QUICK_SWEEPS
 from tenzoo.factorizations.balance import balanced
 from tenzoo.factorizations.decomposition import (
@@ -275,7 +276,7 @@ class Factorization(nn.Module, CoreProvider):
             An instance with the tensor's dtype and device.
 
         Raises:
-            TypeError: If ``tensor`` is not a dense floating-point tensor.
+            TypeError: If ``tensor`` is not a dense floating-point tensor, or is sharded over processes.
             ValueError: If it holds NaN or infinity, ``rank`` does not fit the format, a matrix not its mode, or a core
                 overflows the dtype.
             MemoryError: If the decomposition would take more than 8 GiB on top of the tensor.
@@ -290,6 +291,8 @@ class Factorization(nn.Module, CoreProvider):
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
             kind = f"{tensor.layout} {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(f"expected a dense floating-point torch.Tensor in `tensor`, got {kind}")
+        if is_distributed(tensor):
+            raise TypeError("expected a whole tensor in `tensor`, got one that is sharded; take its full_tensor()")
         shape = check_shape(tuple(tensor.shape))
         ranks = cls.usable_rank(shape, cls.resolve_rank(shape, rank))
         dtype = torch.promote_types(tensor.dtype, torch.float32)

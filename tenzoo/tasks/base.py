@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from tenzoo.cores import CoreContainer
-from tenzoo.distributed import check_two_passes, share_buffers_
+from tenzoo.distributed import check_reduced, check_two_passes, share_buffers_
 from tenzoo.dynamics import SharpnessState, SharpnessWindow
 from tenzoo.jobs import secure
 from tenzoo.snapshot import Kinds
@@ -184,14 +184,18 @@ class Task(OptimizedModule, CoreContainer, CommandLineMethods):
             check_two_passes(self.trainer.strategy, sync_ascent=self.sam.sync_ascent)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model, before anything is loaded, and load the means of its epoch."""
-        own = self.state_dict()
-        checkpoint["state_dict"] = with_current_names(checkpoint["state_dict"], own)
-        for name, mine, other in shape_differences(own, checkpoint["state_dict"]) if self.strict_loading else ():
-            raise ValueError(
-                f"expected a checkpoint of this model in `ckpt_path`, got one with {name!r} of shape {other} where the "
-                f"model has {mine}"
-            )
+        """Refuse a checkpoint of another model, before anything is loaded, and load the means of its epoch.
+
+        A strategy that shards parameters has loaded the weights already.
+        """
+        if "state_dict" in checkpoint:
+            own = self.state_dict()
+            checkpoint["state_dict"] = with_current_names(checkpoint["state_dict"], own)
+            for name, mine, other in shape_differences(own, checkpoint["state_dict"]) if self.strict_loading else ():
+                raise ValueError(
+                    f"expected a checkpoint of this model in `ckpt_path`, got one with {name!r} of shape {other} where "
+                    f"the model has {mine}"
+                )
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             for name, mean in self._epoch_means.items():
                 mean.load(checkpoint.get("epoch_means", {}).get(name), self._trainer)
@@ -209,10 +213,11 @@ class Task(OptimizedModule, CoreContainer, CommandLineMethods):
         checkpoint["epoch_means"] = {name: mean.state(self.trainer) for name, mean in self._epoch_means.items()}
 
     def on_fit_start(self) -> None:
-        """Refuse, before the first step, settings that SAM, clipping or the logged metrics do not allow."""
+        """Refuse, before the first step, settings that SAM, clipping, the strategy or the metrics do not allow."""
         if self.sam is not None:
             self._restore_monitors()
         super().on_fit_start()
+        check_reduced(self.trainer.strategy, self)
         keep_integers(self.trainer)
         if self.sam is not None:
             check_sam(self, self.trainer, only_cores=self.sam.scope == "cores")

@@ -21,6 +21,7 @@ from torch.optim import LBFGS
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tenzoo.cores import find_core_groups
+from tenzoo.dynamics import is_distributed
 from tenzoo.training import scales_loss, unscales_its_gradients
 
 _BETTER = {
@@ -176,11 +177,18 @@ def check_plateaus(trainer: Trainer, *, known: Collection[str]) -> None:
 
 
 def check_clipping(trainer: Trainer) -> None:
-    """Refuse optimizers whose gradients cannot be clipped.
+    """Refuse optimizers whose gradients cannot be clipped, and gradients of which only some are sharded.
 
     Raises:
-        ValueError: With the optimizer.
+        ValueError: With the optimizer, or the way to shard.
     """
+    for optimizer in trainer.optimizers:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if len({is_distributed(parameter) for parameter in parameters}) > 1:
+            raise ValueError(
+                "expected parameters that are all sharded, or all whole, with `gradient_clip_val`, got both in one "
+                f"{type(optimizer).__name__}; shard all of them, or only what is frozen"
+            )
     for optimizer in trainer.optimizers if scales_loss(trainer) else []:
         if unscales_its_gradients(optimizer):
             raise ValueError(

@@ -14,7 +14,7 @@ from tenzoo.layers import TensorizedLinear
 from tenzoo.tasks import SAM, Task
 from tenzoo.training import DivergenceError
 from tests.processes import in_processes
-from tests.tasks.toy import Batches, sgd, trainer
+from tests.tasks.toy import Batches, adam, sgd, trainer
 
 
 class Sharded(Task):
@@ -99,6 +99,38 @@ def test_norms_are_those_of_the_whole_parameters():
             assert [value for row in history["history"][name] for value in row] == pytest.approx(
                 [value for row in rows for value in row], rel=1e-8
             )
+
+
+def ended(
+    epochs: int, *, seed: int, files: bool, save: str | None = None, resume: str | None = None
+) -> dict[str, Tensor]:
+    """The weights after so many epochs."""
+    torch.manual_seed(seed)
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=files)
+    fit = trainer(max_epochs=epochs, callbacks=[DeviationAwareScaling(0.3)], strategy=strategy, devices=2)
+    task = Sharded(optimizer=adam(), sam=SAM(rho=0.3))
+    fit.fit(task, Shares(fit.global_rank, fit.world_size), ckpt_path=resume, weights_only=True)
+    if save is not None:
+        fit.save_checkpoint(save)
+    return {name: p.full_tensor() for name, p in task.named_parameters()}
+
+
+def resumed(folder: str) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """The weights of a run that was not stopped, and of one that was; with a file of each process, and with one."""
+    results = []
+    for files in (False, True):
+        path = f"{folder}/{files}.ckpt"
+        ended(1, seed=1, files=files, save=path)
+        results.append((ended(2, seed=1, files=files), ended(2, seed=2, files=files, resume=path)))
+    return results
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(tmp_path):
+    for results in in_processes(resumed, str(tmp_path)):
+        for whole, continued in results:
+            for name, value in whole.items():
+                assert continued[name].equal(value), name
 
 
 class Ruined(Callback):
