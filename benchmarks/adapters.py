@@ -1,15 +1,22 @@
 """A training step of a small transformer with adapters made of cores, against PEFT's LoRA."""
 
 import copy
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import DataLoader
 
+from benchmarks.loops import FitLoop, Loop, TakeTurns, interleave, quiet
 from benchmarks.report import Ratio, Report, Table
 from benchmarks.steps import Step, in_turns, saved_bytes
+from tenzoo.callbacks import DeviationAwareScaling
+from tenzoo.tasks import SAM, TextClassificationTask
+from tenzoo.training import NoProfiler
 
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "LoRA": {},
@@ -54,12 +61,17 @@ def adapters(
     labels = torch.randint(2, (batch,), generator=generator)
     networks = _networks(layers, width, r)
     times = in_turns({name: _step(network, tokens, labels) for name, network in networks.items()}, rounds)
-    ratios = [Ratio.of(times, name, _PEFT, target=_TARGETS.get(name)) for name in SETTINGS]
+    times |= _under_lightning(networks["LoRETTA-rep"], tokens, labels, rounds)
+    ratios = [
+        *(Ratio.of(times, name, _PEFT, target=_TARGETS.get(name)) for name in SETTINGS),
+        Ratio.of(times, "LoRETTA-rep, DAS", "LoRETTA-rep, Lightning", target=1.02),
+        Ratio.of(times, "LoRETTA-rep, SAM", "LoRETTA-rep, Lightning", target=2.05),
+    ]
     title = f"adapters: a step of a BERT of {layers} layers and width {width}"
     note = (
         f"Batch {batch}, length {length}, float32, r = {r}, AdamW, query and value; the bottlenecks follow attention "
         "and feed-forward. The frozen transformer takes nearly all of a step: an adapter adds the launches of its "
-        "operations."
+        "operations. The last three variants are under Lightning, without loggers."
     )
     return Report(title, note, ("ms/step", 1e3), times, ratios, [_table(networks, tokens, labels)])
 
@@ -84,7 +96,7 @@ def _trained(network: nn.Module) -> list[nn.Parameter]:
 
 
 def _step(network: nn.Module, tokens: Tensor, labels: Tensor) -> Step:
-    optimizer = torch.optim.AdamW(_trained(network), lr=1e-4)
+    optimizer = _adamw(_trained(network))
 
     def step() -> None:
         loss = F.cross_entropy(network(tokens), labels)
@@ -93,6 +105,38 @@ def _step(network: nn.Module, tokens: Tensor, labels: Tensor) -> Step:
         optimizer.step()
 
     return step
+
+
+def _under_lightning(
+    network: nn.Module, tokens: Tensor, labels: Tensor, rounds: int, steps: int = 2, warmup: int = 2
+) -> dict[str, list[float]]:
+    def fit(*callbacks: Callback, sam: SAM | None = None) -> FitLoop:
+        task = TextClassificationTask(copy.deepcopy(network), optimizer=_adamw, sam=sam)
+        batches: Any = [{"tokens": tokens, "labels": labels}] * (warmup + rounds * steps)
+        data: DataLoader[Any] = DataLoader(batches, batch_size=None)
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            callbacks=[TakeTurns(warmup, steps), *callbacks],
+            profiler=NoProfiler(),
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        return FitLoop(functools.partial(trainer.fit, task, data))
+
+    with quiet():
+        loops: dict[str, Loop] = {
+            "LoRETTA-rep, Lightning": fit(),
+            "LoRETTA-rep, DAS": fit(DeviationAwareScaling(0.5)),
+            "LoRETTA-rep, SAM": fit(sam=SAM(0.05)),
+        }
+        return interleave(loops, rounds)
+
+
+def _adamw(parameters: Any) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr=1e-4)
 
 
 def _table(networks: Mapping[str, nn.Module], tokens: Tensor, labels: Tensor) -> Table:

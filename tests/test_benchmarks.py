@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.__main__ import COMPARISONS, main
+from benchmarks.adapters import SETTINGS, adapters
 from benchmarks.compression import compression
 from benchmarks.covid import covid
 from benchmarks.estimates import Case as LayerCase
@@ -47,6 +48,14 @@ def test_sparse(capsys):
     assert_complete(report, variants=len(METHODS) * len(TINY))
     assert [ratio.target for ratio in report.ratios if ratio.target is not None] == [2.0, 2.0]
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_adapters():
+    pytest.importorskip("peft", reason="needs the extra text: pip install tenzoo[text]")
+    report = adapters(2, batch=2, length=8, layers=1, width=48, r=4)
+    assert_complete(report, variants=len(SETTINGS) + 4)
+    assert [ratio.target for ratio in report.ratios] == [1.05, 1.05, 1.2, 1.25, None, 1.02, 2.05]
 
 
 def test_compression():

@@ -1,0 +1,100 @@
+"""The zoo's entries for text train, with every adapter and method, on a tiny model with the names of MiniLM."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("peft", reason="needs the extra text: pip install tenzoo[text]")
+
+from tenzoo.cli import main
+
+ROOT = Path(__file__).parent.parent / "configs"
+MODELS = sorted((ROOT / "text").glob("minilm_*.yaml"))
+ADAPTERS = sorted((ROOT / "adapters").glob("*.yaml"))
+TINY = str(Path(__file__).parent / "configs" / "tiny.yaml")
+WORDS = ["good", "bad", "a", "film", "it", "was", "very", "not", "and", "dull"]
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`(is_)?gradient_checkpointing:FutureWarning",
+    "ignore:The number of training batches:UserWarning",
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (folder / "vocab.txt").write_text("\n".join([*special, *WORDS]))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    BertModel(BertConfig(vocab_size=20, **sizes)).save_pretrained(folder)
+    return str(folder)
+
+
+def sentences(folder, task):
+    """Files of a few texts in the format of GLUE, as arguments."""
+    generator = torch.Generator().manual_seed(0)
+
+    def text():
+        return " ".join(WORDS[k] for k in torch.randint(len(WORDS), (6,), generator=generator))
+
+    for name, count in (("train", 60), ("dev", 20)):
+        if task == "rte":
+            rows = [f"{k}\t{text()}\t{text()}\t{('entailment', 'not_entailment')[k % 2]}" for k in range(count)]
+            rows = ["index\tsentence1\tsentence2\tlabel", *rows]
+        else:
+            rows = ["sentence\tlabel", *(f"{text()}\t{k % 2}" for k in range(count))]
+        (folder / f"{name}.tsv").write_text("\n".join(rows) + "\n")
+    files = {"train": folder / "train.tsv", "test": folder / "dev.tsv", "cache": folder / "cache", "per_class": 20}
+    return [word for name, value in files.items() for word in (f"--data.init_args.{name}", str(value))]
+
+
+def fit(tmp_path, model, path, *parts):
+    task = "rte" if "rte" in path.stem else "sst2"
+    arguments = [
+        *sentences(tmp_path, task),
+        *("--data.init_args.tokenizer", model),
+        *("--model.init_args.network.init_args.path", model),
+        *("--trainer.default_root_dir", str(tmp_path / "runs")),
+    ]
+    composed = [word for config in (path, *parts, TINY) for word in ("--config", str(config))]
+    return main(["fit", *composed, *arguments])
+
+
+@pytest.mark.parametrize("config", MODELS, ids=lambda path: path.stem)
+def test_every_model_trains(tmp_path, model, capsys, config):
+    assert fit(tmp_path, model, config) == 0
+    printed = capsys.readouterr().out
+    assert "test" in printed
+    assert "nan" not in printed
+    written = {path.name for path in (tmp_path / "runs" / "version_0").iterdir()}
+    assert {"config.yaml", "metrics.csv", "checkpoints", "norm_dynamics.png"} <= written
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("method", ["adam", "sam", "das"])
+def test_every_adapter_and_method_compose(tmp_path, model, capsys, adapter, method):
+    methods = ROOT / "methods" / f"{method}.yaml"
+    assert fit(tmp_path, model, ROOT / "text" / "minilm_sst2_loretta.yaml", adapter, methods) == 0
+    assert "test" in capsys.readouterr().out
+
+
+def test_all_published_kinds_are_there():
+    assert {path.stem for path in ADAPTERS} == {"lora", "flora", "loretta", "loretta_adp", "tt"}
+
+
+def test_without_its_model_an_entry_is_refused_in_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", str(ROOT / "text" / "minilm_sst2_loretta.yaml")]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "tenzoo: error: expected an existing folder in `path`, got './models/all-MiniLM-L6-v2'"
+
+
+def test_the_list_shows_entries_without_their_model(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["list", "--json", "--configs", str(ROOT / "text")]) == 0
+    assert "its pretrained model is not there" in capsys.readouterr().out
