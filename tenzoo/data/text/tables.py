@@ -100,7 +100,7 @@ def _read_file(path: Path, reader: Callable[[Path], Table], *, arg: str) -> Tabl
     try:
         return reader(path)
     except (UnicodeDecodeError, csv.Error, OSError) as error:
-        fault = f"not UTF-8 at byte {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
+        fault = f"not UTF-8 at byte {error.start}" if isinstance(error, UnicodeDecodeError) else brief(error)
         raise ValueError(f"expected a readable {path.suffix} file in `{arg}`, got {str(path)!r}: {fault}") from error
 
 
@@ -143,7 +143,7 @@ def _read_jsonl(path: Path) -> Table:
     for number, line in enumerate([] if lines == [""] else lines):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise ValueError(f"expected one JSON object per line, got {line[:60]!r} in {table.place(number)}")
@@ -160,13 +160,12 @@ def _read_jsonl(path: Path) -> Table:
 
 def _read_parquet(path: Path) -> Table:
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise ImportError(f"expected pyarrow to read {path}, which is not installed; {MISSING_EXTRA}") from error
     try:
-        return Table(parquet.read_table(path).to_pydict(), str(path))
-    except pyarrow.ArrowException as error:
+        return Table(parquet.read_table(path, partitioning=None).to_pydict(), str(path))
+    except Exception as error:  # of many kinds
         reason = brief(error)
     raise ValueError(f"expected a Parquet file, got {str(path)!r}: {reason}")
 

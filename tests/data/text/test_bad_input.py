@@ -78,6 +78,17 @@ TEXTS = random_texts(6)
         ("a.json", '[{"sentence": "w1",\n "label": 0}]', "expected one JSON object per line, got"),
         ("a.jsonl", '{"sentence": 5, "label": 0}', "expected text in column 'sentence' in line 1 of .*, got 5"),
         ("a.jsonl", '{"sentence": null, "label": 0}', "expected text in column 'sentence' in line 1 of .*, got None"),
+        ("a.jsonl", "[" * 100000, "expected one JSON object per line, got"),
+        (
+            "a.jsonl",
+            '{"sentence": "\\ud800", "label": 0}',
+            "expected text in column 'sentence' in line 1 of .*, got '.ud800'",
+        ),
+        (
+            "a.jsonl",
+            '{"sentence": "w1", "label": [0]}',
+            r"expected a name or a number in column 'label' in line 1 of .*, got \[0\]",
+        ),
         ("a.parquet", "not parquet", r"expected a Parquet file, got '.*a\.parquet': "),
         (
             "a.txt",
