@@ -1,10 +1,14 @@
 """Which columns are text, and the texts that are made of them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
 
 from tenzoo.data.text.tables import Table
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a sign, which a JSON file may have and no tokenizer takes."""
 
 KNOWN_COLUMNS = (
     ("question", "sentence"),
@@ -99,6 +103,6 @@ def read_texts(table: Table, columns: Sequence[str], *, arg: str) -> list[list[s
     texts = [table.column(name, arg=arg) for name in columns]
     for name, cells in zip(columns, texts, strict=True):
         for row, cell in enumerate(cells):
-            if not isinstance(cell, str) or not cell.strip():
+            if not isinstance(cell, str) or not cell.strip() or _SURROGATE.search(cell):
                 raise ValueError(f"expected text in column {name!r} in {table.place(row)}, got {cell!r}")
     return texts

@@ -215,6 +215,7 @@ class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
         tables = {name: read_table(given[name], arg=name) for name in names}
         labels = Labels.of(tables["train"], given["label"])
         targets = {name: self._targets(name, table, labels) for name, table in tables.items()}
+        train, held = self._rows(targets["train"], labels)
         tokenization = Tokenization(
             given["tokenizer"],
             columns=self._columns,
@@ -223,7 +224,9 @@ class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
             cache=default_cache() if given["cache"] is None else Path(given["cache"]),
         )
         texts = {name: Texts(tokenization.tokens(table), targets[name]) for name, table in tables.items()}
-        splits = self._split(texts.pop("train"), labels, texts.pop("validation", None)) | texts
+        whole = texts.pop("train")
+        val = texts.pop("validation", None) or whole.take(held)
+        splits = {"train": whole.take(train)} | ({"val": val} if len(val) > 0 else {}) | texts
         seen = {name: checksum(splits[name]) for name in ("train", "val") if name in splits}
         fingerprint = {"label_names": None if labels.names is None else list(labels.names), "checksum": seen}
         return PreparedTexts(splits, labels, tokenization.tokenizer, fingerprint)
@@ -234,21 +237,19 @@ class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
             return None
         return labels.encode(table, column)
 
-    def _split(self, whole: Texts, labels: Labels, validation: Texts | None) -> dict[str, Texts]:
+    def _rows(self, targets: Tensor | None, labels: Labels) -> tuple[Tensor, Tensor]:
+        """The rows of ``train`` to train on, and those that are held out."""
         per_class, fraction = self.hparams["per_class"], self.hparams["validation_fraction"]
         if per_class is not None and labels.names is None:
             raise ValueError(f"expected None in `per_class` for labels that are numbers, got {per_class}")
-        assert whole.labels is not None
-        train, held = split_rows(
-            whole.labels,
+        assert targets is not None
+        return split_rows(
+            targets,
             labels.names,
             per_class=per_class,
-            fraction=0.0 if validation is not None else fraction,
+            fraction=fraction if self.hparams["validation"] is None else 0.0,
             seed=self.hparams["seed"],
         )
-        if validation is None and len(held) > 0:
-            validation = whole.take(held)
-        return {"train": whole.take(train)} | ({} if validation is None else {"val": validation})
 
     def _report(self) -> None:
         """One line on what was read."""

@@ -90,6 +90,11 @@ def _cells(table: Table, column: str) -> tuple[list[str], Sequence[str] | None]:
     cells = table.column(column, arg="label")
     stated = (table.class_names or {}).get(column)
     if stated is None:
+        for row, cell in enumerate(cells):
+            if not isinstance(cell, str | int | float | None):
+                raise ValueError(
+                    f"expected a name or a number in column {column!r} in {table.place(row)}, got {cell!r}"
+                )
         return [_string(cell) for cell in cells], None
     return [stated[cell] if cell is not None and 0 <= cell < len(stated) else "" for cell in cells], stated
 

@@ -55,6 +55,17 @@ class Table:
         return f"{self.unit} {self.first + row} of {self.source}"
 
 
+def brief(error: Exception) -> str:
+    r"""The text of a library's error in one line, of at most 200 characters.
+
+    Example:
+        >>> brief(OSError("no such\nname"))
+        'no such name'
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:199]}…"
+
+
 def read_table(source: str, *, arg: str) -> Table:
     """The table of a file, or of a data set of the hub.
 
@@ -89,7 +100,7 @@ def _read_file(path: Path, reader: Callable[[Path], Table], *, arg: str) -> Tabl
     try:
         return reader(path)
     except (UnicodeDecodeError, csv.Error, OSError) as error:
-        fault = f"not UTF-8 at byte {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
+        fault = f"not UTF-8 at byte {error.start}" if isinstance(error, UnicodeDecodeError) else brief(error)
         raise ValueError(f"expected a readable {path.suffix} file in `{arg}`, got {str(path)!r}: {fault}") from error
 
 
@@ -132,7 +143,7 @@ def _read_jsonl(path: Path) -> Table:
     for number, line in enumerate([] if lines == [""] else lines):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise ValueError(f"expected one JSON object per line, got {line[:60]!r} in {table.place(number)}")
@@ -149,14 +160,14 @@ def _read_jsonl(path: Path) -> Table:
 
 def _read_parquet(path: Path) -> Table:
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ImportError(f"Parquet files need pyarrow: {MISSING_EXTRA}") from error
+        raise ImportError(f"expected pyarrow to read {path}, which is not installed; {MISSING_EXTRA}") from error
     try:
-        return Table(parquet.read_table(path).to_pydict(), str(path))
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"expected a Parquet file, got {str(path)!r}: {str(error).splitlines()[0]}") from error
+        return Table(parquet.read_table(path, partitioning=None).to_pydict(), str(path))
+    except Exception as error:  # of many kinds
+        reason = brief(error)
+    raise ValueError(f"expected a Parquet file, got {str(path)!r}: {reason}")
 
 
 _READERS: dict[str, Callable[[Path], Table]] = {
@@ -172,16 +183,21 @@ def _read_hub(source: str, *, arg: str) -> Table:
     try:
         import datasets
     except ImportError as error:
-        raise ImportError(f"a name in `{arg}` ({source!r}) needs datasets: {MISSING_EXTRA}") from error
+        raise ImportError(
+            f"expected a file in `{arg}`, or the package datasets, which is not installed, for the name {source!r}; "
+            f"{MISSING_EXTRA}"
+        ) from error
     name, config, split, *_ = [*source.split(":"), "", ""]
+    rows: Any = None
     try:
-        rows: Any = datasets.load_dataset(name, config or None, split=split or _HUB_SPLITS[arg])
+        rows = datasets.load_dataset(name, config or None, split=split or _HUB_SPLITS[arg])
     except Exception as error:  # of many kinds: of the hub, of the network, of the loader
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = brief(error)
+    if rows is None:  # not within `except`: an error that it led to is taken for one of the user's own code
         raise ValueError(
             f"expected a file that ends in {', '.join(_READERS)}, or a name of `datasets`, in `{arg}`, got "
             f"{source!r}: {reason}"
-        ) from error
+        )
     names = {
         column: list(kind.names) for column, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)
     }

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from tenzoo.data.text.columns import Template
-from tenzoo.data.text.tables import MISSING_EXTRA
+from tenzoo.data.text.tables import MISSING_EXTRA, brief
 
 CHUNK = 1000
 """Texts that are tokenized in one call."""
@@ -83,16 +83,19 @@ def load_tokenizer(path: str) -> Any:
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
-        raise ImportError(f"`tokenizer` needs transformers: {MISSING_EXTRA}") from error
+        raise ImportError(f"expected transformers for `tokenizer`, which is not installed; {MISSING_EXTRA}") from error
     file = Path(path)
     where = (str(file.parent), {"gguf_file": file.name}) if file.suffix == ".gguf" else (path, {})
+    tokenizer: Any = None
     try:
         tokenizer = AutoTokenizer.from_pretrained(where[0], **where[1])
     except Exception as error:  # of many kinds: of the hub, of the network, of each file format
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = brief(error)
+    if tokenizer is None:  # not within `except`: an error that it led to is taken for one of the user's own code
         raise ValueError(
-            f"expected the folder of a tokenizer, or its name on the hub, in `tokenizer`, got {path!r}: {reason}"
-        ) from error
+            "expected the folder of a tokenizer, a GGUF file, or a name on the hub, in `tokenizer`, got "
+            f"{path!r}: {reason}"
+        )
     if tokenizer.pad_token_id is None:
         raise ValueError(
             f"expected a tokenizer with a pad token in `tokenizer`, got {path!r} with none; save it again with its "

@@ -78,6 +78,17 @@ TEXTS = random_texts(6)
         ("a.json", '[{"sentence": "w1",\n "label": 0}]', "expected one JSON object per line, got"),
         ("a.jsonl", '{"sentence": 5, "label": 0}', "expected text in column 'sentence' in line 1 of .*, got 5"),
         ("a.jsonl", '{"sentence": null, "label": 0}', "expected text in column 'sentence' in line 1 of .*, got None"),
+        ("a.jsonl", "[" * 100000, "expected one JSON object per line, got"),
+        (
+            "a.jsonl",
+            '{"sentence": "\\ud800", "label": 0}',
+            "expected text in column 'sentence' in line 1 of .*, got '.ud800'",
+        ),
+        (
+            "a.jsonl",
+            '{"sentence": "w1", "label": [0]}',
+            r"expected a name or a number in column 'label' in line 1 of .*, got \[0\]",
+        ),
         ("a.parquet", "not parquet", r"expected a Parquet file, got '.*a\.parquet': "),
         (
             "a.txt",
@@ -200,7 +211,7 @@ def test_tokenizers(tmp_path, monkeypatch):
     short = save_tokenizer(tmp_path / "short", model_max_length=64)
     refused(tmp_path, "expected at most the 64 tokens of .* in `max_length`, got 65", tokenizer=short, max_length=65)
     (tmp_path / "empty").mkdir()
-    message = "expected the folder of a tokenizer, or its name on the hub, in `tokenizer`, got"
+    message = "expected the folder of a tokenizer, a GGUF file, or a name on the hub, in `tokenizer`, got"
     refused(tmp_path, message, tokenizer=str(tmp_path / "empty"))
     (Path(short) / "tokenizer.json").write_text("{")
     refused(tmp_path, message, tokenizer=short)
@@ -249,13 +260,13 @@ def test_arguments_are_checked_at_once(options, kind, message):
 @pytest.mark.parametrize(
     ("package", "options", "message"),
     [
-        ("transformers", {}, r"`tokenizer` needs transformers: pip install 'tenzoo\[text\]'"),
+        ("transformers", {}, "expected transformers for `tokenizer`, which is not installed"),
         (
             "datasets",
             {"train": "org/name:sub"},
-            r"a name in `train` \('org/name:sub'\) needs datasets: pip install 'tenzoo\[text\]'",
+            "expected a file in `train`, or the package datasets, .* 'org/name:sub'",
         ),
-        ("pyarrow", {"train": "some.parquet"}, r"Parquet files need pyarrow: pip install 'tenzoo\[text\]'"),
+        ("pyarrow", {"train": "some.parquet"}, "expected pyarrow to read some.parquet, which is not installed"),
     ],
 )
 def test_packages_that_are_not_installed(tmp_path, monkeypatch, package, options, message):
@@ -272,5 +283,5 @@ def test_packages_that_are_not_installed(tmp_path, monkeypatch, package, options
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=message):
+    with pytest.raises(ImportError, match=message + r".*; pip install 'tenzoo\[text\]'"):
         data.setup()

@@ -45,7 +45,7 @@ def test_a_name_with_its_own_classes(tmp_path, asked):
 
 
 def test_a_missing_name(tmp_path, asked):
-    message = "a name of `datasets`, in `train`, got 'nobody/nothing': no such data set$"
+    message = "a name of `datasets`, in `train`, got 'nobody/nothing': no such data set and more of this$"
     with pytest.raises(ValueError, match=message):
         make(tmp_path, train="nobody/nothing").setup()
 
