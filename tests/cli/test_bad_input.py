@@ -77,8 +77,8 @@ TRAINER = [
     ("max_epoch 3", "max_epochs"),
 ]
 MODEL = [
-    ("model 3", "CompletionTask, DistillationTask, ImageClassificationTask, got '3'"),
-    ("model []", "a class in `model`, one of CompletionTask, DistillationTask, ImageClassificationTask, got '[]'"),
+    ("model 3", "CompletionTask, DistillationTask, ImageClassificationTask, TextClassificationTask, got '3'"),
+    ("model []", "a class in `model`, one of CompletionTask, DistillationTask, ImageClassificationTask, TextClassificationTask, got '[]'"),
     ("model null", "arguments are required: fit.model"),
     ("model CompletionTusk", "'CompletionTusk'"),
     (

@@ -91,7 +91,7 @@ def _read(path: Path, key: str, count: int, vocabulary: int) -> Tokens | None:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # it leaves open what is damaged
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, NotImplementedError):
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, RuntimeError):
         return None
     types = {"ids": np.int32, "offsets": np.int64, "types": np.uint8}
     if str(arrays.pop("key", None)) != key or not {"ids", "offsets"} <= arrays.keys() <= types.keys():

@@ -103,7 +103,15 @@ def flipped(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+def encrypted(path: Path) -> None:
+    """Set the flag of the first file in the archive's directory that says so."""
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(bytes(content))
+
+
 DAMAGES = {
+    "encrypted": encrypted,
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("not an archive"),
     "truncated": truncated,
