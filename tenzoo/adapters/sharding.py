@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakMethod
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -80,17 +80,23 @@ class _GradientAverage:
             Those that are new.
         """
         known = set(self._parameters)
+        waits = WeakMethod(self._await_end)  # a hook that holds the parameters would keep them in memory for good
+
+        def hook(_: Tensor) -> None:
+            if wait := waits():
+                wait()
+
         new = [parameter for parameter in parameters if parameter not in known]
         for parameter in new:
             if parameter.is_floating_point() or parameter.is_complex():
                 trained = parameter.requires_grad
                 parameter.requires_grad_(True)  # for a hook, which waits until the parameter is trained
-                parameter.register_post_accumulate_grad_hook(self._await_end)  # type: ignore[no-untyped-call]
+                parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
                 parameter.requires_grad_(trained)
         self._parameters = parameters
         return new
 
-    def _await_end(self, _: Tensor) -> None:
+    def _await_end(self) -> None:
         current = torch._C._current_graph_task_id()
         if current != self._pass:
             self._pass = current

@@ -1,8 +1,10 @@
 """Adapters that two processes train are those of one process on the whole batch."""
 
 import copy
+import gc
 import math
 import re
+import weakref
 from typing import Any
 
 import pytest
@@ -305,7 +307,12 @@ def gradients_of_branches(*sizes: int) -> dict[str, Tensor | None]:
         model(
             torch.full((1, 3), 1.0 + rank + step, dtype=torch.float64), second=rank == 0 and step == 1
         ).sum().backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    parameter = weakref.ref(model.first.weight)
+    del model
+    gc.collect()
+    assert parameter() is None  # no hook holds it
+    return gradients
 
 
 @pytest.mark.slow
