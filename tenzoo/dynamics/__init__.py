@@ -10,7 +10,7 @@ from tenzoo.dynamics.norms import (
     squared_norms,
 )
 from tenzoo.dynamics.scaling import bound_factors, deviation_aware_factors, rebalance_
-from tenzoo.dynamics.shards import is_distributed, own_part
+from tenzoo.dynamics.shards import is_distributed, of_parts, own_part
 from tenzoo.dynamics.sharpness import SharpnessState, SharpnessWindow, sharpness_perturbation
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "is_distributed",
     "norm_deviation",
     "norm_gradient_covariance",
+    "of_parts",
     "own_part",
     "rebalance_",
     "sam_deviation_rate",

@@ -34,6 +34,22 @@ def own_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_distributed(tensor) else tensor
 
 
+def of_parts(part: Tensor, other: Tensor) -> Tensor:
+    """A tensor of which each process has its part, as of another tensor of its shape: the inverse of `own_part`.
+
+    Example:
+        >>> x = torch.zeros(2)
+        >>> of_parts(x, torch.ones(2)) is x
+        True
+    """
+    if not is_distributed(other):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = other.device_mesh, other.placements
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=other.shape, stride=other.stride())
+
+
 def reduced(tensor: Tensor) -> Tensor:
     """The tensor after all pending sums over processes; a collective if there are any."""
     if not is_distributed(tensor) or not any(placement.is_partial() for placement in tensor.placements):

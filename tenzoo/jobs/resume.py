@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
+from tenzoo.dynamics import of_parts, own_part
 from tenzoo.jobs.epoch_metrics import epoch_metrics, set_epoch_metrics, updates
 from tenzoo.jobs.places import Place, continue_from, model_checkpoints, place_of, place_of_counters, window_is_open
 from tenzoo.jobs.random_state import random_state, set_random_state
@@ -93,7 +94,7 @@ class ExactResume(Callback):
         gradients: dict[str, Tensor] = {}
         if window_is_open(trainer, place):
             named = pl_module.named_parameters()
-            gradients = {name: each.grad.detach().cpu() for name, each in named if each.grad is not None}
+            gradients = {name: own_part(each.grad.detach()).cpu() for name, each in named if each.grad is not None}
         return {"random": random, "gradients": gradients, "epoch": epoch_metrics(trainer, pl_module, before=before)}
 
     @staticmethod
@@ -165,7 +166,7 @@ class ExactResume(Callback):
         own = processes[trainer.global_rank]
         for name, parameter in pl_module.named_parameters():
             if name in own["gradients"]:
-                parameter.grad = own["gradients"][name].to(parameter.device)
+                parameter.grad = of_parts(own["gradients"][name].to(parameter.device), parameter)
         set_epoch_metrics(trainer, pl_module, own["epoch"])
         set_random_state(own["random"], trainer.strategy.root_device)
 

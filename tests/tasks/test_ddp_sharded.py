@@ -101,27 +101,55 @@ def test_norms_are_those_of_the_whole_parameters():
             )
 
 
-def ended(
-    epochs: int, *, seed: int, files: bool, save: str | None = None, resume: str | None = None
-) -> dict[str, Tensor]:
-    """The weights after so many epochs."""
+class Resumable(Shares):
+    """Four batches, which continue where they were."""
+
+    def __init__(self, rank: int, count: int) -> None:
+        super().__init__(rank, count)
+        self._batches.append(self._batches[0])
+        self._seen = 0
+
+    def __iter__(self) -> Any:
+        for batch in self._batches[self._seen :]:
+            self._seen += 1
+            yield batch
+        self._seen = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self._seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._seen = state["seen"]
+
+
+class Saves(Callback):
+    """Saves a checkpoint after the third batch, in the middle of a window."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.current_epoch == 0 and batch_idx == 2:
+            trainer.save_checkpoint(self._path)
+
+
+def ended(*, seed: int, files: bool, save: str | None = None, resume: str | None = None) -> dict[str, Tensor]:
+    """The weights after two epochs."""
     torch.manual_seed(seed)
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=files)
-    fit = trainer(max_epochs=epochs, callbacks=[DeviationAwareScaling(0.3)], strategy=strategy, devices=2)
-    task = Sharded(optimizer=adam(), sam=SAM(rho=0.3))
-    fit.fit(task, Shares(fit.global_rank, fit.world_size), ckpt_path=resume, weights_only=True)
-    if save is not None:
-        fit.save_checkpoint(save)
+    callbacks = [DeviationAwareScaling(0.3), *([] if save is None else [Saves(save)])]
+    fit = trainer(max_epochs=2, callbacks=callbacks, strategy=strategy, devices=2)
+    task = Sharded(optimizer=adam(), sam=SAM(rho=0.3), accumulate_grad_batches=2)
+    fit.fit(task, Resumable(fit.global_rank, fit.world_size), ckpt_path=resume, weights_only=True)
     return {name: p.full_tensor() for name, p in task.named_parameters()}
 
 
 def resumed(folder: str) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """The weights of a run that was not stopped, and of one that was; with a file of each process, and with one."""
+    """The weights of a run, and of one from a checkpoint of it; with one file, and with a file of each process."""
     results = []
     for files in (False, True):
         path = f"{folder}/{files}.ckpt"
-        ended(1, seed=1, files=files, save=path)
-        results.append((ended(2, seed=1, files=files), ended(2, seed=2, files=files, resume=path)))
+        results.append((ended(seed=1, files=files, save=path), ended(seed=2, files=files, resume=path)))
     return results
 
 
