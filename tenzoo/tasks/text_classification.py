@@ -99,6 +99,17 @@ class TextClassificationTask(SupervisedTask):
         if given != self.num_classes:
             raise ValueError(f"expected {given} in `num_classes`, as in the data, got {self.num_classes}")
 
+    @override
+    def configure_model(self) -> None:
+        """Shard the frozen weights under ``ModelParallelStrategy``; cores and head stay whole in every process."""
+        if self.device_mesh is None or not isinstance(self.network, PretrainedTransformer):
+            return
+        from tenzoo.adapters import shard_frozen_
+
+        frozen = self.network.frozen_weights()
+        if frozen and not any(map(is_distributed, frozen.values())):
+            shard_frozen_(self.network, self.device_mesh["data_parallel"])
+
     # --- checkpoints: frozen weights stay in their files ---------------------------------------------------------
 
     @override

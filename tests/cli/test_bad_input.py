@@ -78,7 +78,11 @@ TRAINER = [
 ]
 MODEL = [
     ("model 3", "CompletionTask, DistillationTask, ImageClassificationTask, TextClassificationTask, got '3'"),
-    ("model []", "a class in `model`, one of CompletionTask, DistillationTask, ImageClassificationTask, TextClassificationTask, got '[]'"),
+    (
+        "model []",
+        "a class in `model`, one of CompletionTask, DistillationTask, ImageClassificationTask, TextClassificationTask, "
+        "got '[]'",
+    ),
     ("model null", "arguments are required: fit.model"),
     ("model CompletionTusk", "'CompletionTusk'"),
     (

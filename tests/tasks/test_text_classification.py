@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader
 
 pytest.importorskip("peft", reason="needs the extra text: pip install tenzoo[text]")
@@ -15,8 +16,10 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor
 from tenzoo.cores import find_core_groups
+from tenzoo.dynamics.shards import own_part
 from tenzoo.models import PretrainedTransformer
 from tenzoo.tasks import SAM, TextClassificationTask
+from tests.processes import in_processes
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`(is_)?gradient_checkpointing:FutureWarning",
@@ -195,6 +198,30 @@ class TestCheckpoints:
             ValueError, match=r"^expected the pretrained weights that the checkpoint .* got others from"
         ):
             trainer(tmp_path).test(other, Texts(), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True)
+
+
+def trained_in(folder, strategy):
+    """The trained weights after two epochs, and the numbers of the frozen ones that this process holds."""
+    model = task(folder, sam=SAM(rho=0.05), optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    devices = {} if strategy is None else {"devices": 2, "strategy": strategy}
+    if strategy == "sharded":
+        devices["strategy"] = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    trainer(None, enable_checkpointing=False, **devices).fit(model, Texts())
+    held = sum(own_part(value).numel() for value in model.network.frozen_weights().values())
+    return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}, held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+def test_two_processes_train_as_one(folder, strategy):
+    expected, whole = trained_in(folder, None)
+    for weights, held in in_processes(trained_in, folder, strategy):
+        assert held == whole if strategy == "ddp" else held < 0.6 * whole
+        for name, value in expected.items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("num_classes", [1, 2])
