@@ -8,16 +8,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tenzoo.adapters.bottleneck import Bottleneck
 from tenzoo.adapters.config import TensorAdapterConfig
+from tenzoo.adapters.matrices import check_r
 from tenzoo.adapters.updates import (
     FLORA_STD,
     Adapter,
-    Bottleneck,
     FactorizedLowRankUpdate,
     LowRankUpdate,
     NetworkUpdate,
     Update,
-    check_r,
 )
 from tenzoo.dynamics import is_distributed
 from tenzoo.layers import TensorizedLayer

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
-from tenzoo.adapters.modes import check_modes, matrix_modes, network_modes
+from tenzoo.adapters.matrices import FactorizedMatrix, check_r, check_rank
+from tenzoo.adapters.modes import check_modes, network_modes
 from tenzoo.cores import CoreGroup, CoreProvider
 from tenzoo.factorizations import Factorization, Rank, factorization_class
 from tenzoo.layers import TensorizedEmbedding, TensorizedLinear
@@ -106,56 +107,6 @@ class LowRankUpdate(Update):
     @override
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(F.linear(x, self.a), self.b)
-
-
-class FactorizedMatrix(nn.Module):
-    """A matrix ``(rows, columns)``, the first of the entries of a tensor in their order.
-
-    The modes of the tensor need not meet the border between rows and columns. Entries beyond the matrix are not used.
-
-    Args:
-        rows: Rows.
-        columns: Columns.
-        factorization: Name of a format, or an einsum.
-        rank: As the format takes it.
-        modes: Of the tensor; None chooses them.
-        std: Root mean square of the entries at initialization.
-
-    Raises:
-        ValueError: If the modes do not multiply to the size of the matrix, or a rank is larger than all that they
-            admit.
-
-    Example:
-        >>> matrix = FactorizedMatrix(4096, 8, factorization="tt", rank=16, modes=[16, 16, 8, 4, 4])
-        >>> matrix().shape, sum(core.numel() for core in matrix.factorization.cores)
-        (torch.Size([4096, 8]), 7488)
-    """
-
-    def __init__(
-        self,
-        rows: int,
-        columns: int,
-        *,
-        factorization: str,
-        rank: Rank,
-        modes: Sequence[int] | None = None,
-        std: float = 1.0,
-    ) -> None:
-        super().__init__()
-        self.rows, self.columns = rows, columns
-        kind = factorization_class(factorization)
-        if modes is None:
-            modes = matrix_modes(kind, rows * columns)
-        else:
-            check_modes(modes, rows * columns, f"{rows} × {columns}")
-        check_rank(kind, modes, rank)
-        self.factorization = kind(modes, rank, init_std=std)
-
-    def forward(self) -> Tensor:
-        """The matrix, in the precision of the cores."""
-        with torch.autocast(self.factorization.cores[0].device.type, enabled=False):
-            entries = self.factorization.reconstruct().reshape(-1)
-        return entries[: self.rows * self.columns].view(self.rows, self.columns)
 
 
 class FactorizedLowRankUpdate(Update):
@@ -304,80 +255,3 @@ class NetworkUpdate(Update):
         surplus = self.layer.in_features - self.in_features
         y: Tensor = self.layer(F.pad(x, (0, surplus)) if surplus else x)
         return y[..., : self.out_features]
-
-
-class Bottleneck(Adapter):
-    """``U σ(D x)``, added to the output of a layer, with a tensor network for each of D and U: LoRETTA-adp.
-
-    It is no update of a weight: it reads the layer's output, and cannot be merged. σ is GELU. U starts at zero. Source:
-    Yang et al. 2024, arXiv:2402.11417, section 4.1; Houlsby et al. 2019, arXiv:1902.00751.
-
-    Args:
-        features: Width of the layer's output.
-        r: Width of the bottleneck.
-        factorization: Name of a format, or an einsum; None has dense factors.
-        rank: Of both networks, as :class:`FactorizedMatrix` takes it.
-        modes: Maps a width to the modes of its factors, whose product is the width times r.
-
-    Raises:
-        ValueError: If ``r`` is larger than ``features``, or modes or rank do not fit.
-    """
-
-    def __init__(
-        self, features: int, r: int, *, factorization: str | None, rank: Rank, modes: Modes | None = None
-    ) -> None:
-        super().__init__()
-        self.in_features = self.out_features = features
-        update: LowRankUpdate | FactorizedLowRankUpdate
-        if factorization is None:
-            update = LowRankUpdate(features, features, r)
-        else:
-            update = FactorizedLowRankUpdate(features, features, r, factorization=factorization, rank=rank, modes=modes)
-        self.up, self.down = update.b, update.a
-
-    def core_groups(self) -> list[CoreGroup]:
-        """One group for each factor that is made of cores: scaling one against the other changes the output."""
-        factors = {"up": self.up, "down": self.down}
-        return [
-            CoreGroup(name, tuple(factor.factorization.cores))
-            for name, factor in factors.items()
-            if isinstance(factor, FactorizedMatrix)
-        ]
-
-    @override
-    def cores(self) -> tuple[nn.Parameter, ...]:
-        return tuple(self.parameters())
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        down = self.down() if isinstance(self.down, FactorizedMatrix) else self.down.t()
-        up = self.up() if isinstance(self.up, FactorizedMatrix) else self.up
-        return F.linear(F.gelu(x @ down), up)
-
-
-def check_r(r: int, in_features: int, out_features: int) -> None:
-    """Refuse an inner width above the larger side.
-
-    Raises:
-        ValueError: Naming both.
-    """
-    largest = max(in_features, out_features)
-    if r > largest:
-        raise ValueError(
-            f"expected an int of at most {largest} in `r` for a weight of {out_features} × {in_features}, got {r}"
-        )
-
-
-def check_rank(kind: type[Factorization], shape: Sequence[int], rank: Rank) -> None:
-    """Refuse a uniform rank above the largest that any bond can use.
-
-    Raises:
-        ValueError: Naming it.
-    """
-    if isinstance(rank, int):
-        largest = max(kind.usable_rank(tuple(shape), kind.resolve_rank(shape, rank)))
-        if rank > largest:
-            raise ValueError(
-                f"expected an int of at most {largest} in `rank` for the modes {tuple(shape)} of {kind.name}, got "
-                f"{rank}"
-            )

@@ -252,12 +252,16 @@ class Network:
             for edge in self.edges
         }
 
-    def rank_of_cores(self, shape: Sequence[int], rank: Sequence[int]) -> tuple[int, ...]:
+    def rank_of_cores(self, shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
         """Ranks clipped until no core has a bond that is larger than all its other legs together.
 
         A larger bond makes nothing more: the core, a matrix with the bond as its columns, has no more independent
         columns than rows. At each index of a hyperedge the rest is a network by itself.
         """
+        return self._rank_of_cores(shape, rank)
+
+    @lru_cache(maxsize=4096)  # noqa: B019  (layers of one shape ask for the same ranks)
+    def _rank_of_cores(self, shape: tuple[int, ...], rank: tuple[int, ...]) -> tuple[int, ...]:
         while True:
             sizes = self.sizes(shape, rank)
             bounds = {
@@ -265,7 +269,7 @@ class Network:
                 for bond, sides in self._other_legs.items()
             }
             clipped = self._clipped(rank, bounds)
-            if clipped == tuple(rank):
+            if clipped == rank:
                 return clipped
             rank = clipped
 

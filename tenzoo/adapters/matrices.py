@@ -1,0 +1,87 @@
+"""Matrices that are reconstructed from cores, and checks of their sizes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tenzoo.adapters.modes import check_modes, matrix_modes
+from tenzoo.factorizations import Factorization, Rank, factorization_class
+
+
+class FactorizedMatrix(nn.Module):
+    """A matrix ``(rows, columns)``, the first of the entries of a tensor in their order.
+
+    The modes of the tensor need not meet the border between rows and columns. Entries beyond the matrix are not used.
+
+    Args:
+        rows: Rows.
+        columns: Columns.
+        factorization: Name of a format, or an einsum.
+        rank: As the format takes it.
+        modes: Of the tensor; None chooses them.
+        std: Root mean square of the entries at initialization.
+
+    Raises:
+        ValueError: If the modes do not multiply to the size of the matrix, or a rank is larger than all that they
+            admit.
+
+    Example:
+        >>> matrix = FactorizedMatrix(4096, 8, factorization="tt", rank=16, modes=[16, 16, 8, 4, 4])
+        >>> matrix().shape, sum(core.numel() for core in matrix.factorization.cores)
+        (torch.Size([4096, 8]), 7488)
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        *,
+        factorization: str,
+        rank: Rank,
+        modes: Sequence[int] | None = None,
+        std: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.rows, self.columns = rows, columns
+        kind = factorization_class(factorization)
+        if modes is None:
+            modes = matrix_modes(kind, rows * columns)
+        else:
+            check_modes(modes, rows * columns, f"{rows} × {columns}")
+        check_rank(kind, modes, rank)
+        self.factorization = kind(modes, rank, init_std=std)
+
+    def forward(self) -> Tensor:
+        """The matrix, in the precision of the cores."""
+        with torch.autocast(self.factorization.cores[0].device.type, enabled=False):
+            entries = self.factorization.reconstruct().reshape(-1)
+        return entries[: self.rows * self.columns].view(self.rows, self.columns)
+
+
+def check_r(r: int, in_features: int, out_features: int) -> None:
+    """Refuse an inner width above the larger side.
+
+    Raises:
+        ValueError: Naming both.
+    """
+    largest = max(in_features, out_features)
+    if r > largest:
+        raise ValueError(
+            f"expected an int of at most {largest} in `r` for a weight of {out_features} × {in_features}, got {r}"
+        )
+
+
+def check_rank(kind: type[Factorization], shape: Sequence[int], rank: Rank) -> None:
+    """Refuse a uniform rank above the largest that any bond can use.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    if isinstance(rank, int):
+        largest = max(kind.usable_rank(tuple(shape), kind.resolve_rank(shape, rank)))
+        if rank > largest:
+            raise ValueError(
+                f"expected an int of at most {largest} in `rank` for the modes {tuple(shape)} of {kind.name}, got "
+                f"{rank}"
+            )
