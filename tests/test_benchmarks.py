@@ -219,7 +219,10 @@ def test_a_missed_target_is_named():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["cp"], r"expected names of \['adapters', 'compression', 'covid', 'formats', .*'sparse', 'tltorch'\], got \['cp'\]"),
+        (
+            ["cp"],
+            r"expected names of \['adapters', 'compression', 'covid', 'formats', .*'sparse', 'tltorch'\], got \['cp'\]",
+        ),
         (["--repeats=3"], "at least 7"),
     ],
 )
