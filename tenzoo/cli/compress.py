@@ -104,7 +104,7 @@ def compress_command(argv: Sequence[str]) -> int:
     folder = arguments["output"]
     print(
         f"Written: {folder}/{PLAN} and {folder}/{WEIGHTS}. Train it further as the network "
-        f"tenzoo.models.CompressedNetwork of these two files, as configs/tt_resnet20_compressed.yaml does."
+        f"tenzoo.models.CompressedNetwork of these two files, as configs/resnet20_compressed.yaml does."
     )
     return 0
 
