@@ -94,7 +94,9 @@ def _check_archive(path: Path, what: str) -> None:
 def _check_size(path: Path, what: str, size: int) -> None:
     length = path.stat().st_size
     if size > length:
-        raise OversizedError(f"expected {what}, got {str(path)!r} of {length:,} bytes that asks for {size:,} of memory")
+        raise OversizedError(
+            f"expected {what}, got {str(path)!r} of {length:,} bytes that asks for {size:,} of memory; it is damaged"
+        )
 
 
 def _tensors(content: object) -> Iterator[Tensor]:
