@@ -11,11 +11,22 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     Strategy,
 )
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
 from tenzoo.dynamics import is_distributed
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of rank 0, or the only one; known before there is a process group.
+
+    Example:
+        >>> is_first_process()
+        True
+    """
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def gather(trainer: Trainer, tensor: Tensor) -> Tensor:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from tenzoo.adapters.modes import check_modes, matrix_modes
 from tenzoo.factorizations import Factorization, Rank, factorization_class
+from tenzoo.layers.factorized import without_autocast
 
 
 class FactorizedMatrix(nn.Module):
@@ -54,7 +54,7 @@ class FactorizedMatrix(nn.Module):
 
     def forward(self) -> Tensor:
         """The matrix, in the precision of the cores."""
-        with torch.autocast(self.factorization.cores[0].device.type, enabled=False):
+        with without_autocast(self.factorization):
             entries = self.factorization.reconstruct().reshape(-1)
         return entries[: self.rows * self.columns].view(self.rows, self.columns)
 

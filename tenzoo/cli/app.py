@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import torch
 from jsonargparse import ArgumentParser
-from lightning.pytorch.utilities import rank_zero_only
 
 from tenzoo.cli.checks import check_command
 from tenzoo.cli.commands import COMMANDS
 from tenzoo.cli.messages import answer
 from tenzoo.cli.trainer import TenzooCLI, build, quiet
+from tenzoo.distributed import is_first_process
 from tenzoo.jobs import Preempted
 from tenzoo.training import DivergenceError
 
@@ -50,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except Preempted as stop:
         return int(stop.code or 0)
     except DivergenceError as error:  # on all ranks, and it says all there is to know
-        if getattr(rank_zero_only, "rank", 0) == 0:
+        if is_first_process():
             print(f"tenzoo: error: {error}", file=sys.stderr)
         return 1
     except (Exception, SystemExit) as error:

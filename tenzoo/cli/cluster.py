@@ -5,8 +5,8 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from lightning.pytorch.utilities import rank_zero_only
 
+from tenzoo.distributed import is_first_process
 from tenzoo.jobs import handle_signals, load_no_foreign_checkpoint, slurm_job
 
 
@@ -35,7 +35,7 @@ def where_it_goes_on(root: str) -> str | None:
     if pointer is None or not pointer.is_file():
         return None
     path = pointer.read_text()
-    if getattr(rank_zero_only, "rank", 0) == 0:
+    if is_first_process():
         print(f"tenzoo: job {slurm_job()} was requeued and goes on from {path}", file=sys.stderr)
     return path
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fsspec.utils import get_protocol  # type: ignore[import-untyped]
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+
+from tenzoo.distributed import is_first_process
 
 
 class LogFolders:
@@ -22,7 +23,7 @@ class LogFolders:
         """TensorBoard and CSV, in one new directory ``root/version_N``."""
         version = TensorBoardLogger(root, name="").version
         assert isinstance(version, int)
-        if _is_first_process():
+        if is_first_process():
             while not self._make(Path(root) / f"version_{version}"):  # another run may be about to do the same
                 version += 1
         return [
@@ -36,7 +37,7 @@ class LogFolders:
         Raises:
             ValueError: Naming the folder.
         """
-        if not _is_first_process():
+        if not is_first_process():
             return  # by now the first process may have begun to write there
         for logger in loggers:
             if not isinstance(logger, TensorBoardLogger | CSVLogger) or get_protocol(logger.log_dir) != "file":
@@ -66,7 +67,3 @@ class LogFolders:
             return False
         self._made.append(folder)
         return True
-
-
-def _is_first_process() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0

@@ -25,11 +25,11 @@ from lightning.pytorch.callbacks import (
     Timer,
     WeightAveraging,
 )
-from lightning.pytorch.utilities import rank_zero_only
 
 from tenzoo.callbacks import NormDynamicsMonitor, RankWatch
 from tenzoo.callbacks.groups import CoreCallback
 from tenzoo.cli.checkpoints import MISSING, check_same_settings, check_whole, differences, refusal
+from tenzoo.distributed import is_first_process
 
 KEY = "tenzoo_run"
 
@@ -95,7 +95,7 @@ def check_same_run(checkpoint: Mapping[str, Any], config: Namespace, path: Path)
         if not allowed:
             raise refusal(path, name, old, new)
     changed += _new_length(then, now, config)
-    if changed and getattr(rank_zero_only, "rank", 0) == 0:
+    if changed and is_first_process():
         said = ", ".join(f"{name} = {_text(new)} (was {_text(old)})" for name, old, new, _ in changed)
         print(f"tenzoo: resumed with {said}: numbers may differ from those of one run", file=sys.stderr)
 

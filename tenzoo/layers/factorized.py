@@ -45,6 +45,14 @@ def _state(core: Tensor) -> object:
     return core._version, core.untyped_storage()._cdata, core.storage_offset(), core.stride()
 
 
+def without_autocast(factorization: Factorization) -> AbstractContextManager[object]:
+    """What is computed within has the precision of the cores."""
+    device = factorization.cores[0].device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
 class ReconstructedWeight(Tensor):
     """A dense weight as code outside of its layer reads it.
 
@@ -207,15 +215,8 @@ class FactorizedModule(nn.Module, CoreProvider):
         return weight
 
     def _reconstruct(self) -> Tensor:
-        with self._without_autocast():
+        with without_autocast(self.factorization):
             return self.as_weight(self.factorization.reconstruct())
-
-    def _without_autocast(self) -> AbstractContextManager[object]:
-        """What is computed within has the precision of the cores."""
-        device = self.factorization.cores[0].device.type
-        if device != "meta" and torch.is_autocast_enabled(device):
-            return torch.autocast(device, enabled=False)
-        return nullcontext()
 
     def _may_cache(self) -> bool:
         """Whether a weight that is made now may be kept."""

@@ -13,6 +13,7 @@ from tenzoo.factorizations import Factorization, Rank, factorization_class
 from tenzoo.layers.base import TensorizedLayer
 from tenzoo.layers.contraction import contract_rows
 from tenzoo.layers.cost import Positions
+from tenzoo.layers.factorized import without_autocast
 from tenzoo.layers.implementation import Implementation
 from tenzoo.layers.tensorization import Tensorization, check_sizes, layer_modes
 
@@ -107,7 +108,7 @@ class TensorizedTable(TensorizedLayer[T]):
             flat = flat // size
         columns.append(flat)  # not modulo its size, so that what is beyond all rows is out of range here too
         columns.reverse()
-        with self._without_autocast():  # a look-up keeps the precision of its table
+        with without_autocast(self.factorization):  # a look-up keeps the precision of its table
             rows = contract_rows(weight, columns)
         return rows.reshape(*index.shape, self.embedding_dim)
 

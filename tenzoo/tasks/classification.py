@@ -63,9 +63,14 @@ class ImageClassificationTask(SupervisedTask):
             raise ValueError(f"expected an int >= 2 in `num_classes`, got {num_classes}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"expected a number in [0, 1) in `label_smoothing`, got {label_smoothing}")
-        super().__init__(network, core_weight_decay=core_weight_decay, norm_weight_decay=norm_weight_decay, **kwargs)
+        super().__init__(
+            network,
+            num_classes=num_classes,
+            core_weight_decay=core_weight_decay,
+            norm_weight_decay=norm_weight_decay,
+            **kwargs,
+        )
         self.save_hyperparameters()
-        self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         # Checking its arguments, the metric would wait for the device in every step.
         accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
@@ -78,25 +83,7 @@ class ImageClassificationTask(SupervisedTask):
         Raises:
             ValueError: If the network gives another shape.
         """
-        return self._logits_from(self.network, "network", images)
-
-    def _logits_from(self, network: nn.Module, argument: str, images: Tensor) -> Tensor:
-        """Logits ``(N, num_classes)`` of a network, with the argument's name for the error."""
-        logits: Tensor = network(images)
-        if logits.shape != (len(images), self.num_classes):
-            raise ValueError(
-                f"expected logits of shape (N, {self.num_classes}) from `{argument}` for N = {len(images)} images, "
-                f"got {tuple(logits.shape)}"
-            )
-        return logits
-
-    @override
-    def setup(self, stage: str) -> None:
-        """Refuse data of another number of classes."""
-        super().setup(stage)
-        given = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
-        if given != self.num_classes:
-            raise ValueError(f"expected {given} in `num_classes`, as in the data, got {self.num_classes}")
+        return self.check_logits(self.network(images), len(images))
 
     # --- the command line --------------------------------------------------------------------------------------
 

@@ -90,7 +90,7 @@ class DistillationTask(ImageClassificationTask):
         if not self.perturbed:  # the second pass takes the teacher's logits from the first
             self._count_correct(logits, labels)
             with torch.no_grad():
-                self._teacher_logits = self._logits_from(self._teacher[0], "teacher", images)
+                self._teacher_logits = self.check_logits(self._teacher[0](images), len(images), "teacher")
         assert self._teacher_logits is not None
         of_labels = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         own, teachers = self._softened(logits), self._softened(self._teacher_logits)

@@ -39,6 +39,7 @@ class SupervisedTask(Task):
 
     Args:
         network: The module that is trained.
+        num_classes: Size of an output.
         core_weight_decay: Weight decay of the cores; null takes the optimizer's.
         norm_weight_decay: Weight decay of norms and biases; null takes the optimizer's.
         **kwargs: The arguments of :class:`~tenzoo.tasks.base.Task`.
@@ -57,6 +58,7 @@ class SupervisedTask(Task):
         self,
         network: nn.Module,
         *,
+        num_classes: int,
         core_weight_decay: float | None,
         norm_weight_decay: float | None,
         **kwargs: Any,
@@ -72,6 +74,7 @@ class SupervisedTask(Task):
         self._items = 0
         self._judged = 0
         self.network = network
+        self.num_classes = num_classes
         self.metrics = nn.ModuleDict()
 
     def judge_by(self, metrics: Mapping[str, Metric], *, counts_correct: bool) -> None:
@@ -85,6 +88,32 @@ class SupervisedTask(Task):
             self.metrics.update({f"{split}/{name}": metric.clone() for name, metric in metrics.items()})
         if counts_correct:
             self._epoch_means["train/accuracy"] = EpochMean()
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Refuse data of another number of classes."""
+        super().setup(stage)
+        given = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
+        if given != self.num_classes:
+            raise ValueError(f"expected {given} in `num_classes`, as in the data, got {self.num_classes}")
+
+    def check_logits(self, logits: Tensor, size: int, argument: str = "network") -> Tensor:
+        """Logits of the right shape, ``(size, num_classes)``.
+
+        Args:
+            logits: Of a network.
+            size: Number of items in the batch.
+            argument: Name of the network, for the error.
+
+        Raises:
+            ValueError: If they have another shape.
+        """
+        if logits.shape != (size, self.num_classes):
+            raise ValueError(
+                f"expected logits of shape (N, {self.num_classes}) from `{argument}` for N = {size} {self.items}, "
+                f"got {tuple(logits.shape)}"
+            )
+        return logits
 
     @abstractmethod
     def outputs_and_targets(self, batch: Any) -> tuple[Tensor, Tensor]:

@@ -62,9 +62,14 @@ class TextClassificationTask(SupervisedTask):
     ) -> None:
         if isinstance(num_classes, bool) or num_classes < 1:
             raise ValueError(f"expected an int >= 1 in `num_classes`, got {num_classes}")
-        super().__init__(network, core_weight_decay=core_weight_decay, norm_weight_decay=norm_weight_decay, **kwargs)
+        super().__init__(
+            network,
+            num_classes=num_classes,
+            core_weight_decay=core_weight_decay,
+            norm_weight_decay=norm_weight_decay,
+            **kwargs,
+        )
         self.save_hyperparameters()
-        self.num_classes = num_classes
         known = _CLASS_METRICS if num_classes > 1 else _NUMBER_METRICS
         names = metrics or (["accuracy"] if num_classes > 1 else ["pearson", "spearman"])
         for name in names:
@@ -76,28 +81,15 @@ class TextClassificationTask(SupervisedTask):
             self.judge_by({name: known[name](num_classes) for name in names}, counts_correct=num_classes > 1)
 
     @override
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Logits ``(N, num_classes)``, in single precision or a higher one.
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits ``(N, num_classes)`` of a batch with or without labels, in single precision or a higher one.
 
         Raises:
             ValueError: If the network gives another shape.
         """
-        logits: Tensor = self.network(**inputs)
-        size = len(next(iter(inputs.values())))
-        if logits.shape != (size, self.num_classes):
-            raise ValueError(
-                f"expected logits of shape (N, {self.num_classes}) from `network` for N = {size} texts, got "
-                f"{tuple(logits.shape)}"
-            )
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        logits = self.check_logits(self.network(**inputs), len(next(iter(inputs.values()))))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    @override
-    def setup(self, stage: str) -> None:
-        """Refuse data of another number of classes."""
-        super().setup(stage)
-        given = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
-        if given != self.num_classes:
-            raise ValueError(f"expected {given} in `num_classes`, as in the data, got {self.num_classes}")
 
     @override
     def configure_model(self) -> None:
@@ -146,7 +138,7 @@ class TextClassificationTask(SupervisedTask):
     @override
     def outputs_and_targets(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits ``(N, num_classes)`` and labels ``(N,)``."""
-        return self({name: tensor for name, tensor in batch.items() if name != "labels"}), batch["labels"]
+        return self(batch), batch["labels"]
 
     @override
     def training_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -163,7 +155,7 @@ class TextClassificationTask(SupervisedTask):
     @override
     def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Probabilities ``(N, num_classes)`` for a batch of texts, or numbers ``(N, 1)``."""
-        outputs: Tensor = self({name: tensor for name, tensor in batch.items() if name != "labels"})
+        outputs: Tensor = self(batch)
         return outputs if self.num_classes == 1 else outputs.softmax(1)
 
     @override

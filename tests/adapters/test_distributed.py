@@ -25,7 +25,7 @@ from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor, RankWat
 from tenzoo.dynamics import is_distributed
 from tenzoo.tasks import SAM, Task
 from tests.processes import in_processes
-from tests.tasks.toy import adam, trainer
+from tests.tasks.toy import Shares, adam, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")
 
@@ -86,19 +86,11 @@ class Tuned(Task):
         return nn.functional.cross_entropy(self.network(input_ids=ids).logits, labels)
 
 
-class Shares:
+def shares(rank: int = 0, count: int = 1, batches: int = 3) -> Shares:
     """Each rank's part of the same batches."""
-
-    def __init__(self, rank: int = 0, count: int = 1, batches: int = 3) -> None:
-        generator = torch.Generator().manual_seed(0)
-        draw = [(torch.randint(0, 40, (8, 7), generator=generator), torch.arange(8) % 3) for _ in range(batches)]
-        self._batches = [tuple(part[rank::count] for part in batch) for batch in draw]
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Any:
-        return iter(self._batches)
+    generator = torch.Generator().manual_seed(0)
+    draw = [(torch.randint(0, 40, (8, 7), generator=generator), torch.arange(8) % 3) for _ in range(batches)]
+    return Shares(draw, rank, count)
 
 
 METHODS: dict[str, tuple[dict[str, Any], list[Callback]]] = {
@@ -138,7 +130,7 @@ def trained(strategy: str, kind: str, method: str, **settings: Any) -> tuple[dic
     monitor = NormDynamicsMonitor()
     task = Tuned(kind, optimizer=adam(0.01), **arguments, **settings)
     fit = trainer(max_epochs=2, callbacks=[*callbacks, RankWatch(), monitor], **where(strategy))
-    fit.fit(task, Shares(fit.global_rank, fit.world_size))
+    fit.fit(task, shares(fit.global_rank, fit.world_size))
     return {name: whole(p) for name, p in task.named_parameters()}, monitor.state_dict()
 
 
@@ -233,7 +225,7 @@ def trained_in_half_precision() -> list[dict[str, Tensor]]:
             if tensor.is_floating_point() and not tensor.requires_grad:
                 tensor.data = tensor.data.bfloat16()
         fit = trainer(max_epochs=2, callbacks=[DeviationAwareScaling(0.3)], precision="bf16-mixed", **where(strategy))
-        fit.fit(task, Shares(fit.global_rank, fit.world_size))
+        fit.fit(task, shares(fit.global_rank, fit.world_size))
         results.append({name: p.detach() for name, p in task.named_parameters() if p.requires_grad})
     return results
 
@@ -268,7 +260,7 @@ def train_in_turn(strategy: str) -> dict[str, Tensor]:
             task.double()
         task.network.set_adapter(name)
         fit = trainer(max_epochs=1, callbacks=[DeviationAwareScaling(0.3), RankWatch()], **where(strategy))
-        fit.fit(task, Shares(fit.global_rank, fit.world_size))
+        fit.fit(task, shares(fit.global_rank, fit.world_size))
     return {name: whole(p) for name, p in task.named_parameters()}
 
 
@@ -339,7 +331,7 @@ def checkpointed(reentrant: bool) -> list[Tensor]:
     shard_frozen_(model, mesh)
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     rank = torch.distributed.get_rank()
-    for ids, labels in Shares(rank, 2, batches=2):
+    for ids, labels in shares(rank, 2, batches=2):
         nn.functional.cross_entropy(model(input_ids=ids).logits, labels).backward()
     return [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
 
@@ -349,7 +341,7 @@ def checkpointed(reentrant: bool) -> list[Tensor]:
 def test_activations_can_be_checkpointed(reentrant):
     torch.manual_seed(0)
     model = adapted("loretta").train()
-    for ids, labels in Shares(batches=2):
+    for ids, labels in shares(batches=2):
         nn.functional.cross_entropy(model(input_ids=ids).logits, labels).backward()
     expected = [p.grad for p in model.parameters() if p.grad is not None]
     for found in in_processes(checkpointed, reentrant):
@@ -381,7 +373,7 @@ def ended(strategy: str, epochs: int, *, seed: int, save: str | None = None, res
     torch.manual_seed(seed)
     task = Tuned("loretta", optimizer=adam(0.01), sam=SAM(rho=0.3))
     fit = trainer(max_epochs=epochs, callbacks=[DeviationAwareScaling(0.3)], **where(strategy))
-    fit.fit(task, Shares(fit.global_rank, fit.world_size), ckpt_path=resume, weights_only=True)
+    fit.fit(task, shares(fit.global_rank, fit.world_size), ckpt_path=resume, weights_only=True)
     if save is not None:
         fit.save_checkpoint(save)
     return {name: whole(p) for name, p in task.named_parameters()}
@@ -416,7 +408,7 @@ class WithHead(Tuned):
 def refused() -> list[str]:
     """The answers to models that cannot be sharded."""
     with pytest.raises(ValueError, match=r"expected every trained parameter in .* got 'head.weight' in neither"):
-        trainer(**where("frozen")).fit(WithHead(), Shares())
+        trainer(**where("frozen")).fit(WithHead(), shares())
     mesh = init_device_mesh("cpu", (2,))
 
     def merged() -> nn.Module:

@@ -14,7 +14,7 @@ from tenzoo.layers import TensorizedLinear
 from tenzoo.tasks import SAM, Task
 from tenzoo.training import DivergenceError
 from tests.processes import in_processes
-from tests.tasks.toy import Batches, adam, sgd, trainer
+from tests.tasks.toy import Batches, Shares, adam, sgd, trainer
 
 
 class Sharded(Task):
@@ -41,17 +41,9 @@ class Sharded(Task):
         return nn.functional.mse_loss(self.network(x), y)
 
 
-class Shares:
+def shares(rank: int, count: int) -> Shares:
     """Each rank's half of the batches."""
-
-    def __init__(self, rank: int, count: int) -> None:
-        self._batches = [tuple(part[rank::count].double() for part in batch) for batch in Batches(count=3)]
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Any:
-        return iter(self._batches)
+    return Shares([tuple(part.double() for part in batch) for batch in Batches(count=3)], rank, count)
 
 
 METHODS: dict[str, tuple[dict[str, Any], list[Callback]]] = {
@@ -77,7 +69,7 @@ def trained(method: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         where = {"strategy": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1), "devices": 2}
     task = Sharded(optimizer=sgd(), **arguments)
     fit = trainer(max_epochs=2, callbacks=[*callbacks, monitor], **where)
-    fit.fit(task, Shares(fit.global_rank, fit.world_size))
+    fit.fit(task, shares(fit.global_rank, fit.world_size))
     weights = {name: p.full_tensor() if sharded else p.detach() for name, p in task.named_parameters()}
     return {name: value.clone() for name, value in weights.items()}, monitor.state_dict()
 
@@ -174,7 +166,7 @@ def diverged() -> str:
     where = {"strategy": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1), "devices": 2}
     fit = trainer(max_epochs=2, callbacks=[Ruined()], **where)
     with pytest.raises(DivergenceError) as caught:
-        fit.fit(Sharded(optimizer=sgd()), Shares(fit.global_rank, fit.world_size))
+        fit.fit(Sharded(optimizer=sgd()), shares(fit.global_rank, fit.world_size))
     return str(caught.value)
 
 

@@ -1,6 +1,6 @@
 """Small tasks on small data, for tests of training itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,19 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(self.batches)
+
+
+class Shares:
+    """Each rank's part of some batches, in every epoch."""
+
+    def __init__(self, batches: Iterable[tuple[Tensor, ...]], rank: int = 0, count: int = 1) -> None:
+        self._batches = [tuple(part[rank::count] for part in batch) for batch in batches]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return iter(self._batches)
 
 
 def sgd(lr: float = 0.1, **kwargs: Any) -> Any:
