@@ -41,9 +41,9 @@ class Sharded(Task):
         return nn.functional.mse_loss(self.network(x), y)
 
 
-def shares(rank: int, count: int) -> Shares:
-    """Each rank's half of the batches."""
-    return Shares([tuple(part.double() for part in batch) for batch in Batches(count=3)], rank, count)
+def batches() -> list[tuple[Tensor, ...]]:
+    """Three batches in double precision."""
+    return [tuple(part.double() for part in batch) for batch in Batches(count=3)]
 
 
 METHODS: dict[str, tuple[dict[str, Any], list[Callback]]] = {
@@ -69,7 +69,7 @@ def trained(method: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         where = {"strategy": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1), "devices": 2}
     task = Sharded(optimizer=sgd(), **arguments)
     fit = trainer(max_epochs=2, callbacks=[*callbacks, monitor], **where)
-    fit.fit(task, shares(fit.global_rank, fit.world_size))
+    fit.fit(task, Shares(batches(), fit.global_rank, fit.world_size))
     weights = {name: p.full_tensor() if sharded else p.detach() for name, p in task.named_parameters()}
     return {name: value.clone() for name, value in weights.items()}, monitor.state_dict()
 
@@ -97,8 +97,7 @@ class Resumable(Shares):
     """Four batches, which continue where they were."""
 
     def __init__(self, rank: int, count: int) -> None:
-        super().__init__(rank, count)
-        self._batches.append(self._batches[0])
+        super().__init__([*batches(), batches()[0]], rank, count)
         self._seen = 0
 
     def __iter__(self) -> Any:
@@ -166,7 +165,7 @@ def diverged() -> str:
     where = {"strategy": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1), "devices": 2}
     fit = trainer(max_epochs=2, callbacks=[Ruined()], **where)
     with pytest.raises(DivergenceError) as caught:
-        fit.fit(Sharded(optimizer=sgd()), shares(fit.global_rank, fit.world_size))
+        fit.fit(Sharded(optimizer=sgd()), Shares(batches(), fit.global_rank, fit.world_size))
     return str(caught.value)
 
 
