@@ -181,7 +181,7 @@ def svd_size(rows: int, columns: int, rank: int) -> int:
     """
     small = min(rows, columns)
     if _is_randomized(rows, columns, rank):
-        return 6 * (rank + _OVERSAMPLES) * (rows + columns)
+        return 5 * (rank + _OVERSAMPLES) * (rows + columns)
     return rows * columns + small * (rows + columns) + 4 * small**2 + rank * (rows + columns)
 
 
