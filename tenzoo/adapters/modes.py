@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from tenzoo.factorizations import Factorization
+from tenzoo.factorizations import Factorization, OrderError
 from tenzoo.layers.tensorization import layer_modes, split_size
 
 LARGEST_MODE = 16
@@ -81,7 +81,7 @@ def check_modes(modes: Sequence[int], size: int, of: str) -> None:
 def _has_network(kind: type[Factorization], order: int) -> bool:
     try:
         kind.network(order)
-    except ValueError:
+    except OrderError:
         return False
     return True
 

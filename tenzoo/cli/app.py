@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from jsonargparse import ArgumentParser
 
+from tenzoo.cli.causes import raised_by_own_code
 from tenzoo.cli.checks import check_command
 from tenzoo.cli.commands import COMMANDS
 from tenzoo.cli.messages import answer
@@ -55,8 +56,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
     except (Exception, SystemExit) as error:
         began = cli.training_start.began
-        if began and isinstance(error, OSError) and error.errno in _DISK:
-            print(f"tenzoo: error: {error.strerror}: {error.filename}", file=sys.stderr)
+        if began and isinstance(error, OSError) and error.errno in _DISK and not raised_by_own_code(error):
+            where = f": {error.filename}" if error.filename else ""
+            print(f"tenzoo: error: {error.strerror}{where}", file=sys.stderr)
             return 1
         found = None if began else answer(error, _parser_of(argv, getattr(cli, "_subcommand_parsers", {})))
         if found is None or os.environ.get("JSONARGPARSE_DEBUG"):

@@ -83,6 +83,12 @@ def in_own_code(error: BaseException) -> Raised | None:
     return None
 
 
+def raised_by_own_code(error: BaseException) -> bool:
+    """Whether a user's own code raised an exception, and not what it called."""
+    frames = _frames(error)
+    return bool(frames) and not _is_library(*_origin(frames[-1][0]))
+
+
 def in_a_library(error: BaseException) -> Raised | None:
     """The exception of a chain that a library other than the parser raised; None if there is none.
 

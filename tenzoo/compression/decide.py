@@ -59,7 +59,8 @@ def plan(
     Args:
         model: A trained module, which stays as it is.
         factorization: Name of a format, such as ``"tt"``, or an einsum; ``"auto"`` takes for each layer the one of CP,
-            Tucker, tensor ring and tensor train with the smallest error under the budget.
+            Tucker, tensor ring and tensor train with the smallest error under the budget, by the estimates of
+            :meth:`~tenzoo.factorizations.Factorization.errors_by_rank`.
         budget: A float in (0, 1] is a fraction of the whole network's number, an int an absolute number below it.
         ranks: Instead of a budget: one rank for all layers, or a mapping from names of layers to ranks, where the
             layers it leaves out stay dense. A layer stays dense if it would not get smaller, or if rank one exceeds the

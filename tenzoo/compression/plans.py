@@ -3,12 +3,12 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from tenzoo.atomic import atomic_write
-from tenzoo.factorizations import factorization_class
+from tenzoo.factorizations import FACTORIZATIONS, factorization_class
 
 if TYPE_CHECKING:
     from tenzoo.compression.decompositions import Decompositions
@@ -138,7 +138,10 @@ class Plan(_InMemory):
         if path.exists():
             raise FileExistsError(f"expected a new file in `path`, got {str(path)!r}, which exists")
         with atomic_write(path) as file:
-            file.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+            content = asdict(self)
+            for layer in content["layers"]:
+                layer["factorization"] = _path_of_format(layer["factorization"])
+            file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -146,7 +149,7 @@ class Plan(_InMemory):
 
         Raises:
             OSError: If there is no such file, or it cannot be read.
-            ValueError: If the file is no plan.
+            ValueError: If the file is no plan, or a format in it is not known.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -157,11 +160,14 @@ class Plan(_InMemory):
             layers = tuple(LayerPlan(**_tuples(layer)) for layer in rows)
             for layer in layers:
                 _check(layer)
+            layers = tuple(replace(layer, factorization=_format_of(layer, str(path))) for layer in layers)
             if len({layer.name for layer in layers}) < len(layers):
                 raise ValueError("a layer twice")
             plan = cls(layers, **content)
             _check_plan(plan)
             return plan
+        except UnknownFormatError:
+            raise
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"expected a plan, as Plan.save writes it, in {str(path)!r}, got something else"
@@ -194,6 +200,31 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(text: str) -> float:
     raise ValueError(text)
+
+
+class UnknownFormatError(ValueError):
+    """A plan has a format that nothing defines."""
+
+
+def _path_of_format(name: str | None) -> str | None:
+    """The name of a format of tenzoo, or the path of a class that another process can import."""
+    kind = FACTORIZATIONS.get(str(name))
+    if kind is None or kind.__module__.partition(".")[0] in ("tenzoo", "__main__") or "<" in kind.__qualname__:
+        return name
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _format_of(layer: LayerPlan, file: str) -> str | None:
+    """The name of a layer's format."""
+    if layer.factorization is None:
+        return None
+    try:
+        return factorization_class(layer.factorization).name
+    except ValueError as error:
+        raise UnknownFormatError(
+            f"expected formats that are defined in {file!r}, got {layer.factorization!r} for {layer.name!r}; define "
+            "this format first"
+        ) from error
 
 
 def _check_plan(plan: Plan) -> None:
@@ -238,7 +269,6 @@ def _check(layer: LayerPlan) -> None:
         raise ValueError(layer.name)
     if max(*layer.rank, *modes[0], *modes[1]) > math.prod(layer.shape):
         raise ValueError(layer.name)
-    factorization_class(str(layer.factorization))
 
 
 def _tuples(layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tenzoo.factorizations.cp import CP
 from tenzoo.factorizations.dropout import tensor_dropout_, without_dropout
 from tenzoo.factorizations.einsum import einsum_format
 from tenzoo.factorizations.hierarchical_tucker import HierarchicalTucker
-from tenzoo.factorizations.network import Leg
+from tenzoo.factorizations.network import Leg, OrderError
 from tenzoo.factorizations.rank import Rank
 from tenzoo.factorizations.tensor_ring import TensorRing
 from tenzoo.factorizations.tensor_train import TensorTrain
@@ -61,8 +61,11 @@ def _imported(path: str) -> type[Factorization]:
         if error.name is None or not module.startswith(error.name):
             raise  # within the user's module
         found = None
-    if not (isinstance(found, type) and issubclass(found, Factorization)):
-        raise ValueError(f"expected the path of a subclass of Factorization in `factorization`, got {path!r}")
+    if not (isinstance(found, type) and issubclass(found, Factorization) and "name" in vars(found)):
+        raise ValueError(
+            "expected the path of a subclass of Factorization with a `name` of its own in `factorization`, got "
+            f"{path!r}"
+        )
     return found
 
 
@@ -74,6 +77,7 @@ __all__ = [
     "Factorization",
     "HierarchicalTucker",
     "Leg",
+    "OrderError",
     "Rank",
     "TensorRing",
     "TensorTrain",

@@ -28,7 +28,7 @@ from tenzoo.factorizations.fitting import fit_network, fit_tree, network_fit_siz
 from tenzoo.factorizations.gather import first_outside, gather_modes, whole_with_sparse_grad
 from tenzoo.factorizations.init import check_init_std, core_std, init_cores_
 from tenzoo.factorizations.masks import masked, masked_dims
-from tenzoo.factorizations.network import Holder, Leg, Legs, Network, Schedule, schedule
+from tenzoo.factorizations.network import Holder, Leg, Legs, Network, OrderError, Schedule, schedule
 from tenzoo.factorizations.rank import Rank, check_shape, resolve_rank
 
 FACTORIZATIONS: dict[str, type["Factorization"]] = {}
@@ -150,7 +150,7 @@ class Factorization(nn.Module, CoreProvider):
             order: Number of modes of the tensor.
 
         Raises:
-            ValueError: If the format has no tensors of this order.
+            OrderError: If the format has no tensors of this order.
         """
 
     @classmethod
@@ -175,9 +175,15 @@ class Factorization(nn.Module, CoreProvider):
         """The drawing of the network, for tensors of one order.
 
         Raises:
-            ValueError: If the format has no tensors of this order, or its legs make no network.
+            OrderError: If the format has no tensors of this order.
+            ValueError: If its legs make no network.
         """
-        return Network(cls.legs(order), order, cls.bond_sizes)
+        try:
+            return Network(cls.legs(order), order, cls.bond_sizes)
+        except OrderError as error:
+            raise OrderError(
+                f"expected a format with tensors of {order} modes in `factorization`, got {cls.name!r}; {error}"
+            ) from error
 
     @cached_property
     def legs_of_cores(self) -> Legs:
@@ -349,11 +355,12 @@ class Factorization(nn.Module, CoreProvider):
 
     @classmethod
     def errors_by_rank(cls, tensor: Tensor) -> Errors:
-        """Ranks of growing size, and the squared relative error that each leaves.
+        """Ranks of growing size, and an estimate of the squared relative error that each leaves.
 
-        Of a tree the errors follow from the singular values of its unfoldings (see
-        :func:`~tenzoo.factorizations.errors.errors_of_tree`). Of other networks they are those of decompositions that
-        are cut short, at up to eight uniform ranks; where there is one rank only, those between them are interpolated.
+        Of a tree the estimate is the sum of the squared singular values that its unfoldings lose, a bound from above
+        that is exact for a matrix (see :func:`~tenzoo.factorizations.errors.errors_of_tree`). Of other networks the
+        errors are those of decompositions that are cut short, at up to eight uniform ranks; where there is one rank
+        only, those between them are interpolated.
 
         Args:
             tensor: Finite.

@@ -17,7 +17,7 @@ from tenzoo.factorizations.chain import (
 )
 from tenzoo.factorizations.decomposition import chain_svd_size, truncated_svd
 from tenzoo.factorizations.gather import gather_slices
-from tenzoo.factorizations.network import Leg
+from tenzoo.factorizations.network import Leg, OrderError
 
 
 @final
@@ -54,7 +54,7 @@ class BlockTT(Factorization):
     def legs(order: int) -> list[tuple[Leg, ...]]:
         """A chain of cores with two modes each, k and k + d; the bonds at its ends have one core each."""
         if order % 2:
-            raise ValueError(
+            raise OrderError(
                 "expected an even number of sizes (m_1, ..., m_d, n_1, ..., n_d) in `shape`, got "
                 f"{order}; append a size 1 to the shorter side"
             )

@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any, ClassVar
 
 from tenzoo.factorizations.base import Factorization
-from tenzoo.factorizations.network import Leg
+from tenzoo.factorizations.network import Leg, OrderError
 
 
 class Einsum(Factorization):
@@ -22,7 +22,7 @@ class Einsum(Factorization):
         """The terms of the equation."""
         terms, modes = _parts(cls.equation)
         if order != len(modes):
-            raise ValueError(
+            raise OrderError(
                 f"expected the {len(modes)} modes {', '.join(modes)} of {cls.equation!r} in `shape`, got {order} modes"
             )
         return [tuple(modes.index(letter) if letter in modes else letter for letter in term) for term in terms]

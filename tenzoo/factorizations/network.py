@@ -26,6 +26,10 @@ BondSizes: TypeAlias = Callable[[tuple[int, ...], int], Mapping[str, int]]
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+class OrderError(ValueError):
+    """A format has no tensors of an order. :meth:`~tenzoo.factorizations.Factorization.legs` raises it."""
+
+
 class Holder(NamedTuple):
     """Where a leg is attached: the number of a core, and the dimension of that core."""
 
@@ -180,8 +184,8 @@ class Network:
 
     Raises:
         TypeError: If a leg is not an int or a string.
-        ValueError: If a mode is missing, is unknown or has two cores, a core has a leg twice, or the sizes of bonds do
-            not follow from ranks.
+        OrderError: If the legs have more modes than the tensor, or fewer.
+        ValueError: If a mode has two cores, a core has a leg twice, or the sizes of bonds do not follow from ranks.
 
     Example:
         >>> matrix = Network([(0, "r"), ("r", 1)], 2, lambda rank, order: {"r": rank[0]})
@@ -206,9 +210,12 @@ class Network:
             except (IndexError, KeyError, ValueError) as error:
                 failed = error
                 continue
+            failed = None
             if set(self.bonds) <= set(sizes):
                 return number
-        raise ValueError(f"expected a size for each of the bonds {list(self.bonds)} from `bond_sizes`") from failed
+        if failed is not None:
+            raise failed
+        raise ValueError(f"expected a size for each of the bonds {list(self.bonds)} from `bond_sizes`")
 
     def _find_ranks(self, bond_sizes: BondSizes) -> dict[str, int | None]:
         probe = tuple(range(2, self.num_ranks + 2))  # numbers that tell the ranks apart
@@ -374,7 +381,9 @@ def _holders(legs: Legs, order: int) -> dict[Leg, list[Holder]]:
     for mode in dict.fromkeys([*range(order), *(leg for leg in holders if isinstance(leg, int))]):
         number = len(holders.get(mode, ()))
         if mode not in range(order):
-            raise ValueError(f"expected modes from 0 to {order - 1} in `legs`, got {mode}")
-        if number != 1:
+            raise OrderError(f"expected modes from 0 to {order - 1} in `legs`, got {mode}")
+        if number == 0:
+            raise OrderError(f"expected one core with mode {mode} in `legs`, got none")
+        if number > 1:
             raise ValueError(f"expected one core with mode {mode} in `legs`, got {number}")
     return holders

@@ -59,7 +59,8 @@ def resolve_rank(
         >>> resolve_rank(0.9, num_ranks=1, num_dense=24, num_parameters=lambda rank: 10 * rank[0])
         (2,)
     """
-    valid = f"an int >= 1, a float in (0, 1] or a list of {num_ranks} ints >= 1"
+    number = f"{num_ranks} int{'s' if num_ranks != 1 else ''}"
+    valid = f"an int >= 1, a float in (0, 1] or a list of {number} >= 1"
     match rank:
         case bool() | str() | bytes():
             raise TypeError(f"expected {valid} in `rank`, got {rank!r}")
@@ -76,7 +77,7 @@ def resolve_rank(
             if not all(_is_integer(value) for value in rank):
                 raise TypeError(f"expected {valid} in `rank`, got {rank!r}")
             if len(rank) != num_ranks:
-                raise ValueError(f"expected {num_ranks} ints in `rank` for this shape, got {len(rank)}: {rank!r}")
+                raise ValueError(f"expected {number} in `rank` for this shape, got {len(rank)}: {rank!r}")
             if any(value < 1 for value in rank):
                 raise ValueError(f"expected {valid} in `rank`, got {rank!r}")
             return tuple(int(value) for value in rank)

@@ -30,7 +30,8 @@ class TensorRing(Chain):
     A decomposition is computed by alternating least squares, which start from successive singular value decompositions.
     The first of these serves two ranks, ``r_0 r_1 ≤ min(n_1, n_2 ⋯ n_d)``, which starves most rings; the least squares
     give them their full ranks. With ``r_0 = 1``, or where the other ranks are full, which is lossless, it is that of a
-    tensor train, and of a matrix a single one.
+    tensor train, and of a matrix a single one. Least squares may end in a local minimum: a tensor that is a ring of the
+    given ranks is not always found again.
 
     Example:
         >>> import torch

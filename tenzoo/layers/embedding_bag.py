@@ -119,7 +119,8 @@ class TensorizedEmbeddingBag(TensorizedTable[nn.EmbeddingBag], nn.EmbeddingBag):
         bags = self._bags(index, rows, self.mode, offsets, per_sample_weights)
         if self.mode == "sum":
             return bags
-        shares = self._bags(index, (~padded).float(), "mean", offsets)  # of the rows of a bag that are no padding
+        exact = torch.promote_types(rows.dtype, torch.float32)  # half precision would round the shares
+        shares = self._bags(index, (~padded).to(exact), "mean", offsets)  # of the rows of a bag that are no padding
         empty = shares == 0
         return (
             bags.masked_fill(empty, 0) if self.mode == "max" else (bags / shares.masked_fill(empty, 1)).to(bags.dtype)

@@ -4,11 +4,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from operator import is_
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from typing_extensions import override
 
 from tenzoo.cores import CoreGroup, CoreProvider
 from tenzoo.factorizations import Factorization
@@ -57,7 +58,8 @@ class ReconstructedWeight(Tensor):
     """A dense weight as code outside of its layer reads it.
 
     It is a tensor with a graph to the cores. Writing into it is refused, since what is written would be lost:
-    initialization in place, assignment to its ``data``, freezing.
+    initialization in place, assignment to its ``data``, freezing. Its ``data`` is a copy, and a pickle or file of it
+    holds a plain tensor.
     """
 
     @classmethod
@@ -78,8 +80,15 @@ class ReconstructedWeight(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if getattr(func, "__name__", "") in _COPIED and isinstance(first, cls):
                 args = (first.clone(), *args[1:])
+            if getattr(func, "__self__", None) is Tensor.data and isinstance(first, cls):
+                return first.detach().clone().as_subclass(cls)  # another tensor may be given its memory
             result = func(*args, **kwargs)
         return cls._guard(result, first) if isinstance(first, cls) else result
+
+    @override
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        """A pickle has a plain tensor."""
+        return self.detach().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
     @classmethod
     def _guard(cls, result: Any, weight: Tensor) -> Any:

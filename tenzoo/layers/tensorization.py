@@ -7,7 +7,7 @@ from functools import cache
 from numbers import Integral
 from typing import TypeAlias
 
-from tenzoo.factorizations import Factorization
+from tenzoo.factorizations import Factorization, OrderError
 from tenzoo.factorizations.network import Network
 
 Tensorization: TypeAlias = Sequence[Sequence[int]]
@@ -143,7 +143,8 @@ def layer_modes(
 
     Raises:
         TypeError: If ``tensorization`` is not two sequences of ints.
-        ValueError: If a factor is below 1, a product is another one, or the format has no tensors of this order.
+        OrderError: If the format has no tensors of this order.
+        ValueError: If a factor is below 1, or a product is another one.
 
     Example:
         >>> from tenzoo.factorizations import BlockTT, TensorTrain
@@ -161,13 +162,7 @@ def layer_modes(
         shape = (*first, *pixels, *second, *(1 for _ in pixels))
     else:
         shape = (*first, *pixels, *second)
-    try:
-        kind.network(len(shape))
-    except ValueError as error:
-        raise ValueError(
-            f"expected a format with tensors of {len(shape)} modes, as this layer has, in `factorization`, got "
-            f"{kind.name!r}; {error}"
-        ) from error
+    kind.network(len(shape))
     return (first, second), shape
 
 
@@ -181,7 +176,7 @@ def fits(kind: type[Factorization], sizes: Mapping[str, int], kernel: int | None
     """
     try:
         layer_modes(kind, whole_modes(kind, sizes, kernel), sizes, kernel=kernel)
-    except ValueError:
+    except OrderError:
         return False
     return True
 
@@ -234,7 +229,7 @@ def _network(kind: type[Factorization], order: int) -> Network | None:
     """The network of a format; None if it has no tensors of this order."""
     try:
         return kind.network(order)
-    except ValueError:
+    except OrderError:
         return None
 
 

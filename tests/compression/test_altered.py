@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from tenzoo.compression import Plan, apply_, plan, restore_
+from tenzoo.factorizations import FACTORIZATIONS
 from tests.compression.test_plan import IMAGES
 from tests.compression.test_plan import network as convolutions
 from tests.compression.test_restore import Mixed
@@ -168,3 +170,26 @@ def test_what_was_made_is_carried_out(tmp_path, name, factorization, amount):
 @pytest.mark.parametrize("factorization", ["tt", "tucker"])
 def test_what_was_made_within_multiplications_is_carried_out(tmp_path, factorization):
     carried_out(tmp_path, "convolutions", factorization=factorization, budget=0.8, count="multiplications")
+
+
+def test_a_format_of_another_module_is_read_in_another_process(tmp_path, monkeypatch):
+    (tmp_path / "written_formats.py").write_text(
+        "from tenzoo.factorizations import Factorization\n"
+        "class Star(Factorization):\n"
+        "    name = 'written_star'\n"
+        "    @staticmethod\n"
+        "    def legs(order):\n"
+        "        return [(mode, 'r') for mode in range(order)]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "plan.json"
+    made = plan(nn.Sequential(nn.Linear(64, 64)), factorization="written_formats.Star", budget=0.5)
+    made.save(path)
+    assert Plan.load(path) == made
+    del FACTORIZATIONS["written_star"]
+    monkeypatch.delitem(sys.modules, "written_formats")  # as in another process
+    assert Plan.load(path).layers[0].factorization == "written_star"
+    path.write_text(path.read_text().replace("written_formats.Star", "unwritten.Star"))
+    with pytest.raises(ValueError, match=r"expected formats that are defined in '.*', got 'unwritten.Star' for '0'"):
+        Plan.load(path)
+    del FACTORIZATIONS["written_star"]

@@ -260,7 +260,7 @@ def test_an_order_that_does_not_fit():
 @pytest.mark.parametrize(
     ("legs", "message"),
     [
-        ([(0, "r"), ("r",)], "one core with mode 1 in `legs`, got 0"),
+        ([(0, "r"), ("r",)], "one core with mode 1 in `legs`, got none"),
         ([(0, "r"), ("r", 1), (1,)], "one core with mode 1 in `legs`, got 2"),
         ([(0, "r"), ("r", 1, 2)], "modes from 0 to 1 in `legs`, got 2"),
         ([(0, "r"), ("r", "r", 1)], "a leg once in a core in `legs`, got 'r' twice in core 1"),
@@ -293,7 +293,7 @@ def test_formats_of_one_order_serve_linear_layers(equation, sizes):
 
 
 def test_a_layer_says_which_format_it_needs():
-    with pytest.raises(ValueError, match=r"a format with tensors of 5 modes, .*, in `factorization`, got 'or,ir->oi'"):
+    with pytest.raises(ValueError, match=r"a format with tensors of 5 modes in `factorization`, got 'or,ir->oi'"):
         TensorizedConv2d(8, 8, 3, factorization="or,ir->oi", rank=2, tensorization=[[4, 2], [4, 2]])
 
 
@@ -324,8 +324,57 @@ def test_a_format_is_found_by_its_path(tmp_path, monkeypatch, registry):
     assert weight.name == "pair"
     assert factorization_class("pair") is type(weight)
     for wrong in ("own_formats.Other", "no_such_module.Pair", "os.path"):
-        with pytest.raises(ValueError, match=f"path of a subclass of Factorization in `factorization`, got '{wrong}'"):
+        with pytest.raises(ValueError, match=f"subclass of Factorization with a `name` .*, got '{wrong}'"):
             factorization_class(wrong)
+
+
+def test_a_class_without_a_name_of_its_own_is_refused(tmp_path, monkeypatch, registry):
+    (tmp_path / "heirs.py").write_text(
+        "from tenzoo.factorizations import Factorization\n"
+        "class Star(Factorization):\n"
+        "    name = 'star'\n"
+        "    @staticmethod\n"
+        "    def legs(order):\n"
+        "        return [(mode, 'r') for mode in range(order)]\n"
+        "class Heir(Star):\n"
+        "    @staticmethod\n"
+        "    def legs(order):\n"
+        "        return [(str(mode), mode, str((mode + 1) % order)) for mode in range(order)]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for path in ("heirs.Heir", "tenzoo.factorizations.Factorization"):
+        with pytest.raises(ValueError, match=f"with a `name` of its own in `factorization`, got '{path}'"):
+            plan(torch.nn.Sequential(torch.nn.Linear(64, 64)), factorization=path, budget=0.5)
+
+
+def wrong_integer(order):
+    return [(int("oops"), "r")]
+
+
+def hanging(order):
+    return [(mode, f"r{mode}") for mode in range(order)]
+
+
+def wrong_sizes(rank, order):
+    return {"r": rank[5]}
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind", "message"),
+    [
+        ({"legs": wrong_integer}, ValueError, "invalid literal for int"),
+        ({"legs": hanging}, ValueError, r"expected two cores or more with the bond 'r0' in `legs`, got one"),
+        ({"bond_sizes": wrong_sizes}, IndexError, "tuple index out of range"),
+    ],
+)
+def test_an_error_in_a_format_is_not_taken_for_an_order_that_it_has_not(parts, kind, message, registry):
+    legs = {"legs": lambda order: [(mode, "r") for mode in range(order)]}
+    type("Wrong", (Factorization,), {"name": "wrong", **{k: staticmethod(f) for k, f in {**legs, **parts}.items()}})
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64))
+    with pytest.raises(kind, match=message):
+        plan(model, factorization="wrong", ranks=2)
+    with pytest.raises(kind, match=message):
+        TensorizedLinear(64, 64, factorization="wrong", rank=2)
 
 
 @pytest.mark.parametrize("name", ["", "auto", "a,b->c", "a.b"])

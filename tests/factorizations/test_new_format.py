@@ -29,8 +29,6 @@ def ht4():
 
         @staticmethod
         def legs(order):
-            if order != 4:
-                raise ValueError(f"expected 4 modes in `shape`, got {order}")
             return [("a", "b"), ("a", "c", "d"), ("b", "e", "f"), (0, "c"), (1, "d"), (2, "e"), (3, "f")]
 
     yield HierarchicalTucker

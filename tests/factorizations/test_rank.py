@@ -38,20 +38,20 @@ def test_rejected_ranks(name, rank, error):
         with pytest.raises(error, match=f"in `rank`, got {re.escape(repr(rank))}") as raised:
             call(SHAPE, rank)
         assert "\n" not in str(raised.value)
-        assert f"list of {LENGTH[name]} ints" in str(raised.value)
+        assert f"list of {LENGTH[name]} int" in str(raised.value)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rejected_lists(name):
     cls, length = FACTORIZATIONS[name], LENGTH[name]
     for wrong in (length - 1, length + 1):
-        with pytest.raises(ValueError, match=f"expected {length} ints in `rank` for this shape, got {wrong}"):
+        with pytest.raises(ValueError, match=f"expected {length} ints? in `rank` for this shape, got {wrong}"):
             cls(SHAPE, [2] * wrong)
     for value in (0, -3):
-        with pytest.raises(ValueError, match="ints >= 1 in `rank`, got"):
+        with pytest.raises(ValueError, match=r"ints? >= 1 in `rank`, got"):
             cls(SHAPE, [value] * length)
     for value in (2.0, True, "2", None):
-        with pytest.raises(TypeError, match="ints >= 1 in `rank`, got"):
+        with pytest.raises(TypeError, match=r"ints? >= 1 in `rank`, got"):
             cls(SHAPE, [value] * length)
 
 

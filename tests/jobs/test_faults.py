@@ -65,14 +65,19 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path, fit, capsys, monkeypatch,
     assert Hooked.weights.equal(whole)
 
 
-def test_logs_that_cannot_be_written(tmp_path, fit, capsys, monkeypatch):
-    def full(self):
-        if self.metrics:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.csv")
+def test_an_error_of_the_system_in_code_of_the_user_keeps_its_place(fit, monkeypatch):
+    def denied(self, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", "/x/y")
 
-    monkeypatch.setattr("lightning.pytorch.loggers.csv_logs.ExperimentWriter.save", full)
+    monkeypatch.setattr(Hooked, "on_train_end", denied)
+    with pytest.raises(PermissionError, match="/x/y"):
+        fit()
+
+
+def test_logs_that_cannot_be_written(tmp_path, fit, capsys, monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.loggers.csv_logs.ExperimentWriter.NAME_METRICS_FILE", "/dev/full")
     assert fit() == 1
-    assert one_line(capsys) == "tenzoo: error: No space left on device: metrics.csv"
+    assert one_line(capsys) == "tenzoo: error: No space left on device"
 
 
 def test_data_that_vanished_before_the_resume(tmp_path, fit, capsys):

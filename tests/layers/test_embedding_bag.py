@@ -217,3 +217,10 @@ def test_it_is_planned_applied_folded_and_exported(tmp_path):
     folded = fold_(copy.deepcopy(model))
     assert type(folded.words) is nn.EmbeddingBag
     torch.testing.assert_close(folded(index), expected)
+
+
+@pytest.mark.parametrize("implementation", ["contract", "reconstruct"])
+def test_a_mean_without_padding_has_the_precision_of_the_table(implementation):
+    layer = bag(mode="mean", padding_idx=0, implementation=implementation)
+    index = torch.tensor([[0, 1, 2, 3, 4, 5, 6]])
+    torch.testing.assert_close(layer(index), layer.to_dense()(index), rtol=1e-14, atol=1e-15)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tenzoo.layers import TensorizedConv2d, TensorizedLinear
@@ -90,6 +90,23 @@ def test_writing_is_refused(layer, write):
     with pytest.raises(RuntimeError, match=REFUSED):
         write(layer.weight)
     assert layer.weight.equal(before)
+
+
+@torch.no_grad()
+def test_what_takes_the_memory_of_data_writes_elsewhere(layer):
+    layer.eval()
+    before = layer.weight.clone()
+    other = nn.Linear(6, 8)
+    other.weight.data = layer.weight.data
+    nn.init.zeros_(other.weight)
+    assert layer.weight.equal(before)
+
+
+def test_a_file_has_a_plain_tensor(layer, tmp_path):
+    torch.save({"weight": layer.weight}, tmp_path / "weight.pt")
+    read = torch.load(tmp_path / "weight.pt", weights_only=True)["weight"]
+    assert type(read) is Tensor
+    assert read.equal(layer.weight)
 
 
 WRITES = {
