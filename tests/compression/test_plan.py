@@ -412,7 +412,6 @@ def test_a_rank_that_was_edited_by_hand_is_refused(tmp_path):
         ("rank", [2.5, 2]),
         ("rank", [-1, 2]),
         ("rank", [10**30, 2]),
-        ("factorization", "tensor"),
         ("tensorization", [[3]]),
         ("tensorization", [[10**30], [3]]),
         ("layers", "twice"),
