@@ -76,11 +76,11 @@ def plan(
         calibration: Inputs of the kind the model will see, without labels, in the same forms; about 100 images are
             enough, and of a ``DataLoader`` the first 128 samples are used. In the choice of ranks and in the
             decompositions, the errors are then those of each layer's outputs, as
-            :func:`~tenzoo.compression.inputs.input_metrics` approximates them, and not those of its weight. Embeddings,
-            which multiply nothing, and the weights of attention and recurrent layers, whose inputs are not seen, keep
-            the error of the weight; their sensitivity still counts. A quarter of the samples is held back, if the
-            network tells samples apart. Of this plan and of the plan without the inputs, the one with the smaller error
-            of the network's outputs on them is returned.
+            :func:`~tenzoo.compression.inputs.input_metrics` approximates them, and not those of its weight. The rows of
+            an embedding count by how often they are looked up. The weights of attention and recurrent layers, whose
+            inputs are not seen, keep the error of the weight; their sensitivity still counts. A quarter of the samples
+            is held back, if the network tells samples apart. Of this plan and of the plan without the inputs, the one
+            with the smaller error of the network's outputs on them is returned.
         exclude: Names of layers that stay dense; the name of an attention or recurrent layer stands for all its
             weights.
 

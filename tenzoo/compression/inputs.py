@@ -19,6 +19,9 @@ from tenzoo.layers.cost import Positions
 _RIDGE = 1e-2
 """Added to the second moments of each mode, whose mean is 1: an input that never varied may vary later."""
 
+_UNSEEN = 0.5
+"""Added to the frequencies of rows of a table, whose mean is 1: a row that was never looked up may be later."""
+
 _IMAGES = 8
 """Number of images whose patches are in memory at a time."""
 
@@ -131,7 +134,8 @@ def input_metrics(
 
     If the patches x that the weight of a layer is multiplied by have the second moments ``C = E[x xᵀ]``, a change D of
     the weight changes the outputs by ``E‖D x‖² = ‖D C^{1/2}‖²``. C is approximated by the Kronecker product of its
-    parts for the single modes, ``C_k``, and ``S_k = C_k^{1/2}`` is the metric of the mode k, up to its scale.
+    parts for the single modes, ``C_k``, and ``S_k = C_k^{1/2}`` is the metric of the mode k, up to its scale. The rows
+    of an embedding are looked up: C is the diagonal of their frequencies.
 
     Args:
         model: A model that stays as it is; it runs in evaluation mode.
@@ -139,7 +143,8 @@ def input_metrics(
         calls: Inputs from the argument ``calibration`` of the caller; more samples make better metrics.
 
     Returns:
-        For each layer that was called and multiplies its input, one matrix for each input mode of its weight's tensor.
+        For each layer that was called, one matrix for each input mode of its weight's tensor; of an embedding, the
+        diagonals for the modes of its rows.
 
     Raises:
         ValueError: If the model does not take the input.
@@ -147,12 +152,16 @@ def input_metrics(
     moments: dict[str, dict[int, Tensor]] = {}
 
     def note(name: str, x: Tensor) -> None:
-        layer = layers[name]
+        layer, own = layers[name], moments.setdefault(name, {})
+        if (numbers := layer.look_ups(x)) is not None:
+            for k in range(numbers.ndim):
+                frequency = numbers.movedim(k, 0).reshape(numbers.shape[k], -1).sum(1).double()
+                own[k] = own[k] + frequency if k in own else frequency
+            return
         for part in torch.split(x, _IMAGES) if x.ndim == 4 else (x,):
             patches = layer.patches(part)
             if patches is None:
                 return
-            own = moments.setdefault(name, {})
             first = len(layer.factorization.shape) - (patches.ndim - 1)
             for k in range(1, patches.ndim):
                 rows = patches.movedim(k, 0).flatten(1)
@@ -166,6 +175,9 @@ def input_metrics(
 
 
 def _root(moment: Tensor) -> Tensor:
+    if moment.ndim == 1:
+        mean = moment.mean()
+        return ((moment / mean if mean > 0 else moment) + _UNSEEN).sqrt()
     mean = moment.diagonal().mean()
     values, vectors = torch.linalg.eigh(moment / mean if mean > 0 else moment)
     root: Tensor = (vectors * (values.clamp_(min=0) + _RIDGE).sqrt()) @ vectors.t()

@@ -276,7 +276,7 @@ class Factorization(nn.Module, CoreProvider):
         Args:
             tensor: Floating-point tensor on any device; it is detached.
             rank: As in the constructor.
-            metric: From modes, counted from 0, to invertible matrices ``(n_k, n_k)``.
+            metric: From modes, counted from 0, to invertible matrices ``(n_k, n_k)``, or to their diagonals ``(n_k,)``.
 
         Returns:
             An instance with the tensor's dtype and device.
@@ -313,7 +313,8 @@ class Factorization(nn.Module, CoreProvider):
             cores = list(cls.fit(multiplied, ranks))
             for mode, matrix in metric.items():
                 number, dim = cls.core_of_mode(mode, len(shape))
-                cores[number] = multiply_modes(cores[number], {dim: torch.linalg.inv(matrix)})
+                inverse = matrix.reciprocal() if matrix.ndim == 1 else torch.linalg.inv(matrix)
+                cores[number] = multiply_modes(cores[number], {dim: inverse})
             cores = balanced(cores, cls.network(len(shape)))
             if exponent + more:  # the cores are balanced, and each takes its part of the scale
                 part = 2.0 ** ((exponent + more) / len(cores))

@@ -211,14 +211,17 @@ def multiply_modes(tensor: Tensor, matrices: Mapping[int, Tensor]) -> Tensor:
 
     Args:
         tensor: Shape ``(n_1, …, n_d)``.
-        matrices: From modes, counted from 0, to matrices ``(m_k, n_k)``.
+        matrices: From modes, counted from 0, to matrices ``(m_k, n_k)``, or to the diagonals ``(n_k,)`` of such.
 
     Example:
         >>> multiply_modes(torch.ones(2, 3), {1: torch.ones(4, 3)}).shape
         torch.Size([2, 4])
     """
     for mode, matrix in matrices.items():
-        tensor = torch.tensordot(matrix.to(tensor), tensor, dims=([1], [mode])).movedim(0, mode)
+        if matrix.ndim == 1:
+            tensor = tensor * matrix.to(tensor).view(-1, *(1,) * (tensor.ndim - mode - 1))
+        else:
+            tensor = torch.tensordot(matrix.to(tensor), tensor, dims=([1], [mode])).movedim(0, mode)
     return tensor
 
 
@@ -235,7 +238,9 @@ def check_metric(metric: Mapping[int, Tensor], shape: Sequence[int]) -> None:
         if not 0 <= mode < len(shape):
             raise ValueError(f"expected modes from 0 to {len(shape) - 1} in `metric`, got {mode}")
         size = shape[mode]
-        if tuple(matrix.shape) != (size, size):
-            raise ValueError(f"expected shape {(size, size)} for mode {mode} in `metric`, got {tuple(matrix.shape)}")
+        if tuple(matrix.shape) not in ((size, size), (size,)):
+            raise ValueError(
+                f"expected shape {(size, size)} or {(size,)} for mode {mode} in `metric`, got {tuple(matrix.shape)}"
+            )
         if not bool(torch.isfinite(matrix).all()):
             raise ValueError(f"expected finite numbers for mode {mode} in `metric`, got NaN or infinity")

@@ -44,6 +44,17 @@ class TensorizedLayer(FactorizedLayer, Generic[L]):
         """
         return None
 
+    def look_ups(self, x: Tensor) -> Tensor | None:
+        """How often each row of a table is looked up, in the modes of its tensor on that side.
+
+        Args:
+            x: An input.
+
+        Returns:
+            Numbers, of the factors of the number of rows; None where the weight is no table.
+        """
+        return None
+
     @staticmethod
     @abstractmethod
     def sides(layer: Any) -> dict[str, int]:

@@ -100,6 +100,14 @@ class TensorizedTable(TensorizedLayer[T]):
         """Indices."""
         return Positions(x.numel(), x.numel())
 
+    def look_ups(self, x: Tensor) -> Tensor:
+        """A padding is not looked up: its row is another one."""
+        factors = self.tensorization[0]
+        numbers = torch.bincount(x.reshape(-1), minlength=math.prod(factors))
+        if self.padding_idx is not None:
+            numbers[self.padding_idx] = 0
+        return numbers.view(factors)
+
     def _rows(self, weight: Factorization, index: Tensor) -> Tensor:
         """The rows ``(*index.shape, embedding_dim)``, computed from the cores."""
         flat, columns = index.reshape(-1), []

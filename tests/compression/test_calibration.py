@@ -203,3 +203,49 @@ def test_a_layer_that_no_rank_makes_smaller_is_not_measured(monkeypatch):
     assert max(sizes) == 32  # the others are ranks
     assert [layer.rank is None for layer in made.layers] == [False, True]
     assert made.dense_multiplications == 32 * 48 + 48
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+
+def texts(rows=512, size=64):
+    """Indices of which few are frequent, as words are."""
+    generator = torch.Generator().manual_seed(0)
+    return (rows * torch.rand(size, 12, generator=generator) ** 6).long()
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize("factorization", ["tt", "cp"])
+def test_rows_of_a_table_count_by_how_often_they_are_looked_up(kind, factorization):
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(512, 32), nn.Linear(32, 32))
+    model[0].weight.data.normal_()
+    found = {}
+    for calibration in (None, texts()):
+        made = plan(model, factorization=factorization, ranks={"0": 8}, calibration=calibration)
+        small = apply_(copy.deepcopy(model), made, calibration=calibration)
+        with torch.no_grad():
+            found[made.data_aware] = (
+                (small(texts()) - model(texts())).norm(),
+                (small[0].weight - model[0].weight).norm(),
+            )
+    assert made.keeps == "outputs"
+    assert found[True][0] < 0.9 * found[False][0]
+    assert found[True][1] > found[False][1]
+
+
+def test_the_error_of_a_table_is_that_of_the_rows_that_are_looked_up():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(64, 32, padding_idx=0), nn.Linear(32, 32))
+    calibration = torch.cat([texts(64), torch.zeros(64, 20, dtype=torch.long)], dim=1)
+    made = plan(model, factorization="tt", ranks={"0": 8}, calibration=calibration)
+    small = apply_(copy.deepcopy(model), made, calibration=calibration)
+    fitted = calibration[torch.tensor([k for k in range(64) if k % 4 != 3])]
+    numbers = torch.bincount(fitted.flatten(), minlength=64)
+    numbers[0] = 0  # the padding is no row
+    weights = (numbers / numbers.float().mean() + 0.5).sqrt()[:, None]
+    with torch.no_grad():
+        rows = model[0].weight
+        change = small[0].factorization.reconstruct() - rows
+        expected = (change * weights).norm() / (rows * weights).norm()
+    assert made.layers[0].error == pytest.approx(float(expected), rel=0.05)

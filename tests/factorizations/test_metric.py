@@ -33,6 +33,17 @@ def test_a_decomposition_in_a_metric_is_that_of_the_multiplied_tensor(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_diagonal_is_the_matrix_with_it(name):
+    tensor, _ = case()
+    kind = FACTORIZATIONS[name]
+    diagonals = {k: torch.arange(1.0, SHAPE[k] + 1, dtype=torch.float64) for k in (0, 2)}
+    matrices = {k: torch.diag(diagonal) for k, diagonal in diagonals.items()}
+    torch.testing.assert_close(multiply_modes(tensor, diagonals), multiply_modes(tensor, matrices))
+    made = kind.decompose(tensor, 2, metric=diagonals).reconstruct()
+    torch.testing.assert_close(made, kind.decompose(tensor, 2, metric=matrices).reconstruct())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_identity_changes_nothing(name):
     tensor, _ = case()
     kind = FACTORIZATIONS[name]
@@ -46,7 +57,7 @@ def test_the_identity_changes_nothing(name):
     ("metric", "message"),
     [
         ({4: torch.eye(4)}, "modes from 0 to 3 in `metric`, got 4"),
-        ({1: torch.eye(4)}, r"shape \(5, 5\) for mode 1 in `metric`, got \(4, 4\)"),
+        ({1: torch.eye(4)}, r"shape \(5, 5\) or \(5,\) for mode 1 in `metric`, got \(4, 4\)"),
         ({1: torch.full((5, 5), torch.nan)}, "finite numbers for mode 1 in `metric`"),
     ],
 )
