@@ -1,9 +1,12 @@
 """The zoo's entries for text train, with every adapter and method, on a tiny model with the names of MiniLM."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("peft", reason="needs the extra text: pip install tenzoo[text]")
 
@@ -12,6 +15,7 @@ from tenzoo.cli import main
 ROOT = Path(__file__).parent.parent / "configs"
 MODELS = sorted((ROOT / "text").glob("minilm_*.yaml"))
 ADAPTERS = sorted((ROOT / "adapters").glob("*.yaml"))
+FEW_SHOT = sorted((ROOT / "few_shot").glob("*.yaml"))
 TINY = str(Path(__file__).parent / "configs" / "tiny.yaml")
 WORDS = ["good", "bad", "a", "film", "it", "was", "very", "not", "and", "dull"]
 
@@ -32,6 +36,33 @@ def model(tmp_path_factory):
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
     BertModel(BertConfig(vocab_size=20, **sizes)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory, model):
+    return renamed(tmp_path_factory, model, "Roberta")
+
+
+@pytest.fixture(scope="module")
+def opt(tmp_path_factory, model):
+    return renamed(tmp_path_factory, model, "OPT")
+
+
+def renamed(tmp_path_factory, model, kind):
+    """A tiny model of another kind, with the tokenizer of the BERT."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp(kind)
+    transformers.BertTokenizerFast.from_pretrained(model).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20}
+    if kind == "OPT":
+        sizes |= {"ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 0}
+        transformers.OPTForCausalLM(transformers.OPTConfig(**sizes)).save_pretrained(folder)
+    else:
+        sizes |= {"intermediate_size": 48, "pad_token_id": 0}
+        transformers.RobertaModel(transformers.RobertaConfig(**sizes)).save_pretrained(folder)
     return str(folder)
 
 
@@ -87,6 +118,38 @@ def test_all_published_kinds_are_there():
     assert {path.stem for path in ADAPTERS} == {"lora", "flora", "loretta", "loretta_adp", "tt"}
 
 
+@pytest.mark.parametrize("task", FEW_SHOT, ids=lambda path: path.stem)
+def test_roberta_trains_on_every_task(tmp_path, roberta, capsys, task):
+    settings = yaml.safe_load(task.read_text())
+    text, classes = settings["data"]["init_args"]["text"], settings["model"]["init_args"]["num_classes"]
+    columns = [text] if isinstance(text, str) else text
+    for name, count in (("train", 90), ("dev", 30)):
+        rows = ["\t".join([*columns, "label"])]
+        rows += ["\t".join([*(["a good film"] * len(columns)), str(k % classes)]) for k in range(count)]
+        (tmp_path / f"{name}.tsv").write_text("\n".join(rows) + "\n")
+    data = {"train": tmp_path / "train.tsv", "test": tmp_path / "dev.tsv", "tokenizer": roberta, "per_class": 4}
+    arguments = [word for name, value in data.items() for word in (f"--data.init_args.{name}", str(value))]
+    arguments += ["--model.init_args.network.init_args.path", roberta, "--trainer.default_root_dir", str(tmp_path)]
+    arguments += ["--data.init_args.cache", str(tmp_path / "cache")]
+    configs = (ROOT / "text" / "roberta_large_flora.yaml", task, ROOT / "methods" / "das.yaml", TINY)
+    assert main(["fit", *(word for config in configs for word in ("--config", str(config))), *arguments]) == 0
+    assert "test" in capsys.readouterr().out
+
+
+def test_opt_answers_by_a_word(tmp_path, opt, capsys):
+    rows = ["passage\tquestion\tanswer", *(f"a good film\twas it good\t{k % 2 == 0}" for k in range(60))]
+    (tmp_path / "boolq.tsv").write_text("\n".join(rows) + "\n")
+    data = {"train": tmp_path / "boolq.tsv", "test": tmp_path / "boolq.tsv", "tokenizer": opt, "per_class": 8}
+    arguments = [word for name, value in data.items() for word in (f"--data.init_args.{name}", str(value))]
+    arguments += ["--data.init_args.cache", str(tmp_path / "cache"), "--trainer.default_root_dir", str(tmp_path)]
+    network = "--model.init_args.network.init_args"
+    arguments += [f"{network}.path", opt, f"{network}.label_words", "[dull, good]"]
+    arguments += [f"{network}.adapter.modes", "{32: [8, 8, 4]}", f"{network}.adapter.rank", "4"]
+    configs = (ROOT / "text" / "opt_6.7b_boolq_loretta.yaml", TINY)
+    assert main(["fit", *(word for config in configs for word in ("--config", str(config))), *arguments]) == 0
+    assert "test" in capsys.readouterr().out
+
+
 def test_without_its_model_an_entry_is_refused_in_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "--config", str(ROOT / "text" / "minilm_sst2_loretta.yaml")]) == 2
@@ -95,6 +158,14 @@ def test_without_its_model_an_entry_is_refused_in_one_line(tmp_path, capsys, mon
 
 
 def test_the_list_shows_entries_without_their_model(tmp_path, capsys, monkeypatch):
+    """It asks no hub."""
+    from huggingface_hub.utils import _http
+
+    monkeypatch.setattr(_http, "http_backoff", lambda *_, **__: pytest.fail("the hub was asked"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.chdir(tmp_path)
     assert main(["list", "--json", "--configs", str(ROOT / "text")]) == 0
-    assert "its pretrained model is not there" in capsys.readouterr().out
+    listed = {entry["config"].rpartition("/")[2]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert {entry["model"] for entry in listed.values()} == {"(its pretrained model is not there)"}
+    assert "roberta_large_flora.yaml" in listed
+    assert "HF_HUB_OFFLINE" not in os.environ

@@ -2,8 +2,10 @@
 
 import argparse
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from tenzoo.models import CompressedNetwork
 from tenzoo.models.compressed_network import NotCompressedYetError
 from tenzoo.models.pretrained_transformer import NoPretrainedModelError, NoTextPackagesError
 
-PARTS = ("adapters", "methods", "schedules", "compress")
+PARTS = ("adapters", "few_shot", "methods", "schedules", "compress")
 """Folders of configs that are composed over others."""
 
 
@@ -70,7 +72,8 @@ def list_command(argv: Sequence[str]) -> int:
     refused: list[Answer] = []
     for path in paths:
         try:
-            entries.append(_entry(path, {"published": None, "measured": None, **results.get(path.stem, {})}))
+            with _offline():
+                entries.append(_entry(path, {"published": None, "measured": None, **results.get(path.stem, {})}))
         except Exception as error:  # the other entries are shown
             said = answer(error)
             if said is None:
@@ -95,6 +98,20 @@ def _read(argv: Sequence[str]) -> _ModelOnly:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
     return cli
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Without the hub: a list fetches no models."""
+    before = os.environ.get("HF_HUB_OFFLINE")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        else:
+            os.environ["HF_HUB_OFFLINE"] = before
 
 
 def _entry(path: Path, results: dict[str, str | None]) -> Entry:

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,15 +118,36 @@ def _load(path: str, *, has_head: bool, settings: Mapping[str, Any]) -> Any:
         raise NoTextPackagesError("PretrainedTransformer needs transformers: pip install 'tenzoo[text]'") from error
     if path[:1] in (".", "/", "~") and not Path(path).expanduser().is_dir():
         raise NoPretrainedModelError(f"expected an existing folder in `path`, got {path!r}")
+    if _is_out_of_reach(path):
+        raise NoPretrainedModelError(
+            "expected a folder, or a model that was fetched before, in `path` while HF_HUB_OFFLINE is set, got "
+            f"{path!r}"
+        )
     kind: Any = AutoModelForSequenceClassification if has_head else AutoModelForCausalLM
     try:
         with _quiet():
-            return kind.from_pretrained(str(Path(path).expanduser()) if path[:1] == "~" else path, **settings)
+            place = str(Path(path).expanduser()) if path[:1] == "~" else path
+            return kind.from_pretrained(place, **settings)
     except OSError as error:  # of several lines, with advice on the hub
         reason = str(error).splitlines()[0]
         raise NoPretrainedModelError(
             f"expected the folder of a model of transformers, or its name on the hub, in `path`, got {path!r}: {reason}"
         ) from None
+
+
+def _is_out_of_reach(path: str) -> bool:
+    """Whether a model would have to be fetched although ``HF_HUB_OFFLINE`` forbids it.
+
+    The hub's library reads the variable only when it is imported.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE") or Path(path).is_dir():
+        return False
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        return not isinstance(try_to_load_from_cache(path, "config.json"), str)
+    except ValueError:  # no name that the hub could have
+        return False
 
 
 @contextmanager
