@@ -13,6 +13,7 @@ import torch
 from benchmarks.adapters import adapters
 from benchmarks.compression import compression
 from benchmarks.covid import covid
+from benchmarks.finetuning import finetuning
 from benchmarks.formats import formats
 from benchmarks.gpu import run as gpu
 from benchmarks.layers import layers
@@ -30,6 +31,7 @@ COMPARISONS: dict[str, Callable[[int], Report]] = {
     "layers": layers,
     "compression": compression,
     "adapters": adapters,
+    "finetuning": finetuning,
 }
 _LEAST_ROUNDS = 7
 

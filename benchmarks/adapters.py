@@ -61,7 +61,7 @@ def adapters(
     labels = torch.randint(2, (batch,), generator=generator)
     networks = _networks(layers, width, r)
     times = in_turns({name: _step(network, tokens, labels) for name, network in networks.items()}, rounds)
-    times |= _under_lightning(networks["LoRETTA-rep"], tokens, labels, rounds)
+    times |= under_lightning(networks["LoRETTA-rep"], tokens, labels, rounds)
     ratios = [
         *(Ratio.of(times, name, _PEFT, target=_TARGETS.get(name)) for name in SETTINGS),
         Ratio.of(times, "LoRETTA-rep, DAS", "LoRETTA-rep, Lightning", target=1.02),
@@ -107,15 +107,31 @@ def _step(network: nn.Module, tokens: Tensor, labels: Tensor) -> Step:
     return step
 
 
-def _under_lightning(
+def under_lightning(
     network: nn.Module, tokens: Tensor, labels: Tensor, rounds: int, steps: int = 2, warmup: int = 2
 ) -> dict[str, list[float]]:
+    """Train plainly, with DAS and with SAM, in turns; the three share the frozen weights.
+
+    Args:
+        network: Maps tokens to logits; its adapters are of the kind LoRETTA-rep.
+        tokens: ``(N, length)``.
+        labels: ``(N,)``.
+        rounds: How often each has its turn.
+        steps: In a turn.
+        warmup: Steps before the first turn.
+
+    Returns:
+        Seconds per step, by name.
+    """
+    frozen = {id(p): p for p in network.parameters() if not p.requires_grad}
+
     def fit(*callbacks: Callback, sam: SAM | None = None) -> FitLoop:
-        task = TextClassificationTask(copy.deepcopy(network), optimizer=_adamw, sam=sam)
+        task = TextClassificationTask(copy.deepcopy(network, {**frozen}), optimizer=_adamw, sam=sam)
         batches: Any = [{"tokens": tokens, "labels": labels}] * (warmup + rounds * steps)
         data: DataLoader[Any] = DataLoader(batches, batch_size=None)
         trainer = Trainer(
-            accelerator="cpu",
+            accelerator="gpu" if tokens.is_cuda else "cpu",
+            devices=1,
             max_epochs=1,
             callbacks=[TakeTurns(warmup, steps), *callbacks],
             profiler=NoProfiler(),

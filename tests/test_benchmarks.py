@@ -13,6 +13,7 @@ from benchmarks.compression import compression
 from benchmarks.covid import covid
 from benchmarks.estimates import Case as LayerCase
 from benchmarks.estimates import loss_of_pick, rank_correlation
+from benchmarks.finetuning import finetuning
 from benchmarks.layers import layers
 from benchmarks.loops import BareLoop, FitLoop, interleave
 from benchmarks.memory import memory_of
@@ -56,6 +57,14 @@ def test_adapters():
     report = adapters(2, batch=2, length=8, layers=1, width=48, r=4)
     assert_complete(report, variants=len(SETTINGS) + 4)
     assert [ratio.target for ratio in report.ratios] == [1.05, 1.05, 1.2, 1.25, None, 1.02, 2.05]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_finetuning():
+    pytest.importorskip("peft", reason="needs the extra text: pip install tenzoo[text]")
+    report = finetuning(2, batch=2, length=4, layers=1)
+    assert_complete(report, variants=3)
+    assert [ratio.target for ratio in report.ratios] == [1.1, 2.1]
 
 
 def test_compression():
@@ -221,7 +230,7 @@ def test_a_missed_target_is_named():
     [
         (
             ["cp"],
-            r"expected names of \['adapters', 'compression', 'covid', 'formats', .*'sparse', 'tltorch'\], got \['cp'\]",
+            r"expected names of \['adapters', 'compression', 'covid', 'finetuning', .*'tltorch'\], got \['cp'\]",
         ),
         (["--repeats=3"], "at least 7"),
     ],
