@@ -230,7 +230,8 @@ def test_a_missed_target_is_named():
     [
         (
             ["cp"],
-            r"expected names of \['adapters', 'compression', 'covid', 'finetuning', .*'tltorch'\], got \['cp'\]",
+            r"expected names of \['adapters', 'compression', 'covid', 'finetuning', 'formats', .*"
+            r"'sparse', 'tltorch'\], got \['cp'\]",
         ),
         (["--repeats=3"], "at least 7"),
     ],

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from tenzoo.factorizations import Factorization, OrderError
-from tenzoo.layers.tensorization import layer_modes, split_size
+from tenzoo.factorizations import Factorization
+from tenzoo.layers.tensorization import layer_modes, network_of, split_size
 
 LARGEST_MODE = 16
 """Up to which a mode of a factor of a low-rank update is chosen."""
@@ -53,7 +53,7 @@ def matrix_modes(kind: type[Factorization], size: int) -> tuple[int, ...]:
         ((12, 8, 8, 8), (10, 10, 10, 9))
     """
     wanted = max(2, math.ceil(math.log(size, LARGEST_MODE) - 1e-9))
-    orders = [order for order in range(2, 13) if _has_network(kind, order)]
+    orders = [order for order in range(2, 13) if network_of(kind, order)]
     if not orders:
         raise ValueError(f"expected a format with tensors of two to twelve modes in `factorization`, got {kind.name!r}")
     order = min(orders, key=lambda order: (abs(order - wanted), order))
@@ -76,14 +76,6 @@ def check_modes(modes: Sequence[int], size: int, of: str) -> None:
             f"expected modes with the product {size} for {of} in `modes`, such as {list(split_size(size, 4))}, got "
             f"{list(modes)} with the product {math.prod(modes)}"
         )
-
-
-def _has_network(kind: type[Factorization], order: int) -> bool:
-    try:
-        kind.network(order)
-    except OrderError:
-        return False
-    return True
 
 
 def _alike(size: int, number: int) -> tuple[int, ...]:

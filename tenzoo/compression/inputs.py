@@ -1,6 +1,6 @@
 """The inputs of a model's layers: which layers they reach, how many they are, and how they vary."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -152,26 +152,30 @@ def input_metrics(
     moments: dict[str, dict[int, Tensor]] = {}
 
     def note(name: str, x: Tensor) -> None:
-        layer, own = layers[name], moments.setdefault(name, {})
-        if (numbers := layer.look_ups(x)) is not None:
-            for k in range(numbers.ndim):
-                frequency = numbers.movedim(k, 0).reshape(numbers.shape[k], -1).sum(1).double()
-                own[k] = own[k] + frequency if k in own else frequency
-            return
-        for part in torch.split(x, _IMAGES) if x.ndim == 4 else (x,):
-            patches = layer.patches(part)
-            if patches is None:
-                return
-            first = len(layer.factorization.shape) - (patches.ndim - 1)
-            for k in range(1, patches.ndim):
-                rows = patches.movedim(k, 0).flatten(1)
-                rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows  # half would overflow
-                rows, exponent = scaled_to_safety(rows)
-                moment = (rows @ rows.t()).double() * 4.0**exponent
-                own[first + k - 1] = own[first + k - 1] + moment if first + k - 1 in own else moment
+        own = moments.setdefault(name, {})
+        for mode, moment in _moments(layers[name], x):
+            own[mode] = own[mode] + moment if mode in own else moment
 
     _watch(model, layers, calls, "calibration", note)
     return {name: {mode: _root(moment) for mode, moment in own.items()} for name, own in moments.items()}
+
+
+def _moments(layer: TensorizedLayer[Any], x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Second moments of one input, for single modes of the layer's tensor; of a table the numbers of look-ups."""
+    if (numbers := layer.look_ups(x)) is not None:
+        for mode in range(numbers.ndim):
+            yield mode, numbers.movedim(mode, 0).reshape(numbers.shape[mode], -1).sum(1).double()
+        return
+    for part in torch.split(x, _IMAGES) if x.ndim == 4 else (x,):
+        patches = layer.patches(part)
+        if patches is None:
+            return
+        first = len(layer.factorization.shape) - (patches.ndim - 1)
+        for k in range(1, patches.ndim):
+            rows = patches.movedim(k, 0).flatten(1)
+            rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows  # half would overflow
+            rows, exponent = scaled_to_safety(rows)
+            yield first + k - 1, (rows @ rows.t()).double() * 4.0**exponent
 
 
 def _root(moment: Tensor) -> Tensor:

@@ -160,18 +160,15 @@ class Plan(_InMemory):
             layers = tuple(LayerPlan(**_tuples(layer)) for layer in rows)
             for layer in layers:
                 _check(layer)
-            layers = tuple(replace(layer, factorization=_format_of(layer, str(path))) for layer in layers)
             if len({layer.name for layer in layers}) < len(layers):
                 raise ValueError("a layer twice")
             plan = cls(layers, **content)
             _check_plan(plan)
-            return plan
-        except UnknownFormatError:
-            raise
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"expected a plan, as Plan.save writes it, in {str(path)!r}, got something else"
             ) from error
+        return replace(plan, layers=tuple(_with_known_format(layer, str(path)) for layer in layers))
 
     def __str__(self) -> str:
         return self.table(140)
@@ -202,10 +199,6 @@ def _no_number(text: str) -> float:
     raise ValueError(text)
 
 
-class UnknownFormatError(ValueError):
-    """A plan has a format that nothing defines."""
-
-
 def _path_of_format(name: str | None) -> str | None:
     """The name of a format of tenzoo, or the path of a class that another process can import."""
     kind = FACTORIZATIONS.get(str(name))
@@ -214,14 +207,14 @@ def _path_of_format(name: str | None) -> str | None:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _format_of(layer: LayerPlan, file: str) -> str | None:
-    """The name of a layer's format."""
+def _with_known_format(layer: LayerPlan, file: str) -> LayerPlan:
+    """The plan of a layer with the name of its format, which may be read from a path."""
     if layer.factorization is None:
-        return None
+        return layer
     try:
-        return factorization_class(layer.factorization).name
+        return replace(layer, factorization=factorization_class(layer.factorization).name)
     except ValueError as error:
-        raise UnknownFormatError(
+        raise ValueError(
             f"expected formats that are defined in {file!r}, got {layer.factorization!r} for {layer.name!r}; define "
             "this format first"
         ) from error
@@ -264,6 +257,8 @@ def _check(layer: LayerPlan) -> None:
         if (layer.factorization, layer.tensorization, layer.error) != (None, None, 0):
             raise ValueError(layer.name)
         return
+    if not isinstance(layer.factorization, str):
+        raise ValueError(layer.name)
     modes = layer.tensorization
     if not sizes(layer.rank) or modes is None or len(modes) != 2 or not all(sizes(side) for side in modes):
         raise ValueError(layer.name)

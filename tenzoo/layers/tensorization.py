@@ -195,7 +195,7 @@ def whole_modes(kind: type[Factorization], sizes: Mapping[str, int], kernel: int
         (((16,), (6,)), None)
     """
     first, second = sizes.values()
-    has_network = _network(kind, 2 + int(kernel is not None and kernel > 1)) is not None
+    has_network = network_of(kind, 2 + int(kernel is not None and kernel > 1)) is not None
     return ((first,), (second,)) if has_network and not _pairs_modes(kind) else None
 
 
@@ -205,17 +205,17 @@ def _default(
     """The factors of both sizes that fit the format best."""
     pixels = int(kernel is not None and kernel > 1)
     first, second = sizes
-    network = _network(kind, 2 + pixels)
+    network = network_of(kind, 2 + pixels)
     if network and not network.pairs_modes and (network.has_factors or (kernel is not None and not network.has_loops)):
         return (first,), (second,)
     split = cover_size(first) if covers else split_size(first), split_size(second)
     pairs = _pairs_modes(kind)
     numbers = itertools.product(range(1, MAX_MODES + 1), repeat=2)
     counts = [n for n in numbers if not pairs or n[0] == n[1]]
-    if _network(kind, 2 * (max(map(len, split)) + pixels) if pairs else len(split[0]) + len(split[1]) + pixels):
+    if network_of(kind, 2 * (max(map(len, split)) + pixels) if pairs else len(split[0]) + len(split[1]) + pixels):
         return split
     for left, right in sorted(counts, key=lambda n: (abs(n[0] - n[1]), n)):
-        if _network(kind, left + right + (2 if pairs else 1) * pixels):
+        if network_of(kind, left + right + (2 if pairs else 1) * pixels):
             return _factors(first, left), _factors(second, right)
     return split
 
@@ -225,8 +225,14 @@ def _factors(size: int, number: int) -> tuple[int, ...]:
     return factors + (1,) * (number - len(factors))
 
 
-def _network(kind: type[Factorization], order: int) -> Network | None:
-    """The network of a format; None if it has no tensors of this order."""
+def network_of(kind: type[Factorization], order: int) -> Network | None:
+    """The network of a format; None if it has no tensors of this order.
+
+    Example:
+        >>> from tenzoo.factorizations import BlockTT
+        >>> network_of(BlockTT, 3) is None
+        True
+    """
     try:
         return kind.network(order)
     except OrderError:
@@ -236,7 +242,7 @@ def _network(kind: type[Factorization], order: int) -> Network | None:
 @cache
 def _pairs_modes(kind: type[Factorization]) -> bool:
     """Whether the cores of a format have two modes each."""
-    networks = (_network(kind, order) for order in range(2, 4 * MAX_MODES, 2))
+    networks = (network_of(kind, order) for order in range(2, 4 * MAX_MODES, 2))
     return any(network is not None and network.pairs_modes for network in networks)
 
 

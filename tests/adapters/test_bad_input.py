@@ -57,7 +57,7 @@ def adapted(width=32, **settings):
             r"^expected modes with the product 32 for 32 in `modes`, such as \[4, 2, 2, 2\], got \[4, 4\] with the "
             r"product 16 in first$",
         ),
-        ({"factorization": "tt", "rank": [4, 4, 4, 4, 4]}, r"^expected \d ints? in `rank` .* in first$"),
+        ({"factorization": "tt", "rank": [4, 4, 4, 4, 4]}, r"^expected 1 int in `rank` .* in first$"),
         ({"target_modules": ["conv"]}, r"^expected a torch\.nn\.Linear, .* as a target, got a Conv1d in conv$"),
         ({"target_modules": ["third"]}, r"^Target modules \{'third'\} not found in the base model"),
     ],

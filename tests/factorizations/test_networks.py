@@ -324,7 +324,10 @@ def test_a_format_is_found_by_its_path(tmp_path, monkeypatch, registry):
     assert weight.name == "pair"
     assert factorization_class("pair") is type(weight)
     for wrong in ("own_formats.Other", "no_such_module.Pair", "os.path"):
-        with pytest.raises(ValueError, match=f"subclass of Factorization with a `name` .*, got '{wrong}'"):
+        with pytest.raises(
+            ValueError,
+            match=f"path of a subclass of Factorization with a `name` of its own in `factorization`, got '{wrong}'",
+        ):
             factorization_class(wrong)
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -78,6 +79,13 @@ def test_logs_that_cannot_be_written(tmp_path, fit, capsys, monkeypatch):
     monkeypatch.setattr("lightning.pytorch.loggers.csv_logs.ExperimentWriter.NAME_METRICS_FILE", "/dev/full")
     assert fit() == 1
     assert one_line(capsys) == "tenzoo: error: No space left on device"
+
+
+def test_logs_that_cannot_be_written_are_named(fit, capsys, monkeypatch):
+    full = Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.csv"))
+    monkeypatch.setattr("lightning.pytorch.loggers.csv_logs.ExperimentWriter.log_metrics", full)
+    assert fit() == 1
+    assert one_line(capsys) == "tenzoo: error: No space left on device: metrics.csv"
 
 
 def test_data_that_vanished_before_the_resume(tmp_path, fit, capsys):
