@@ -1,7 +1,7 @@
 """Compress the published ResNet-20 and -32 for CIFAR-10, and print the accuracy on the test set as a Markdown table.
 
-Columns: decomposed by the weights alone, and with 512 training images as calibration data, both before any training;
-and, for ResNet-20, the latter after one epoch of SGD.
+Columns: decomposed by the weights alone; with 512 training images, without labels, as calibration data; with the cores
+refined on the same images; and, for ResNet-20, the latter after one epoch of SGD with labels.
 
     python docs/compress_resnets.py --weights FOLDER --data data/cifar10 [--formats tt tr tucker cp] [--depths 20 32]
 """
@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from tenzoo.compression import apply_, plan
+from tenzoo.compression import apply_, plan, refine_
 from tenzoo.data import CIFAR10DataModule
 from tenzoo.models import CIFARResNet
 from tenzoo.tasks import ImageClassificationTask
@@ -76,14 +76,14 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     images = calibration(arguments.data)
-    print("| network | format | ÷ | parameters | plain | calibrated | after one epoch |")
-    print("|---|---|---:|---:|---:|---:|---:|")
+    print("| network | format | ÷ | parameters | plain | calibrated | refined | after one epoch |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
     for depth in arguments.depths:
         (path,) = arguments.weights.glob(f"resnet{depth}-*.th")
         dense = CIFARResNet(depth).load_pretrained(path)
         name = f"ResNet-{depth}"
         size = sum(parameter.numel() for parameter in dense.parameters())
-        print(f"| {name} | dense | 1 | {size:,} | {accuracy(dense, arguments.data):.2f} % | | |", flush=True)
+        print(f"| {name} | dense | 1 | {size:,} | {accuracy(dense, arguments.data):.2f} % | | | |", flush=True)
         for factorization in arguments.formats:
             for ratio in RATIOS:
                 found = []
@@ -91,6 +91,8 @@ def main() -> None:
                     made = plan(dense, factorization=factorization, budget=1 / ratio, calibration=inputs)
                     small = apply_(copy.deepcopy(dense), made, calibration=inputs)
                     found.append(f"{accuracy(small, arguments.data):.2f} %")
+                refine_(small, dense, calibration=images)
+                found.append(f"{accuracy(small, arguments.data):.2f} %")
                 after = f"{accuracy(trained(small, arguments.data), arguments.data):.2f} %" if depth == 20 else ""
                 row = (name, factorization.upper(), ratio, f"{made.parameters:,}", *found, after)
                 print("| " + " | ".join(map(str, row)) + " |", flush=True)

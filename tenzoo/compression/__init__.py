@@ -14,6 +14,7 @@ from tenzoo.compression.decide import plan
 from tenzoo.compression.export import export
 from tenzoo.compression.fold import fold_
 from tenzoo.compression.plans import LayerPlan, Plan
+from tenzoo.compression.refine import refine_
 from tenzoo.compression.restore import restore_
 
-__all__ = ["LayerPlan", "Plan", "apply_", "export", "fold_", "plan", "restore_"]
+__all__ = ["LayerPlan", "Plan", "apply_", "export", "fold_", "plan", "refine_", "restore_"]

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from tenzoo.compression.calls import Call, hold_back
 from tenzoo.compression.decompositions import dense_weights
 from tenzoo.compression.fingerprint import fingerprint
-from tenzoo.compression.inputs import check_seen, input_metrics, observe
+from tenzoo.compression.inputs import check_seen, observe
 from tenzoo.compression.matching import check_plan, matched, settings_of
+from tenzoo.compression.metrics import output_metrics
 from tenzoo.compression.outputs import repeated_outputs
 from tenzoo.compression.plans import LayerPlan, Plan
 from tenzoo.compression.progress import each
@@ -109,7 +110,7 @@ def _decomposed(
     if plan.by_outputs:
         empty = {weight.name: weight.empty(**settings_of(layer)) for weight, layer in pairs}
         layers = {name: layer for name, layer in empty.items() if isinstance(layer, TensorizedLayer)}
-        metrics = input_metrics(model, layers, hold_back(calls, divider(model))[0])
+        metrics = output_metrics(model, layers, hold_back(calls, divider(model))[0])
     return [
         (weight, weight.decomposed(**settings_of(layer), metric=metrics.get(weight.name)))
         for weight, layer in each(pairs, "decomposing layers")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call
 from tenzoo.compression.decompositions import decompose, dense_weights
-from tenzoo.compression.inputs import input_metrics
+from tenzoo.compression.metrics import output_metrics
 from tenzoo.compression.options import LayerOptions
 from tenzoo.compression.outputs import dense_outputs, output_error, sensitivities
 from tenzoo.compression.plans import Plan
@@ -27,13 +27,13 @@ _TRIED_ERROR = 0.2
 def in_metrics(
     model: nn.Module, options: Sequence[LayerOptions], smallest: Sequence[LayerRank], calls: Sequence[Call]
 ) -> list[LayerOptions]:
-    """The options with the errors of the layers' outputs, for the layers that can become smaller."""
+    """The options with errors in the metrics of the calibration data, for the layers that can become smaller."""
     layers = {
         option.weight.name: layer
         for option, rank in zip(options, smallest, strict=True)
         if rank is not None and (layer := option.layer_of_cores) is not None
     }
-    metrics = input_metrics(model, layers, calls)
+    metrics = output_metrics(model, layers, calls)
     return [
         replace(
             option, decomposers=tuple(each.in_metric(metrics.get(option.weight.name)) for each in option.decomposers)
@@ -45,8 +45,7 @@ def in_metrics(
 def weighed(model: nn.Module, options: Sequence[LayerOptions], calls: Sequence[Call]) -> list[LayerOptions]:
     """The options with the importance of each layer, by how far its error moves the outputs of the model.
 
-    The sensitivity is measured at one rank per layer, and depends on the rank. The importance is its square root, which
-    lies halfway, on a logarithmic scale, between the measured sensitivity and equal importance of all layers.
+    It is measured at one rank per layer, and depends on the rank.
     """
     changed: dict[str, tuple[Callable[[], Tensor], float]] = {}
     for option in each(options, "trying ranks of layers"):
@@ -60,7 +59,7 @@ def weighed(model: nn.Module, options: Sequence[LayerOptions], calls: Sequence[C
     found = sensitivities(model, changed, calls)
     least = 1e-6 * max(found.values(), default=0.0)
     names = [option.weight.full_name for option in options]
-    importances = [math.sqrt(max(found[name], least)) or 1.0 if name in found else None for name in names]
+    importances = [max(found[name], least) or 1.0 if name in found else None for name in names]
     return [replace(option, importance=importance) for option, importance in zip(options, importances, strict=True)]
 
 

@@ -47,9 +47,8 @@ def plan(
     With a budget, ranks are chosen for the whole network at once. A layer with the relative error ``e = ‖W − Ŵ‖ / ‖W‖``
     is assumed to keep the share ``1 − e²`` of its signal and to add noise of the share ``e²``. A parameter goes where
     it reduces the sum of all layers' noise-to-signal ratios ``e² / (1 − e²)`` most. With calibration data it goes where
-    it adds most to the logarithm of the signal that the network keeps, ``Σ s · log(1 − e²)``, where s is the
-    sensitivity of the network's outputs to the layer. A layer that is not worth its cores stays dense, and the network
-    never exceeds the budget.
+    it reduces ``Σ s e²`` most, where s is the sensitivity of the network's outputs to the layer. A layer that is not
+    worth its cores stays dense, and the network never exceeds the budget.
 
     Convolutions are decomposed with whole modes, as ``(O, k_h k_w, I)``, linear layers and embeddings as matrices; a
     block tensor train splits its modes as the layer does by default. An autocast around the call has no effect.
@@ -75,12 +74,12 @@ def plan(
             batch is used. It is needed to count multiplications.
         calibration: Inputs of the kind the model will see, without labels, in the same forms; about 100 images are
             enough, and of a ``DataLoader`` the first 128 samples are used. In the choice of ranks and in the
-            decompositions, the errors are then those of each layer's outputs, as
-            :func:`~tenzoo.compression.inputs.input_metrics` approximates them, and not those of its weight. The rows of
-            an embedding count by how often they are looked up. The weights of attention and recurrent layers, whose
-            inputs are not seen, keep the error of the weight; their sensitivity still counts. A quarter of the samples
-            is held back, if the network tells samples apart. Of this plan and of the plan without the inputs, the one
-            with the smaller error of the network's outputs on them is returned.
+            decompositions, the errors are then those of the model's outputs, as
+            :func:`~tenzoo.compression.metrics.output_metrics` approximates them, and not those of the weights. The
+            weights of attention and recurrent layers, whose inputs are not seen, keep the error of the weight; their
+            sensitivity still counts. A quarter of the samples is held back, if the network tells samples apart. Of this
+            plan and of the plan without the inputs, the one with the smaller error of the network's outputs on them is
+            returned.
         exclude: Names of layers that stay dense; the name of an attention or recurrent layer stands for all its
             weights.
 

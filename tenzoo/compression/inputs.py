@@ -1,9 +1,8 @@
-"""The inputs of a model's layers: which layers they reach, how many they are, and how they vary."""
+"""The inputs of a model's layers: which layers they reach, and how many they are."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call
@@ -12,18 +11,8 @@ from tenzoo.compression.replaceable import Weight
 from tenzoo.compression.runs import evaluating, repeatably
 from tenzoo.compression.samples import selected
 from tenzoo.compression.uses import Uses
-from tenzoo.factorizations.decomposition import scaled_to_safety
 from tenzoo.layers import TensorizedLayer
 from tenzoo.layers.cost import Positions
-
-_RIDGE = 1e-2
-"""Added to the second moments of each mode, whose mean is 1: an input that never varied may vary later."""
-
-_UNSEEN = 0.5
-"""Added to the frequencies of rows of a table, whose mean is 1: a row that was never looked up may be later."""
-
-_IMAGES = 8
-"""Number of images whose patches are in memory at a time."""
 
 
 def observe(model: nn.Module, weights: Sequence[Weight], calls: Sequence[Call], argument: str) -> set[str]:
@@ -125,67 +114,6 @@ def _positions(
         _watch(model, layers, [call], "example_input", note)
     rows = {weight.name: uses.rows[weight.full_name] for weight in weights if weight.full_name in uses.rows}
     return Seen({name: Positions(number, number) for name, number in rows.items()} | seen, frozenset(seen))
-
-
-def input_metrics(
-    model: nn.Module, layers: Mapping[str, TensorizedLayer[Any]], calls: Sequence[Call]
-) -> dict[str, dict[int, Tensor]]:
-    """The metrics in which the change of a layer's weight is, approximately, the change of its outputs.
-
-    If the patches x that the weight of a layer is multiplied by have the second moments ``C = E[x xᵀ]``, a change D of
-    the weight changes the outputs by ``E‖D x‖² = ‖D C^{1/2}‖²``. C is approximated by the Kronecker product of its
-    parts for the single modes, ``C_k``, and ``S_k = C_k^{1/2}`` is the metric of the mode k, up to its scale. The rows
-    of an embedding are looked up: C is the diagonal of their frequencies.
-
-    Args:
-        model: A model that stays as it is; it runs in evaluation mode.
-        layers: By the names of the model's layers, their tensorized counterparts.
-        calls: Inputs from the argument ``calibration`` of the caller; more samples make better metrics.
-
-    Returns:
-        For each layer that was called, one matrix for each input mode of its weight's tensor; of an embedding, the
-        diagonals for the modes of its rows.
-
-    Raises:
-        ValueError: If the model does not take the input.
-    """
-    moments: dict[str, dict[int, Tensor]] = {}
-
-    def note(name: str, x: Tensor) -> None:
-        own = moments.setdefault(name, {})
-        for mode, moment in _moments(layers[name], x):
-            own[mode] = own[mode] + moment if mode in own else moment
-
-    _watch(model, layers, calls, "calibration", note)
-    return {name: {mode: _root(moment) for mode, moment in own.items()} for name, own in moments.items()}
-
-
-def _moments(layer: TensorizedLayer[Any], x: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Second moments of one input, for single modes of the layer's tensor; of a table the numbers of look-ups."""
-    if (numbers := layer.look_ups(x)) is not None:
-        for mode in range(numbers.ndim):
-            yield mode, numbers.movedim(mode, 0).reshape(numbers.shape[mode], -1).sum(1).double()
-        return
-    for part in torch.split(x, _IMAGES) if x.ndim == 4 else (x,):
-        patches = layer.patches(part)
-        if patches is None:
-            return
-        first = len(layer.factorization.shape) - (patches.ndim - 1)
-        for k in range(1, patches.ndim):
-            rows = patches.movedim(k, 0).flatten(1)
-            rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows  # half would overflow
-            rows, exponent = scaled_to_safety(rows)
-            yield first + k - 1, (rows @ rows.t()).double() * 4.0**exponent
-
-
-def _root(moment: Tensor) -> Tensor:
-    if moment.ndim == 1:
-        mean = moment.mean()
-        return ((moment / mean if mean > 0 else moment) + _UNSEEN).sqrt()
-    mean = moment.diagonal().mean()
-    values, vectors = torch.linalg.eigh(moment / mean if mean > 0 else moment)
-    root: Tensor = (vectors * (values.clamp_(min=0) + _RIDGE).sqrt()) @ vectors.t()
-    return root
 
 
 def _watch(

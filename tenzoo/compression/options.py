@@ -1,6 +1,5 @@
 """What one weight of a network can become: it stays dense, or is made of cores of some rank."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -92,7 +91,7 @@ class LayerOptions:
         reason: Why the layer stays dense; None if it need not.
         positions: Rows, pixels or indices for one sample; None if they were not counted, or the input does not reach
             the layer.
-        importance: How far the layer's error moves the outputs of the model; None if that was not measured.
+        importance: How far the layer's error moves the outputs of the model, in squares; None if that was not measured.
         called: Whether the model calls the layer on the example input. A weight that other code reads is reconstructed.
     """
 
@@ -165,10 +164,12 @@ class LayerOptions:
         """The loss that a squared relative error adds to the whole model, as :func:`plan` states.
 
         Without the importance of a layer a large error has to count for more: the ratio of noise to signal grows faster
-        than the logarithm.
+        than the error.
         """
+        if self.importance is not None:
+            return self.importance * error
         signal = max(1 - error, 1e-12)
-        return (1 - signal) / signal if self.importance is None else -self.importance * math.log(signal)
+        return (1 - signal) / signal
 
     def planned(
         self, chosen: tuple[str, tuple[int, ...]] | None, dense_parameters: int

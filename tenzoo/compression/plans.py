@@ -35,7 +35,7 @@ class LayerPlan:
             input, or if it does not reach the layer.
         dense_multiplications: Multiplications of the dense layer.
         error: ``‖W − Ŵ‖ / ‖W‖`` of the decomposition, in Frobenius norms, or in those of the calibration data (see
-            :func:`~tenzoo.compression.inputs.input_metrics`); 0 for a dense layer.
+            :func:`~tenzoo.compression.metrics.output_metrics`); 0 for a dense layer.
         reason: Why the layer stays dense; None if it does not.
     """
 

@@ -11,6 +11,9 @@ from tenzoo.compression.calls import Call, Divide
 from tenzoo.compression.outputs import moved, relative
 from tenzoo.compression.runs import evaluating, numbers_in, repeatably
 
+_SAMPLES = 16
+"""Number of samples in a backward pass."""
+
 
 def divided(model: nn.Module, call: Call, border: int, argument: str) -> tuple[Call, Call] | None:
     """A call in two, by samples.
@@ -62,6 +65,17 @@ def selected(model: nn.Module, call: Call, chosen: Sequence[Sequence[int]], argu
         except ValueError:  # another way may be right
             continue
     return None
+
+
+def in_pieces(model: nn.Module, call: Call) -> list[Call]:
+    """A calibration call in parts of few samples, whose gradients fit in memory; whole if samples cannot be told apart.
+
+    Raises:
+        ValueError: If the model does not take the input.
+    """
+    samples = range(call.size)
+    parts = [samples[start : start + _SAMPLES] for start in range(0, call.size, _SAMPLES)]
+    return (selected(model, call, parts, "calibration") if len(parts) > 1 else None) or [call]
 
 
 def divider(model: nn.Module) -> Divide:

@@ -44,11 +44,24 @@ class TensorizedLayer(FactorizedLayer, Generic[L]):
         """
         return None
 
-    def look_ups(self, x: Tensor) -> Tensor | None:
+    def output_rows(self, y: Tensor) -> Tensor | None:
+        """The rows of an output, in the modes of the weight's tensor on the output side.
+
+        Args:
+            y: An output, or its gradient.
+
+        Returns:
+            One row for each row of :meth:`patches`, or for each look-up, ``(n, *modes)``; None where rows of the output
+            do not belong to single ones of the input.
+        """
+        return None
+
+    def look_ups(self, x: Tensor, weights: Tensor | None = None) -> Tensor | None:
         """How often each row of a table is looked up, in the modes of its tensor on that side.
 
         Args:
             x: An input.
+            weights: Of the single look-ups, ``(n,)``; by default each counts 1.
 
         Returns:
             Numbers, of the factors of the number of rows; None where the weight is no table.

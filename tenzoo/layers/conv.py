@@ -108,6 +108,13 @@ class _TensorizedConv(TensorizedConvolution[C]):
         return x.reshape(rows, *self.factorization.shape[len(self.tensorization[0]) :])
 
     @override
+    def output_rows(self, y: Tensor) -> Tensor | None:
+        if self.groups > 1:  # a row of the input belongs to one group, a row of the output to all
+            return None
+        y = y if y.ndim == self.dimensions + 2 else y.unsqueeze(0)
+        return y.movedim(1, -1).reshape(-1, *self.tensorization[0])
+
+    @override
     def as_weight(self, tensor: Tensor) -> Tensor:
         return tensor.reshape(self.out_channels, *self.kernel_size, -1).movedim(-1, 1)
 

@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from typing_extensions import override
 
 from tenzoo.factorizations import Factorization, Rank
 from tenzoo.layers.implementation import Implementation
@@ -91,6 +92,10 @@ class TensorizedEmbedding(TensorizedTable[nn.Embedding], nn.Embedding):
         else:
             rows = F.embedding(index, self._table())
         return self._padded(rows, index)
+
+    @override
+    def output_rows(self, y: Tensor) -> Tensor:
+        return y.reshape(-1, *self.tensorization[1])
 
     def _contract(self, weight: Factorization, x: Tensor) -> Tensor:
         return self._rows(weight, x)

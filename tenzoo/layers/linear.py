@@ -68,6 +68,10 @@ class LinearLayer(TensorizedLayer[L]):
     def patches(self, x: Tensor) -> Tensor:
         return x.reshape(-1, *self.tensorization[1])
 
+    @override
+    def output_rows(self, y: Tensor) -> Tensor:
+        return y.reshape(-1, *self.tensorization[0])
+
     def _contract(self, weight: Factorization, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return contract_linear(weight, x, len(self.tensorization[0]), bias)
 

@@ -100,10 +100,10 @@ class TensorizedTable(TensorizedLayer[T]):
         """Indices."""
         return Positions(x.numel(), x.numel())
 
-    def look_ups(self, x: Tensor) -> Tensor:
+    def look_ups(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
         """A padding is not looked up: its row is another one."""
         factors = self.tensorization[0]
-        numbers = torch.bincount(x.reshape(-1), minlength=math.prod(factors))
+        numbers = torch.bincount(x.reshape(-1), weights, minlength=math.prod(factors))
         if self.padding_idx is not None:
             numbers[self.padding_idx] = 0
         return numbers.view(factors)

@@ -94,7 +94,7 @@ def test_a_number_that_the_dense_model_does_not_exceed_is_no_budget(monkeypatch,
     }[count]
     arguments = {"factorization": "tt", "count": count, "example_input": IMAGES}
     with monkeypatch.context() as patched:
-        patched.setattr("tenzoo.compression.calibrate.input_metrics", None)  # refused before anything is measured
+        patched.setattr("tenzoo.compression.calibrate.output_metrics", None)  # refused before anything is measured
         message = f"expected fewer {count} in `budget` than the {whole:,} of the model, got {whole + more:,}"
         with pytest.raises(ValueError, match=f"^{message}$"):
             plan(model, budget=whole + more, calibration=IMAGES, **arguments)

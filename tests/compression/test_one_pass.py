@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tenzoo.compression import Plan, apply_, plan
-from tenzoo.compression.inputs import input_metrics
+from tenzoo.compression.metrics import output_metrics
 from tenzoo.factorizations import Factorization
 from tenzoo.layers import TensorizedLayer, TensorizedWeight
 from tests.factorizations.formats import NAMES
@@ -54,10 +54,10 @@ def measured(monkeypatch):
 
     def recorded(model, layers, inputs):
         calls.append(list(layers))
-        return input_metrics(model, layers, inputs)
+        return output_metrics(model, layers, inputs)
 
     for module in ("calibrate", "apply"):
-        monkeypatch.setattr(f"tenzoo.compression.{module}.input_metrics", recorded)
+        monkeypatch.setattr(f"tenzoo.compression.{module}.output_metrics", recorded)
     return calls
 
 
