@@ -1,5 +1,6 @@
 """``tenzoo compress``: from a dense network's weights to a plan and the weights of a compressed one."""
 
+import copy
 import logging
 import math
 import tempfile
@@ -20,7 +21,7 @@ import tenzoo.models  # noqa: F401  (their classes can be named without their mo
 from tenzoo.atomic import atomic_write
 from tenzoo.cli.configs import PARSER_MODE, check_configs
 from tenzoo.cli.messages import RefusedError, explain
-from tenzoo.compression import Plan, apply_, plan
+from tenzoo.compression import Plan, apply_, plan, refine_
 from tenzoo.compression.calls import Call, said
 from tenzoo.compression.progress import LOGGER
 from tenzoo.compression.reading import SAMPLES, read_batches
@@ -47,6 +48,7 @@ def compress(
     exclude: list[str] | None = None,
     calibration: LightningDataModule | None = None,
     calibration_size: int | None = None,
+    refine: int = 0,
 ) -> Plan:
     """Compress a trained network, and write plan.json and weights.pt into a folder.
 
@@ -60,6 +62,7 @@ def compress(
         exclude: Names of layers that stay dense.
         calibration: Data whose training inputs, without labels, show which part of each weight matters.
         calibration_size: Number of inputs that are used, 128 by default.
+        refine: Number of passes over these inputs in which the cores are fitted to the outputs of the dense network.
     """
     folder = Path(output)
     if not output or (folder.exists() and not folder.is_dir()):
@@ -71,6 +74,10 @@ def compress(
         raise ValueError(f"expected `calibration` with `calibration_size` {calibration_size}, got none")
     if calibration_size is not None and (isinstance(calibration_size, bool) or calibration_size < 1):
         raise ValueError(f"expected an int >= 1 in `calibration_size`, got {calibration_size}")
+    if isinstance(refine, bool) or refine < 0:
+        raise ValueError(f"expected an int >= 0 in `refine`, got {refine}")
+    if calibration is None and refine:
+        raise ValueError(f"expected `calibration` with `refine` {refine}, got none")
     _check_writable(folder)
     LOGGER.info("reading the weights")
     load_weights_(network, weights)
@@ -78,7 +85,10 @@ def compress(
     small = plan(
         network, factorization=factorization, budget=budget, ranks=ranks, calibration=inputs, exclude=exclude or []
     )
+    dense = copy.deepcopy(network) if refine else network
     apply_(network, small, calibration=inputs)
+    if inputs is not None and refine:
+        refine_(network, dense, calibration=inputs, epochs=refine)
     LOGGER.info("writing the files")
     _write(folder, small, network)
     return small

@@ -1,5 +1,6 @@
 """Fitting the cores of a compressed model to the outputs of the dense one, without labels."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -22,6 +23,9 @@ M = TypeVar("M", bound=nn.Module)
 _STEP = 3e-3
 """Largest learning rate, relative to the root of the mean square of a core's numbers."""
 
+_SHORTER = 0.3
+"""Factor of the learning rate after a pass that made the outputs worse."""
+
 
 @full_precision()
 def refine_(model: M, dense: nn.Module, *, calibration: Example, epochs: int = 4) -> M:
@@ -30,8 +34,9 @@ def refine_(model: M, dense: nn.Module, *, calibration: Example, epochs: int = 4
     Minimizes ``‖y' − y‖²`` of all outputs over the cores alone, with Adam and one cosine from the largest learning rate
     to 0; that of a core is relative to the size of its numbers, so that it does not depend on how the cores share their
     norm. Both models run in evaluation mode, without dropout and with fixed statistics. A quarter of the samples is
-    held back, if the model tells samples apart, and of the cores after each epoch, and of those before the first, the
-    ones with the smallest error on them are kept. Frozen cores stay as they are.
+    held back, if the model tells samples apart. The cores with the smallest error on them are kept, those from before
+    included; after a pass that makes it larger, the next one goes on from the best cores in shorter steps. Frozen cores
+    stay as they are.
 
     Args:
         model: The compressed model, such as :func:`~tenzoo.compression.apply_` returns it.
@@ -70,9 +75,7 @@ def refine_(model: M, dense: nn.Module, *, calibration: Example, epochs: int = 4
     fitted, held = hold_back(read_calls(calibration, "calibration", dense, divide), divide)
     pieces = [piece for call in fitted for piece in in_pieces(dense, call)]
     found = _fitted(model, dense, cores, pieces, held, epochs)
-    with torch.no_grad():
-        for core, numbers in zip(cores, found, strict=True):
-            core.copy_(numbers)
+    _put(cores, found)
     return model
 
 
@@ -104,22 +107,34 @@ def _fitted(
     targets = [dense_outputs(dense, [piece]) for piece in pieces]
     expected = dense_outputs(dense, held)
     generator = torch.Generator().manual_seed(0)
+    steps, step = epochs * len(pieces), _STEP
     with evaluating(model), _gradients_apart(cores):  # puts the numbers back
-        optimizer = torch.optim.Adam([{"params": [core], "lr": _STEP * _size(core)} for core in cores])
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(pieces))
+        optimizer = torch.optim.Adam([{"params": [core], "size": _size(core)} for core in cores])
         least = output_error(model, (), held, expected)
         best = [core.detach().clone() for core in cores]
         LOGGER.info("error of the outputs on samples held back: %.4f", least)
-        for epoch in range(1, epochs + 1):
-            for k in torch.randperm(len(pieces), generator=generator).tolist():
+        for epoch in range(epochs):
+            order = torch.randperm(len(pieces), generator=generator).tolist()
+            for done, k in enumerate(order, epoch * len(pieces)):
+                for group in optimizer.param_groups:
+                    group["lr"] = group["size"] * step * (1 + math.cos(math.pi * done / steps)) / 2
                 _give_gradients(model, cores, pieces[k], targets[k])
                 optimizer.step()
-                schedule.step()
             error = output_error(model, (), held, expected)
-            LOGGER.info("error of the outputs on samples held back, after pass %d of %d: %.4f", epoch, epochs, error)
+            LOGGER.info("error of the outputs on samples held back, pass %d of %d: %.4f", epoch + 1, epochs, error)
             if error < least:
                 least, best = error, [core.detach().clone() for core in cores]
+            else:
+                step *= _SHORTER
+                _put(cores, best)
+                optimizer.state.clear()
     return best
+
+
+def _put(cores: Sequence[nn.Parameter], numbers: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for core, own in zip(cores, numbers, strict=True):
+            core.copy_(own)
 
 
 def _size(core: Tensor) -> float:

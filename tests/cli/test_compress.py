@@ -1,5 +1,6 @@
 """``tenzoo compress``: weights in, plan and weights out, and what is refused."""
 
+import copy
 import re
 from unittest.mock import Mock
 
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tenzoo.cli import main
 from tenzoo.cli.compress import printed_progress
-from tenzoo.compression import Plan, apply_
+from tenzoo.compression import Plan, apply_, refine_
 from tenzoo.compression.progress import each
 from tenzoo.data import CIFAR10DataModule
 from tenzoo.models import CIFARResNet, CompressedNetwork
@@ -90,6 +91,21 @@ def test_calibration_data(config, root):
     assert [layer.rank for layer in again.layers] == [layer.rank for layer in made.layers]
 
 
+def test_cores_are_refined(config, root):
+    data = {"class_path": "CIFAR10DataModule", "init_args": {"root": root, "validation_size": 10, "augment": False}}
+    settings = yaml.safe_load(config.read_text()) | {"calibration": data, "calibration_size": 24, "refine": 2}
+    config.write_text(yaml.safe_dump(settings))
+    assert compress(config) == 0
+    data = CIFAR10DataModule(root, validation_size=10, augment=False)
+    data.setup("fit")
+    images = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)[0][:24]
+    dense = CIFARResNet(20).load_pretrained(config.parent / "dense.ckpt").eval()
+    made = Plan.load(config.parent / "small" / "plan.json")
+    expected = refine_(apply_(copy.deepcopy(dense), made, calibration=images), dense, calibration=images, epochs=2)
+    with torch.no_grad():
+        assert opened(config)(images).equal(expected(images))
+
+
 def test_a_network_of_torchvision(tmp_path):
     import torchvision
 
@@ -112,6 +128,8 @@ def test_a_network_of_torchvision(tmp_path):
         (["--budget", "half"], ["in `budget`, got half"]),
         (["--budget", "100000000"], ["fewer parameters in `budget` than the 269,722 of the model, got 100,000,000"]),
         (["--calibration_size", "4"], ["`calibration` with `calibration_size` 4, got none"]),
+        (["--refine", "2"], ["`calibration` with `refine` 2, got none"]),
+        (["--refine", "-1"], ["an int >= 0 in `refine`, got -1"]),
         (["--ranks", "3"], ["one of `budget` and `ranks`"]),
         (["--exclude", "[conv9]"], ["`exclude`", "'conv9'"]),
         (["--output", ""], ["a folder", "`output`, got ''"]),

@@ -89,10 +89,18 @@ def test_cores_that_are_exact_stay():
 
 def test_steps_that_lead_away_are_not_kept(monkeypatch):
     dense, small = pair()
-    monkeypatch.setattr("tenzoo.compression.refine._STEP", 10.0)
+    monkeypatch.setattr("tenzoo.compression.refine._STEP", 1e6)
     held = numbers(small)
     refine_(small, dense, calibration=X)
     assert all(value.equal(held[name]) for name, value in small.state_dict().items())
+
+
+def test_after_steps_that_lead_away_come_shorter_ones(monkeypatch):
+    dense, small = pair()
+    monkeypatch.setattr("tenzoo.compression.refine._STEP", 0.3)
+    before = distance(small, dense)
+    refine_(small, dense, calibration=X, epochs=10)
+    assert distance(small, dense) < before
 
 
 def test_the_scale_of_the_cores_does_not_matter():
