@@ -176,7 +176,7 @@ def test_phases_are_printed_at_once_and_fit_a_narrow_terminal(config, root, caps
         "reading the weights",
         "reading calibration data",
         "running the model on `calibration`, samples",
-        "measuring the inputs of N layers",
+        "measuring inputs and gradients of N layers",
         "trying ranks of layers",
         "measuring how far the outputs move with layers",
         "choosing ranks of layers",
