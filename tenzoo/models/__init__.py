@@ -2,7 +2,8 @@
 
 from tenzoo.models.completion import TensorCompletion
 from tenzoo.models.compressed_network import CompressedNetwork
+from tenzoo.models.decoder import Decoder
 from tenzoo.models.pretrained_transformer import PretrainedTransformer
 from tenzoo.models.resnet import CIFARResNet
 
-__all__ = ["CIFARResNet", "CompressedNetwork", "PretrainedTransformer", "TensorCompletion"]
+__all__ = ["CIFARResNet", "CompressedNetwork", "Decoder", "PretrainedTransformer", "TensorCompletion"]
