@@ -49,6 +49,12 @@ def small_images(kind, folder, monkeypatch):
     return [word for name, value in settings.items() for word in (f"--data.init_args.{name}", str(value))]
 
 
+def small_corpus(path):
+    """A text of 65 characters, as arguments."""
+    path.write_text("".join(map(chr, range(48, 113))) * 20)
+    return ["--data.init_args.train", str(path), "--data.init_args.batch_size", "2"]
+
+
 def compressed(folder, root):
     """What ``tenzoo compress`` makes of random weights, in place of a published file, as arguments."""
     torch.save(CIFARResNet(20).state_dict(), folder / "dense.pt")
@@ -67,12 +73,14 @@ def test_every_model_trains(tmp_path, monkeypatch, capsys, config):
     runs, folder = tmp_path / "runs", tmp_path / "images"
     images = images_of(config)
     arguments = SMALLER.get(config.stem, []) if images is None else small_images(images, folder, monkeypatch)
+    if "TextCorpusDataModule" in config.read_text():
+        arguments = small_corpus(tmp_path / "text.txt")
     if "CompressedNetwork" in config.read_text():
         arguments += compressed(tmp_path, str(folder))
         assert 0.99 < Plan.load(tmp_path / "compressed" / "plan.json").parameters / (269_722 / 2.6) <= 1
     assert fit(runs, config, args=arguments) == 0
     printed = capsys.readouterr().out
-    assert ("held out" if images is None else "test") in printed
+    assert ("held out" if "CompletionDataModule" in config.read_text() else "test") in printed
     assert "nan" not in printed
     written = {path.name for path in (runs / "version_0").iterdir()}
     assert {"config.yaml", "metrics.csv", "checkpoints"} <= written

@@ -1,6 +1,7 @@
 """Data modules: each gives batches of one task, split by seed and checked before training."""
 
 from tenzoo.data.completion import CompletionBatch, CompletionDataModule, Entries, EntryLoader, SequentialLoader
+from tenzoo.data.corpus import BlockLoader, TextCorpusDataModule, WindowLoader
 from tenzoo.data.images import (
     AsymmetricNoise,
     HumanNoise,
@@ -18,6 +19,7 @@ from tenzoo.data.text import TextDataModule, TextLoader, Texts
 
 __all__ = [
     "AsymmetricNoise",
+    "BlockLoader",
     "CIFAR10DataModule",
     "CompletionBatch",
     "CompletionDataModule",
@@ -33,7 +35,9 @@ __all__ = [
     "SequentialImageLoader",
     "SequentialLoader",
     "SymmetricNoise",
+    "TextCorpusDataModule",
     "TextDataModule",
     "TextLoader",
     "Texts",
+    "WindowLoader",
 ]

@@ -178,6 +178,11 @@ class Decoder(nn.Module):
         self.norm = own.normalization()
         self.head = parts.head(self.embedding)
 
+    @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary."""
+        return self.architecture.num_tokens
+
     def forward(self, tokens: Tensor, cache: "Cache | None" = None) -> Tensor:
         """Predict the token after each position.
 

@@ -131,6 +131,10 @@ class SupervisedTask(Task):
         """What the metrics compare with the targets: classes ``(N,)``."""
         return outputs.argmax(1)
 
+    def num_judged(self, targets: Tensor) -> int:
+        """How many of these targets the mean of :meth:`judged_loss` is over."""
+        return len(targets)
+
     # --- the optimizer -----------------------------------------------------------------------------------------
 
     @override
@@ -228,7 +232,8 @@ class SupervisedTask(Task):
             judged = self.judged_outputs(outputs[:counted])
             for metric in self._metrics_of(split).values():
                 metric.update(judged, targets[:counted])
-        self.log(f"{split}/loss", loss, batch_size=counted or _NO_WEIGHT, sync_dist=True)
+        weight = self.num_judged(targets[:counted]) or _NO_WEIGHT
+        self.log(f"{split}/loss", loss, batch_size=weight, sync_dist=True)
 
     def _own(self, split: str, size: int) -> int:
         """The number of items in a batch that no other process judges."""

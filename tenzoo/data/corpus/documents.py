@@ -1,0 +1,67 @@
+"""The documents of a file or a folder."""
+
+from pathlib import Path
+
+MISSING_EXTRA = "pip install 'tenzoo[text]'"
+
+
+def read_documents(source: str, *, arg: str) -> list[str]:
+    """The texts of a source, in order.
+
+    Args:
+        source: A ``.parquet`` file with a column ``text``, of which each row is a document; a folder, of which each
+            file ``*.txt`` is one, in the order of the names; or any other file, one document in UTF-8.
+        arg: The argument that the source came from, for errors.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+        ImportError: If the source needs a package that is not installed.
+        ValueError: If it is not readable, or there is no text in it.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"expected a file or a folder of text in `{arg}`, got {source!r}, which does not exist")
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*.txt") if file.is_file())
+        if not files:
+            raise ValueError(f"expected files *.txt in the folder in `{arg}`, got none in {source!r}")
+        documents = [_read_text(file, arg) for file in files]
+    elif path.suffix.lower() == ".parquet":
+        documents = _read_parquet(path, arg)
+    else:
+        documents = [_read_text(path, arg)]
+    documents = [document for document in documents if document]
+    if not documents:
+        raise ValueError(f"expected text in `{arg}`, got none in {source!r}")
+    return documents
+
+
+def _read_text(path: Path, arg: str) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"expected text in UTF-8 in `{arg}`, got {str(path)!r}, which is not at byte {error.start}"
+        ) from error
+
+
+def _read_parquet(path: Path, arg: str) -> list[str]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError(
+            f"expected pyarrow to read {str(path)!r} in `{arg}`, got no such package; {MISSING_EXTRA}"
+        ) from error
+    try:
+        table = parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"expected a Parquet file in `{arg}`, got {str(path)!r}: {said}") from error
+    if "text" not in table.column_names:
+        raise ValueError(f"expected a column 'text' in `{arg}`, got {table.column_names} in {str(path)!r}")
+    cells: list[str] = table.column("text").to_pylist()
+    for number, cell in enumerate(cells, 1):
+        if not isinstance(cell, str):
+            raise ValueError(f"expected text in row {number} of {str(path)!r} in `{arg}`, got {cell!r}")
+    return cells

@@ -1,0 +1,225 @@
+"""Vocabularies: from text to numbers and back."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import override
+
+from tenzoo.data.corpus.documents import MISSING_EXTRA
+
+Array = npt.NDArray[np.int32]
+
+BORDER = "<|endoftext|>"
+"""The token between two documents."""
+
+
+class Vocabulary(ABC):
+    """Maps text to numbers below its size, and back."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """How many tokens there are."""
+
+    @property
+    @abstractmethod
+    def border(self) -> int | None:
+        """The token after each document; None where there is one document."""
+
+    @property
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Builtins that :func:`vocabulary_of` makes it from again."""
+
+    @abstractmethod
+    def encode(self, text: str, *, arg: str) -> Array:
+        """The tokens of a text.
+
+        Args:
+            text: Any text.
+            arg: The argument that it came from, for the error.
+
+        Raises:
+            ValueError: If a character is not known.
+        """
+
+    @abstractmethod
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens."""
+
+    def encode_all(self, documents: Sequence[str], *, arg: str) -> Array:
+        """The tokens of all documents, with a border after each where there is one.
+
+        Raises:
+            ValueError: As :meth:`encode`.
+        """
+        end = [] if self.border is None else [np.array([self.border], dtype=np.int32)]
+        parts = [part for text in documents for part in (self.encode(text, arg=arg), *end)]
+        return np.concatenate(parts) if parts else np.array([], dtype=np.int32)
+
+
+class Characters(Vocabulary):
+    """Each character is a token; they are numbered in the order of their code points, the border after them.
+
+    Args:
+        characters: All of them, each once.
+        border: Whether there is a border.
+
+    Example:
+        >>> known = Characters("abn", border=False)
+        >>> known.encode("banana", arg="train").tolist(), known.decode([1, 0])
+        ([1, 0, 2, 0, 2, 0], 'ba')
+    """
+
+    def __init__(self, characters: str, *, border: bool) -> None:
+        self._characters = "".join(sorted(characters))
+        self._border = border
+        self._codes = np.array([ord(character) for character in self._characters], dtype=np.uint32)
+
+    @property
+    @override
+    def size(self) -> int:
+        return len(self._characters) + self._border
+
+    @property
+    @override
+    def border(self) -> int | None:
+        return len(self._characters) if self._border else None
+
+    @property
+    @override
+    def state(self) -> dict[str, Any]:
+        return {"characters": self._characters, "border": self._border}
+
+    @override
+    def encode(self, text: str, *, arg: str) -> Array:
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        found = np.searchsorted(self._codes, codes)
+        unknown = self._codes[np.minimum(found, len(self._codes) - 1)] != codes
+        if unknown.any():
+            place = int(unknown.argmax())
+            raise ValueError(
+                f"expected the {len(self._characters)} characters of the training text in `{arg}`, got {text[place]!r} "
+                f"at place {place}"
+            )
+        return found.astype(np.int32)
+
+    @override
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join("\n" if token == self.border else self._characters[token] for token in tokens)
+
+
+class BytePairs(Vocabulary):
+    """Pairs of bytes that are often next to each other are tokens (Sennrich et al. 2016, arXiv:1508.07909).
+
+    Args:
+        tokenizer: A tokenizer of the package ``tokenizers``, as its JSON.
+        border: Whether documents have borders.
+
+    Raises:
+        ImportError: If the package is not installed.
+        ValueError: If it is no tokenizer.
+    """
+
+    def __init__(self, tokenizer: str, *, border: bool) -> None:
+        self._json = tokenizer
+        try:
+            self._tokenizer = _tokenizers().Tokenizer.from_str(tokenizer)
+        except Exception as error:  # the package raises no other class
+            raise ValueError(f"expected a tokenizer of the package tokenizers in `tokenizer`, got {error}") from error
+        self._border = self._tokenizer.token_to_id(BORDER) if border else None
+        if border and self._border is None:
+            raise ValueError(f"expected a tokenizer with the token {BORDER!r} for several documents, got one without")
+
+    @classmethod
+    def trained(cls, documents: Sequence[str], size: int, *, border: bool) -> "BytePairs":
+        """The pairs of these documents, at most ``size`` tokens with the 256 bytes and the border."""
+        package = _tokenizers()
+        tokenizer = package.Tokenizer(package.models.BPE())
+        tokenizer.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = package.decoders.ByteLevel()
+        trainer = package.trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=[BORDER],
+            initial_alphabet=package.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(documents, trainer)
+        return cls(tokenizer.to_str(), border=border)
+
+    @property
+    @override
+    def size(self) -> int:
+        return int(max(self._tokenizer.get_vocab().values())) + 1
+
+    @property
+    @override
+    def border(self) -> int | None:
+        return self._border
+
+    @property
+    @override
+    def state(self) -> dict[str, Any]:
+        return {"tokenizer": self._json, "border": self._border is not None}
+
+    @override
+    def encode(self, text: str, *, arg: str) -> Array:
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+
+    @override
+    def decode(self, tokens: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=False)
+        return text.replace(BORDER, "\n")
+
+
+def vocabulary_of(state: dict[str, Any]) -> Vocabulary:
+    """The vocabulary of a :attr:`Vocabulary.state`."""
+    if "characters" in state:
+        return Characters(**state)
+    return BytePairs(**state)
+
+
+def make_vocabulary(tokenizer: str, documents: Sequence[str], size: int | None) -> Vocabulary:
+    """The vocabulary of training documents.
+
+    Args:
+        tokenizer: ``"characters"``, ``"bpe"``, or a JSON file of ``tokenizers`` or a folder with a ``tokenizer.json``.
+        documents: To train on.
+        size: Of a trained vocabulary.
+
+    Raises:
+        ImportError: If a package is not installed.
+        ValueError: If there is no such tokenizer.
+    """
+    border = len(documents) > 1
+    if tokenizer == "characters":
+        return Characters("".join(set().union(*documents)), border=border)
+    if tokenizer == "bpe":
+        assert size is not None
+        return BytePairs.trained(documents, size, border=border)
+    path = Path(tokenizer)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(
+            f"expected 'characters', 'bpe', or a file or folder of a tokenizer in `tokenizer`, got {tokenizer!r}"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"expected a JSON file of a tokenizer in `tokenizer`, got {str(path)!r}: {error}") from error
+    return BytePairs(text, border=border)
+
+
+def _tokenizers() -> Any:
+    try:
+        import tokenizers
+        from tokenizers import decoders, models, pre_tokenizers, trainers  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"expected tokenizers for byte pairs, got no such package; {MISSING_EXTRA}") from error
+    return tokenizers

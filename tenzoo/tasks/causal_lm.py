@@ -1,0 +1,177 @@
+"""Training and evaluation of a network that predicts the next token."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torchmetrics import Metric
+from typing_extensions import override
+
+from tenzoo.tasks.supervised import SupervisedTask
+
+IGNORED = -100
+"""A target that does not count, as in :func:`torch.nn.functional.cross_entropy`."""
+
+
+class CausalLMTask(SupervisedTask):
+    """Fit a network to running text by the cross-entropy of each next token.
+
+    A batch is a dict of ``"tokens"`` and ``"targets"``, the tokens that follow them, int64 ``(N, T)``; targets of
+    ``-100`` do not count. The network maps tokens to logits ``(N, T, num_tokens)``. Logs ``train/loss``,
+    ``train/tokens_per_s``, ``train/accuracy`` of each epoch, and from every validation or test
+    ``{val,test}/loss``, in nats per token, ``{val,test}/accuracy``, the part of the tokens that have the largest logit,
+    ``{val,test}/perplexity``, and ``{val,test}/bits_per_character`` where the data tell the number of characters.
+
+    Args:
+        network: The module, such as a :class:`~tenzoo.models.Decoder`. In YAML a ``class_path`` with ``init_args``.
+        core_weight_decay: Weight decay of the cores; null takes the optimizer's.
+        norm_weight_decay: Weight decay of norms and biases; null takes the optimizer's.
+        **kwargs: The arguments of :class:`~tenzoo.tasks.base.Task`.
+
+    Raises:
+        TypeError: If ``network`` is not a module.
+        ValueError: For a value out of its range, or a weight decay for an optimizer that has none.
+    """
+
+    items: ClassVar[str] = "tokens"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        core_weight_decay: float | None = None,
+        norm_weight_decay: float | None = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            network,
+            num_classes=getattr(network, "num_tokens", 0),
+            core_weight_decay=core_weight_decay,
+            norm_weight_decay=norm_weight_decay,
+            **kwargs,
+        )
+        self.save_hyperparameters()
+        self._block = 1
+        self.judge_by({"accuracy": _Accuracy(), "perplexity": _Perplexity()}, counts_correct=True)
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Refuse data of another vocabulary, and learn how many characters a token stands for."""
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        given = getattr(data, "num_tokens", self.num_classes)
+        if self.num_classes and given != self.num_classes:
+            raise ValueError(f"expected {given} in `num_tokens` of the network, as in the data, got {self.num_classes}")
+        texts: Mapping[str, Any] = getattr(data, "splits", {})
+        for split in ("val", "test"):
+            text: Any = texts.get(split) or texts.get("val")
+            if hasattr(text, "characters"):
+                rate = (len(text.tokens) - 1) / text.characters
+                self.metrics[f"{split}/bits_per_character"] = _BitsPerCharacter(rate)
+
+    @override
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits ``(N, T, num_tokens)`` of tokens ``(N, T)``, in single precision or a higher one.
+
+        Raises:
+            ValueError: If the network gives another shape.
+        """
+        logits: Tensor = self.network(tokens)
+        logits = getattr(logits, "logits", logits)
+        if logits.ndim != 3 or logits.shape[:2] != tokens.shape:
+            raise ValueError(
+                f"expected logits of shape (N, T, num_tokens) from `network` for (N, T) = {tuple(tokens.shape)}, got "
+                f"{tuple(logits.shape)}"
+            )
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    @override
+    def example_input(self, data: LightningDataModule) -> Tensor | None:
+        """Tokens of the shape of the data module's batches."""
+        shape: list[Any] = [data.hparams.get(name) for name in ("batch_size", "context")]
+        return None if None in shape else torch.empty(shape, dtype=torch.int64, device="meta")
+
+    # --- steps -----------------------------------------------------------------------------------------------------
+
+    @override
+    def outputs_and_targets(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits ``(N T, num_tokens)`` and targets ``(N T,)``."""
+        targets = batch["targets"]
+        self._block = targets.shape[1]
+        return self(batch["tokens"]).flatten(0, 1), targets.flatten()
+
+    @override
+    def training_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy, in nats per token."""
+        return F.cross_entropy(outputs, targets, ignore_index=IGNORED)
+
+    @override
+    def judged_outputs(self, outputs: Tensor) -> Tensor:
+        """The logits."""
+        return outputs
+
+    @override
+    def num_judged(self, targets: Tensor) -> int:
+        """How many targets count."""
+        return int((targets != IGNORED).sum())
+
+    @override
+    def _own(self, split: str, size: int) -> int:
+        return super()._own(split, size // self._block) * self._block
+
+
+class _TokenMean(Metric):
+    """A mean over all tokens that count, in double precision."""
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "count"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    @override
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Add the tokens of a batch."""
+        counted = targets != IGNORED
+        values = self._values(logits[counted], targets[counted])
+        self.total = self.total + values.double().sum()
+        self.count = self.count + values.numel()
+
+    def _values(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets, reduction="none")
+
+    @override
+    def compute(self) -> Tensor:
+        """The mean."""
+        return self.total / self.count
+
+
+class _Accuracy(_TokenMean):
+    @override
+    def _values(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return logits.argmax(1) == targets
+
+
+class _Perplexity(_TokenMean):
+    @override
+    def compute(self) -> Tensor:
+        """``exp`` of the mean."""
+        return super().compute().exp()
+
+
+class _BitsPerCharacter(_TokenMean):
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        """Targets per character."""
+
+    @override
+    def compute(self) -> Tensor:
+        """The mean in bits, for a character."""
+        return super().compute() * self.rate / math.log(2)
