@@ -1,0 +1,132 @@
+"""Continuations of text: one token after the other, drawn from what a language model predicts."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tenzoo.models.decoder import Cache, Decoder
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Args:
+        temperature: The logits are divided by it; 0 takes the largest.
+        top_k: Only so many of the largest logits are drawn from; None takes all.
+        top_p: Only the most probable tokens whose probabilities add up to it are drawn from (Holtzman et al. 2020,
+            arXiv:1904.09751); 1 takes all.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"expected a finite number >= 0 in `temperature`, got {self.temperature}")
+        if self.top_k is not None and (isinstance(self.top_k, bool) or self.top_k < 1):
+            raise ValueError(f"expected an int >= 1 or None in `top_k`, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"expected a number in (0, 1] in `top_p`, got {self.top_p}")
+
+    def draw(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Tokens ``(N,)`` for logits ``(N, num_tokens)``.
+
+        Example:
+            >>> Sampling(top_k=1).draw(torch.tensor([[0.0, 2.0, 1.0]])).tolist()
+            [1]
+        """
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        probabilities = self.probabilities(logits)
+        return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """What tokens are drawn with, ``(N, num_tokens)``, in single precision or a higher one; temperature above 0."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+        values, order = logits.sort(-1, descending=True)
+        if self.top_k is not None:
+            values[..., self.top_k :] = -math.inf
+        sorted_probabilities = values.softmax(-1)
+        before = sorted_probabilities.cumsum(-1) - sorted_probabilities
+        sorted_probabilities[before >= self.top_p] = 0
+        sorted_probabilities /= sorted_probabilities.sum(-1, keepdim=True)
+        return torch.zeros_like(logits).scatter(-1, order, sorted_probabilities)
+
+
+_DEFAULT = Sampling()
+
+
+def generate(
+    model: Decoder,
+    prompt: Tensor,
+    length: int,
+    *,
+    sampling: Sampling = _DEFAULT,
+    generator: torch.Generator | None = None,
+) -> Iterator[Tensor]:
+    """Continue prompts, one token at a time.
+
+    Keys and values are kept between tokens. Where the context is full, the model goes on from the last half of it.
+
+    Args:
+        model: A decoder; while a token is made it is in evaluation mode.
+        prompt: Tokens ``(N, T)``, at least one; of a long one the last ``context`` count.
+        length: Number of tokens to add.
+        sampling: How they are drawn.
+        generator: Of the random numbers, on the device of the model.
+
+    Returns:
+        The next token of each prompt, ``(N,)``, again and again.
+
+    Raises:
+        ValueError: If the prompt is empty or of another shape, or ``length`` is below 0.
+
+    Example:
+        >>> model = Decoder(65)
+        >>> tokens = generate(model, torch.zeros(1, 1, dtype=torch.long), 5, sampling=Sampling(temperature=0))
+        >>> torch.stack(list(tokens), dim=1).shape
+        torch.Size([1, 5])
+    """
+    if prompt.ndim != 2 or prompt.shape[1] < 1:
+        raise ValueError(f"expected tokens of shape (N, T), at least one, in `prompt`, got {tuple(prompt.shape)}")
+    if isinstance(length, bool) or length < 0:
+        raise ValueError(f"expected an int >= 0 in `length`, got {length}")
+    return _tokens(model, prompt, length, sampling, generator)
+
+
+def _tokens(
+    model: Decoder, prompt: Tensor, length: int, sampling: Sampling, generator: torch.Generator | None
+) -> Iterator[Tensor]:
+    context = model.architecture.context
+    seen = new = prompt[:, -context:]
+    cache = Cache()
+    for _ in range(length):
+        if cache.length + new.shape[1] > context:
+            cache, new = Cache(), seen[:, -max(context // 2, 1) :]
+        with torch.no_grad(), evaluating(model):
+            logits = model(new, cache)[:, -1]
+        new = sampling.draw(logits, generator)[:, None]
+        seen = torch.cat([seen, new], dim=1)[:, -context:]
+        yield new[:, 0]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A model in evaluation mode; its own mode comes back afterwards."""
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
