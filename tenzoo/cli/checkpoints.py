@@ -81,6 +81,33 @@ def check_same_settings(checkpoint: Mapping[str, Any], recorded: Any, config: Ma
         raise refusal(path, name, old, new)
 
 
+_ALIKE = {"path", "plan", "weights", "implementation", "activation_checkpointing"}
+"""Arguments of networks that say where files are, or how the same numbers are computed."""
+
+
+def check_same_network(checkpoint: Mapping[str, Any], recorded: Any, config: Mapping[str, Any], path: Path) -> None:
+    """Refuse to judge the weights of a checkpoint in a network of other settings, which shapes of weights do not show.
+
+    Args:
+        checkpoint: As read.
+        recorded: The ``model`` of the recorded configuration, or None.
+        config: The same of the parsed one: ``class_path`` and ``init_args``, of builtins.
+        path: Of the checkpoint, for the message.
+
+    Raises:
+        ValueError: Naming the first setting that differs and both values.
+    """
+    old = {**_settings(recorded), **checkpoint.get("hyper_parameters", {})}.get("network")
+    if old is None:  # made in Python, or with a task that makes its network itself
+        return
+    for name, had, got in differences(old, _settings(config).get("network"), "model.init_args.network"):
+        if name.rpartition(".")[2] not in _ALIKE:
+            raise ValueError(
+                f"expected the network of the checkpoint {str(path)!r}, got `{name}` = {_short(got)} where it has "
+                f"{_short(had)}; give its settings"
+            )
+
+
 def _settings(model: Any) -> dict[str, Any]:
     """Of a ``model`` in a configuration, by the names that hyperparameters have."""
     if not isinstance(model, Mapping):
@@ -98,11 +125,14 @@ def refusal(path: Path, name: str, old: Any, new: Any) -> ValueError:
         old: In the checkpoint.
         new: As given.
     """
-    had, got = ("none" if value is MISSING else _shown(value) for value in (old, new))
     return ValueError(
-        f"expected the settings of the checkpoint {str(path)!r} on resume, got `{name}` = {got} where it has {had}; "
-        "resume with that, or start a new run"
+        f"expected the settings of the checkpoint {str(path)!r} on resume, got `{name}` = {_short(new)} where it has "
+        f"{_short(old)}; resume with that, or start a new run"
     )
+
+
+def _short(value: Any) -> str:
+    return "none" if value is MISSING else _shown(value)
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:

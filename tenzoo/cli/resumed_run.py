@@ -28,7 +28,14 @@ from lightning.pytorch.callbacks import (
 
 from tenzoo.callbacks import NormDynamicsMonitor, RankWatch
 from tenzoo.callbacks.groups import CoreCallback
-from tenzoo.cli.checkpoints import MISSING, check_same_settings, check_whole, differences, refusal
+from tenzoo.cli.checkpoints import (
+    MISSING,
+    check_same_network,
+    check_same_settings,
+    check_whole,
+    differences,
+    refusal,
+)
 from tenzoo.distributed import is_first_process
 
 KEY = "tenzoo_run"
@@ -98,6 +105,22 @@ def check_same_run(checkpoint: Mapping[str, Any], config: Namespace, path: Path)
     if changed and is_first_process():
         said = ", ".join(f"{name} = {_text(new)} (was {_text(old)})" for name, old, new, _ in changed)
         print(f"tenzoo: resumed with {said}: numbers may differ from those of one run", file=sys.stderr)
+
+
+def check_judged(checkpoint: Mapping[str, Any], config: Namespace, path: Path) -> None:
+    """Refuse to judge weights in another network than the one that was trained.
+
+    Args:
+        checkpoint: As read.
+        config: Of ``validate``, ``test`` or ``predict``, as parsed.
+        path: Of the checkpoint, for the message.
+
+    Raises:
+        ValueError: Naming the first setting that differs and both values.
+    """
+    then = checkpoint.get(KEY)
+    recorded = then.get("model") if isinstance(then, Mapping) else None
+    check_same_network(checkpoint, recorded, _plain(config.get("model")), path)
 
 
 _Change = tuple[str, Any, Any, bool]

@@ -109,6 +109,8 @@ class TenzooCLI(LightningCLI):
         checkpoint = read_checkpoint(Path(given))
         if self.config.subcommand == "fit":
             resumed_run.check_same_run(checkpoint, config, Path(given))
+        else:
+            resumed_run.check_judged(checkpoint, config, Path(given))
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:

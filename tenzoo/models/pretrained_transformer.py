@@ -70,7 +70,7 @@ class PretrainedTransformer(nn.Module):
             settings["gguf_file"] = gguf_file
         if label_words is None:
             settings["num_labels"] = num_classes
-        self.model = _load(path, has_head=label_words is None, settings=settings)
+        self.model = _load(path, has_head=label_words is None, settings=settings, frozen=adapter is not None)
         self.label_tokens = None if label_words is None else _tokens(path, label_words, gguf_file)
         if activation_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -98,20 +98,39 @@ class PretrainedTransformer(nn.Module):
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of names, shapes, types and the sum of the bits of each tensor, which is computed where the tensor is.
+    """A hash of names, shapes, types and weighted sums of the bits of each tensor, which are computed where it is.
 
     Example:
-        >>> checksum({"a": torch.ones(2)}) == checksum({"a": torch.tensor([1.0, 1.5])})
+        >>> checksum({"a": torch.tensor([1.0, 2.0])}) == checksum({"a": torch.tensor([2.0, 1.0])})
         False
     """
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
-        bits = tensor.detach().contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int16)
-        digest.update(repr((name, tuple(tensor.shape), str(tensor.dtype), int(bits.sum(dtype=torch.int64)))).encode())
+        bits = tensor.detach().contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int16).flatten()
+        parts = torch.split(bits, _WEIGHED)
+        sums = [int((part * _odd_numbers(len(part), part.device)).sum()) for part in parts]
+        digest.update(repr((name, tuple(tensor.shape), str(tensor.dtype), sums)).encode())
     return digest.hexdigest()
 
 
-def _load(path: str, *, has_head: bool, settings: Mapping[str, Any]) -> Any:
+_WEIGHED = 2**22
+"""Numbers of a tensor that are weighed and summed together."""
+
+
+def _odd_numbers(count: int, device: torch.device) -> Tensor:
+    """Pseudo-random odd numbers, int64: sums of products with them, modulo 2^64, tell the order of what is summed."""
+    numbers = torch.arange(count, device=device) * 0x2545F4914F6CDD1D
+    return (numbers ^ (numbers >> 29)) | 1
+
+
+def _load(path: str, *, has_head: bool, settings: Mapping[str, Any], frozen: bool) -> Any:
+    """The pretrained model; what is new in it is a head, and without adapters a layer that pools.
+
+    Raises:
+        NoTextPackagesError: If transformers is not installed.
+        NoPretrainedModelError: If there is no such model.
+        ValueError: If weights are missing.
+    """
     try:
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     except ImportError as error:
@@ -127,12 +146,24 @@ def _load(path: str, *, has_head: bool, settings: Mapping[str, Any]) -> Any:
     try:
         with _quiet():
             place = str(Path(path).expanduser()) if path[:1] == "~" else path
-            return kind.from_pretrained(place, **settings)
+            model, found = kind.from_pretrained(place, **settings, output_loading_info=True)
     except OSError as error:  # of several lines, with advice on the hub
         reason = str(error).splitlines()[0]
         raise NoPretrainedModelError(
             f"expected the folder of a model of transformers, or its name on the hub, in `path`, got {path!r}: {reason}"
         ) from None
+    inner = f"{model.base_model_prefix}."
+    missing = [
+        name
+        for name in sorted(found["missing_keys"])
+        if not has_head or (name.startswith(inner) and (frozen or ".pooler." not in name))
+    ]
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(
+            f"expected all weights of a {type(model).__name__} in `path`, got {path!r} without {missing[0]!r}{others}"
+        )
+    return model
 
 
 def _is_out_of_reach(path: str) -> bool:

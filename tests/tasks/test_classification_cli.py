@@ -94,6 +94,21 @@ def test_a_network_of_the_command_line_is_kept(config, capsys):
 
 
 @LOADS
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_weights_are_judged_in_their_own_network(config, capsys, command):
+    """Settings that no shape of a weight shows."""
+    assert run("fit", config) == 0
+    checkpoint = ["--ckpt_path", str(config.parent / "runs" / "version_0" / "checkpoints" / "end.ckpt")]
+    capsys.readouterr()
+    settings = "--model.init_args.network.init_args"
+    assert run(command, config, *checkpoint, f"{settings}.tensorization", "{16: [2, 8]}") == 2
+    error = capsys.readouterr().err
+    assert "expected the network of the checkpoint" in error
+    assert "`model.init_args.network.init_args.tensorization` = {'16': [2, 8]} where it has None" in error
+    assert run(command, config, *checkpoint, f"{settings}.implementation", "reconstruct") == 0
+
+
+@LOADS
 def test_predict_writes_the_classes(config, capsys):
     assert run("fit", config) == 0
     printed = capsys.readouterr().out

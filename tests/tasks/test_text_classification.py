@@ -1,6 +1,7 @@
 """Texts are classified with adapters of a pretrained transformer, under every method, and checkpoints are small."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 
 pytest.importorskip("peft", reason="needs the extra text: pip install tenzoo[text]")
 
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor
@@ -190,6 +192,18 @@ class TestCheckpoints:
         run.save_checkpoint(tmp_path / "last.ckpt")
         assert torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"].keys() == model.state_dict().keys()
 
+    @pytest.mark.parametrize("changed", [lambda x: x.flip(0), lambda x: x.roll(1, 1), lambda x: -x])
+    def test_a_base_of_the_same_numbers_in_another_order_is_refused(self, folder, tmp_path, changed):
+        self.saved(folder, tmp_path)
+        copied = shutil.copytree(folder, tmp_path / "other")
+        tensors = load_file(copied / "model.safetensors")
+        name = next(name for name in tensors if "word_embeddings" in name)
+        save_file(tensors | {name: changed(tensors[name]).contiguous()}, copied / "model.safetensors")
+        with pytest.raises(
+            ValueError, match=r"^expected the pretrained weights that the checkpoint .* got others from"
+        ):
+            trainer(tmp_path).test(task(str(copied)), Texts(), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True)
+
     def test_another_base_is_refused(self, folder, tmp_path):
         self.saved(folder, tmp_path)
         torch.manual_seed(5)
@@ -287,6 +301,39 @@ class TestNetwork:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         with pytest.raises(kind, match=message):
             PretrainedTransformer(**{"path": folder, **arguments})
+
+    @pytest.mark.parametrize(
+        ("changed", "missing"),
+        [
+            (lambda name: None if "layer.0.output" in name else name, r"'bert\.encoder\.layer\.0\.output.* and 3 more"),
+            (lambda name: f"other.{name}", r"'bert\.embeddings.* and \d+ more"),
+            (lambda name: None if "pooler" in name else name, r"'bert\.pooler\.dense\.bias' and 1 more"),
+        ],
+        ids=["some", "all", "the pooling layer"],
+    )
+    def test_weights_that_are_missing_are_not_drawn(self, folder, tmp_path, changed, missing):
+        copied = shutil.copytree(folder, tmp_path / "copy")
+        tensors = load_file(copied / "model.safetensors")
+        save_file(
+            {changed(name): value for name, value in tensors.items() if changed(name)}, copied / "model.safetensors"
+        )
+        message = rf"^expected all weights of a BertForSequenceClassification in `path`, got '.*copy' without {missing}"
+        with pytest.raises(ValueError, match=message):
+            PretrainedTransformer(str(copied), adapter=ADAPTER)
+
+    def test_a_pooling_layer_that_is_trained_may_be_new(self, folder, tmp_path):
+        copied = shutil.copytree(folder, tmp_path / "copy")
+        tensors = load_file(copied / "model.safetensors")
+        save_file(
+            {name: value for name, value in tensors.items() if "pooler" not in name}, copied / "model.safetensors"
+        )
+        assert PretrainedTransformer(str(copied)).model.bert.pooler.dense.weight.requires_grad
+
+    def test_an_encoder_is_no_language_model(self, folder):
+        with pytest.raises(
+            ValueError, match=r"^expected all weights of a BertLMHeadModel in `path`, got .* without 'cls"
+        ):
+            PretrainedTransformer(folder, label_words=["a", "b"], adapter=ADAPTER)
 
     def test_a_head_of_the_files_is_kept(self, tmp_path):
         torch.manual_seed(0)
