@@ -77,7 +77,8 @@ def plan(
             decompositions, the errors are then those of the model's outputs, as
             :func:`~tenzoo.compression.metrics.output_metrics` approximates them, and not those of the weights. The
             weights of attention and recurrent layers, whose inputs are not seen, keep the error of the weight; their
-            sensitivity still counts. A quarter of the samples is held back, if the network tells samples apart. Of this
+            sensitivity still counts. Where an ``attention_mask`` ``(N, T)`` is 0, outputs ``(N, T, …)`` do not count. A
+            quarter of the samples is held back, if the network tells samples apart. Of this
             plan and of the plan without the inputs, the one with the smaller error of the network's outputs on them is
             returned.
         exclude: Names of layers that stay dense; the name of an attention or recurrent layer stands for all its

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call
 from tenzoo.compression.progress import LOGGER, each
-from tenzoo.compression.runs import evaluating, numbers_in, repeatably
+from tenzoo.compression.runs import counted, evaluating, repeatably
 from tenzoo.compression.samples import in_pieces
 from tenzoo.factorizations.decomposition import scaled_to_safety
 from tenzoo.layers import TensorizedLayer
@@ -78,10 +78,10 @@ def _outputs_with_gradients(model: nn.Module, piece: Call, records: list["_Recor
     records.clear()
     try:
         with torch.enable_grad():
-            return numbers_in(repeatably(model, piece, "calibration"))
+            return counted(piece, repeatably(model, piece, "calibration"))
     except ValueError as error:
         records.clear()
-        outputs = numbers_in(repeatably(model, piece, "calibration"))
+        outputs = counted(piece, repeatably(model, piece, "calibration"))
         LOGGER.info("the outputs have no gradients: %s", error)
         return outputs
 

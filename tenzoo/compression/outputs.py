@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call
 from tenzoo.compression.progress import each
-from tenzoo.compression.runs import evaluating, numbers_in, repeatably
+from tenzoo.compression.runs import counted, evaluating, numbers_in, repeatably
 
 
 def sensitivities(
@@ -114,7 +114,7 @@ def difference(result: object, expected: Sequence[Tensor]) -> float | None:
 
 
 def outputs(model: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
-    """The numbers in the outputs of all calls, as :func:`~tenzoo.compression.runs.numbers_in`.
+    """The numbers in the outputs of all calls, as :func:`~tenzoo.compression.runs.counted`.
 
     Call it within :func:`~tenzoo.compression.runs.evaluating`.
 
@@ -124,7 +124,7 @@ def outputs(model: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
     found = []
     for call in calls:
         result = repeatably(model, call, "calibration")
-        own = numbers_in(result)
+        own = counted(call, result)
         if not any(y.numel() for y in own):
             raise ValueError(
                 f"expected a model that returns floating-point tensors on `calibration`, got a {type(result).__name__}"
@@ -185,7 +185,7 @@ def _other_numbers(model: nn.Module, name: str, number: Tensor) -> Iterator[None
 
 
 def _all_numbers(model: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
-    return [y for call in calls for y in numbers_in(repeatably(model, call, "calibration"))]
+    return [y for call in calls for y in counted(call, repeatably(model, call, "calibration"))]
 
 
 def _squares(parts: Sequence[Tensor]) -> float:

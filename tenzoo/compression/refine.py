@@ -12,7 +12,7 @@ from tenzoo.compression.calls import Call, hold_back
 from tenzoo.compression.outputs import dense_outputs, output_error
 from tenzoo.compression.progress import LOGGER
 from tenzoo.compression.reading import Example, read_calls
-from tenzoo.compression.runs import evaluating, numbers_in, repeatably
+from tenzoo.compression.runs import counted, evaluating, repeatably
 from tenzoo.compression.samples import divider, in_pieces
 from tenzoo.cores import find_core_groups
 from tenzoo.dynamics import is_distributed
@@ -42,7 +42,8 @@ def refine_(model: M, dense: nn.Module, *, calibration: Example, epochs: int = 4
         model: The compressed model, such as :func:`~tenzoo.compression.apply_` returns it.
         dense: The model that was compressed, from before; it stays as it is.
         calibration: Inputs of the kind the model will see, without labels, in any of the forms of
-            :mod:`~tenzoo.compression.reading`. Those that the plan was made with will do; more are better.
+            :mod:`~tenzoo.compression.reading`; of a ``DataLoader`` the first 128 samples are used. Those that the plan
+            was made with will do; more are better. Padding counts as with :func:`~tenzoo.compression.plan`: not at all.
         epochs: Number of passes over the inputs. One takes as long as a pass of training.
 
     Returns:
@@ -70,6 +71,10 @@ def refine_(model: M, dense: nn.Module, *, calibration: Example, epochs: int = 4
         raise TypeError(f"expected an int in `epochs`, got {epochs!r}")
     if epochs < 1:
         raise ValueError(f"expected a number >= 1 in `epochs`, got {epochs}")
+    if dense is model:
+        raise ValueError(
+            "expected the model from before it was compressed in `dense`, got `model` itself; copy it first"
+        )
     cores = _cores(model)
     divide = divider(dense)
     fitted, held = hold_back(read_calls(calibration, "calibration", dense, divide), divide)
@@ -85,10 +90,12 @@ def _cores(model: nn.Module) -> list[nn.Parameter]:
     for core in cores:
         if is_distributed(core):
             raise ValueError("expected whole parameters in `model`, got cores that are sharded; refine it before")
+        if core.is_meta:
+            raise ValueError("expected numbers in `model`, got cores on the meta device")
         if core.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"expected cores in single or double precision in `model`, got {core.dtype}; refine it before you "
-                "convert it"
+                f"expected cores in single or double precision in `model`, got {core.dtype}; call model.float() "
+                "before, and convert it back after"
             )
     if not cores:
         raise ValueError("expected cores that may be trained in `model`, got none; compress it first, and freeze after")
@@ -104,8 +111,15 @@ def _fitted(
     epochs: int,
 ) -> list[Tensor]:
     """The numbers of the cores with the smallest error on the held calls."""
-    targets = [dense_outputs(dense, [piece]) for piece in pieces]
     expected = dense_outputs(dense, held)
+    own = dense_outputs(model, held)
+    shapes, others = ([tuple(y.shape) for y in each] for each in (own, expected))
+    if shapes != others:
+        raise ValueError(
+            f"expected the model from before it was compressed in `dense`, got one with outputs of shapes {others} "
+            f"where `model` has {shapes}"
+        )
+    targets = [dense_outputs(dense, [piece]) for piece in pieces]
     generator = torch.Generator().manual_seed(0)
     steps, step = epochs * len(pieces), _STEP
     with evaluating(model), _gradients_apart(cores):  # puts the numbers back
@@ -144,7 +158,7 @@ def _size(core: Tensor) -> float:
 def _give_gradients(model: nn.Module, cores: Sequence[nn.Parameter], call: Call, expected: Sequence[Tensor]) -> None:
     """Set the gradients of ``‖y' − y‖² / ‖y‖²`` for one call; infinity, as a mask leaves it, does not count."""
     with torch.enable_grad():
-        found = numbers_in(repeatably(model, call, "calibration"))
+        found = counted(call, repeatably(model, call, "calibration"))
         steps = [(x - y)[y.isfinite()] for x, y in zip(found, expected, strict=True)]
         size = sum(float(y.double().nan_to_num(0, 0, 0).square().sum()) for y in expected)
         loss = torch.stack([step.double().square().sum() for step in steps]).sum() / (size or 1.0)

@@ -36,6 +36,25 @@ def repeatably(model: nn.Module, call: Call, argument: str) -> Any:
         put(held.changed() if changed is None else changed)
 
 
+def counted(call: Call, result: object) -> list[Tensor]:
+    """The :func:`numbers_in` the outputs of a call, without those of padding.
+
+    Where the call has a tensor ``attention_mask`` of integers or booleans ``(N, T)``, as tokenizers give it, outputs
+    ``(N, T, …)`` are 0 where it is 0.
+    """
+    mask = call.kwargs.get("attention_mask")
+    found = numbers_in(result)
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.is_floating_point():
+        return found
+    padding = mask == 0
+    return [
+        y.masked_fill(padding.to(y.device).view(*mask.shape, *(1,) * (y.ndim - 2)), 0)
+        if y.ndim > 2 and y.shape[:2] == mask.shape
+        else y
+        for y in found
+    ]
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, without gradients and without compiled graphs, in which no hook would run.

@@ -176,14 +176,16 @@ def test_epochs_that_are_none(epochs):
 
 def test_a_model_without_cores_that_may_move():
     dense, small = pair()
-    for model in (dense, small.requires_grad_(False)):
+    for model in (copy.deepcopy(dense), small.requires_grad_(False)):
         with pytest.raises(ValueError, match="expected cores that may be trained in `model`, got none"):
             refine_(model, dense, calibration=X)
 
 
 def test_half_precision():
     dense, small = pair()
-    with pytest.raises(ValueError, match=r"single or double precision in `model`, got torch.bfloat16"):
+    with pytest.raises(
+        ValueError, match=r"single or double precision in `model`, got torch.bfloat16; call model.float\(\)"
+    ):
         refine_(small.bfloat16(), dense, calibration=X)
 
 
@@ -194,8 +196,51 @@ def test_what_is_no_module():
 
 
 def test_another_model():
-    _, small = pair()
-    with pytest.raises(
-        ValueError, match=r"the same shapes .* got \[\(16, 7\)\] and, with layers decomposed, \[\(16, 32\)\]"
-    ):
+    dense, small = pair()
+    with pytest.raises(ValueError, match=r"in `dense`, got one with outputs of shapes \[\(16, 7\)\] where `model` has"):
         refine_(small, nn.Linear(32, 7), calibration=X)
+    with pytest.raises(ValueError, match="from before it was compressed in `dense`, got `model` itself"):
+        refine_(small, small, calibration=X)
+    with torch.no_grad():
+        small[0].factorization.cores[0].fill_(torch.nan)
+    with pytest.raises(ValueError, match="whose outputs on `calibration` are numbers, got NaN"):
+        refine_(small, dense, calibration=X)
+
+
+def test_a_model_on_the_meta_device():
+    dense, small = pair()
+    with pytest.raises(ValueError, match="expected numbers in `model`, got cores on the meta device"):
+        refine_(small.to("meta"), dense, calibration=X)
+
+
+class Encoder(nn.Module):
+    """Its output at padding is as large as elsewhere, and depends on what stands there."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.layer = nn.Embedding(50, 32), nn.Linear(32, 32)
+
+    def forward(self, input_ids, attention_mask):
+        return self.layer(torch.tanh(self.table(input_ids)))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_padding_counts_for_nothing(dtype):
+    torch.manual_seed(0)
+    tokens, mask = torch.randint(0, 50, (40, 9)), torch.ones(40, 9, dtype=dtype)
+    mask[:, 5:] = 0
+    found = []
+    for padding in (0, 7):
+        tokens = tokens.where(mask != 0, padding)
+        calibration = {"input_ids": tokens, "attention_mask": mask}
+        dense = Encoder()
+        made = plan(dense, factorization="tt", budget=0.4, calibration=calibration)
+        small = apply_(copy.deepcopy(dense), made, calibration=calibration)
+        refine_(small, dense, calibration=calibration)
+        held = tokens[-10:]
+        with torch.no_grad():
+            y, x = (model(held, mask[-10:])[:, :5] for model in (dense, small))
+        assert float((x - y).norm() / y.norm()) < made.output_error
+        found.append([made.output_error, float((x - y).norm()), *(layer.rank[0] for layer in made.layers)])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
