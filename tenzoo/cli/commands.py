@@ -137,7 +137,7 @@ def _entry(path: Path, results: dict[str, str | None]) -> Entry:
 
 _NOT_THERE: dict[type[Exception], str] = {
     NotCompressedYetError: "(made by tenzoo compress)",
-    NoPretrainedModelError: "(its pretrained model is not there)",
+    NoPretrainedModelError: "(weights not there)",
     NoTextPackagesError: "(needs pip install tenzoo[text])",
 }
 """What is shown for models that cannot be made yet."""
