@@ -11,6 +11,7 @@ import yaml
 pytest.importorskip("peft", reason="needs the extra text: pip install tenzoo[text]")
 
 from tenzoo.cli import main
+from tenzoo.models import PretrainedTransformer
 
 ROOT = Path(__file__).parent.parent / "configs"
 MODELS = sorted((ROOT / "text").glob("minilm_*.yaml"))
@@ -166,6 +167,19 @@ def test_the_list_shows_entries_without_their_model(tmp_path, capsys, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert main(["list", "--json", "--configs", str(ROOT / "text")]) == 0
     listed = {entry["config"].rpartition("/")[2]: entry for entry in json.loads(capsys.readouterr().out)}
-    assert {entry["model"] for entry in listed.values()} == {"(its pretrained model is not there)"}
+    assert {entry["model"] for entry in listed.values()} == {"(weights not there)"}
     assert "roberta_large_flora.yaml" in listed
     assert "HF_HUB_OFFLINE" not in os.environ
+
+
+def test_a_description_tells_what_is_trained(model, capsys):
+    config = str(ROOT / "text" / "minilm_sst2_loretta.yaml")
+    paths = ["--model.init_args.network.init_args.path", model, "--data.init_args.tokenizer", model]
+    assert main(["describe", "--config", config, *paths]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    settings = yaml.safe_load(Path(config).read_text())["model"]["init_args"]["network"]["init_args"]
+    network = PretrainedTransformer(model, adapter=settings["adapter"])
+    numbers = [
+        sum(p.numel() for p in network.parameters() if p.requires_grad or not trained) for trained in (True, False)
+    ]
+    assert last == f"trained: {numbers[0]:,} of {numbers[1]:,} parameters; the others are frozen"

@@ -49,11 +49,16 @@ def describe_command(argv: Sequence[str]) -> int:
     chosen, rest = parser.parse_known_args(list(argv))
     cli = _read(rest)
     inputs = cli.model.example_input(cli.datamodule)
-    layers = describe(cli.model.described_network(cli.datamodule), inputs)
+    network = cli.model.described_network(cli.datamodule)
+    layers = describe(network, inputs)
     if any(layer.multiplications is None for layer in layers):
         task, data = type(cli.model).__name__, type(cli.datamodule).__name__
-        print(f"tenzoo: operations are not counted: {task}.example_input() gives none for {data}", file=sys.stderr)
+        print(f"tenzoo: multiplications are not counted: {task}.example_input() gives none for {data}", file=sys.stderr)
     print_layers(layers, None if inputs is None else len(inputs), as_json=chosen.json)
+    parameters = list(network.parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    if trained < (number := sum(parameter.numel() for parameter in parameters)) and not chosen.json:
+        print(f"trained: {trained:,} of {number:,} parameters; the others are frozen")
     return 0
 
 

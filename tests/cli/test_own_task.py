@@ -57,7 +57,9 @@ def test_a_task_without_an_example_input_says_so(config, capsys):  # noqa: F811
     with_own_task(config, "OwnTask")
     assert main(["describe", "--json", "--config", str(config)]) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == ("tenzoo: operations are not counted: OwnTask.example_input() gives none for CompletionDataModule")
+    assert line == (
+        "tenzoo: multiplications are not counted: OwnTask.example_input() gives none for CompletionDataModule"
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 12)])

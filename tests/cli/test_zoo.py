@@ -33,7 +33,7 @@ def test_every_config_is_listed_with_its_size(capsys):
     assert entries["covid_tucker_paper"]["parameters"] == 8 * 6 * 8 + 8 * 438 + 6 * 6 + 8 * 11
     small = entries["tt_resnet20_compressed"]
     assert (small["model"], small["parameters"]) == ("(made by tenzoo compress)", None)
-    missing = {"(its pretrained model is not there)", "(needs pip install tenzoo[text])"}
+    missing = {"(weights not there)", "(needs pip install tenzoo[text])"}
     assert entries["minilm_sst2_loretta"]["model"] in missing
     assert "57.33" in entries["tr_resnet32_label_noise"]["published"]
 
