@@ -1,4 +1,4 @@
-"""``tenzoo list``, ``describe`` and ``compress``: commands that train nothing."""
+"""``tenzoo list``, ``describe``, ``compress`` and ``generate``: commands that train nothing."""
 
 import argparse
 import logging
@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from tenzoo.cli.causes import chain
 from tenzoo.cli.compress import compress_command
+from tenzoo.cli.generate import generate_command
 from tenzoo.cli.messages import Answer, answer
 from tenzoo.cli.trainer import TenzooCLI, build
 from tenzoo.cli.zoo import Entry, describe, print_entries, print_layers, read_results, totals
@@ -151,4 +152,5 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "list": list_command,
     "describe": describe_command,
     "compress": compress_command,
+    "generate": generate_command,
 }

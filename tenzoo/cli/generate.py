@@ -1,0 +1,87 @@
+"""``tenzoo generate``: the continuation of a prompt by a trained language model."""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tenzoo.cli.checkpoints import read_checkpoint
+from tenzoo.data.corpus.vocabulary import Vocabulary, vocabulary_of
+from tenzoo.models import Decoder
+from tenzoo.models.generation import Sampling, generate
+from tenzoo.tasks import CausalLMTask
+
+_UNFINISHED = "\ufffd"
+"""What stands for bytes that are no character yet."""
+
+
+def generate_command(argv: Sequence[str]) -> int:
+    """Print a prompt and its continuation, token by token."""
+    arguments = _parser().parse_args(list(argv))
+    for name in ("ckpt_path", "prompt"):
+        if getattr(arguments, name) is None:
+            raise ValueError(f"expected `--{name}` for tenzoo generate, got none")
+    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+    if arguments.length < 1:
+        raise ValueError(f"expected an int >= 1 in `length`, got {arguments.length}")
+    model, vocabulary = _read(Path(arguments.ckpt_path))
+    prompt = torch.from_numpy(vocabulary.encode(arguments.prompt, arg="prompt")).long()
+    if not len(prompt):
+        raise ValueError("expected a text of at least one token in `prompt`, got none")
+    print(arguments.prompt, end="", flush=True)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    tokens = generate(model, prompt[None], arguments.length, sampling=sampling, generator=generator)
+    for text in _texts(vocabulary, (int(token) for token in tokens)):
+        print(text, end="", flush=True)
+    print()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    purpose = "Continue a prompt with a language model that tenzoo fit has trained."
+    parser = argparse.ArgumentParser(prog="tenzoo generate", description=purpose, exit_on_error=False)
+    parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint of a CausalLMTask")
+    parser.add_argument("--prompt", metavar="TEXT", help="text that is continued")
+    parser.add_argument("--length", type=int, default=500, metavar="N", help="tokens to add, default: %(default)s")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, metavar="T", help="0 takes the most probable, default: %(default)s"
+    )
+    parser.add_argument("--top_k", type=int, metavar="K", help="draw from the K most probable tokens alone")
+    parser.add_argument(
+        "--top_p", type=float, default=1.0, metavar="P", help="draw from those that make up this probability"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random numbers, default: %(default)s")
+    return parser
+
+
+def _read(path: Path) -> tuple[Decoder, Vocabulary]:
+    """The network of a checkpoint, and the vocabulary of the data that it was trained on."""
+    checkpoint = read_checkpoint(path)
+    states = (checkpoint.get(name) for name in checkpoint if name.endswith("DataModule"))
+    state: Any = next((state for state in states if isinstance(state, Mapping) and "vocabulary" in state), None)
+    network = checkpoint.get("hyper_parameters", {}).get("network")
+    if state is None or not isinstance(network, Mapping):
+        raise ValueError(
+            f"expected a checkpoint of a language model that tenzoo fit has trained in `ckpt_path`, got another: "
+            f"{str(path)!r}"
+        )
+    task = CausalLMTask.load_from_checkpoint(path, weights_only=True, map_location="cpu")
+    if not isinstance(task.network, Decoder):
+        raise ValueError(
+            f"expected a checkpoint of a Decoder in `ckpt_path`, got a {type(task.network).__name__}: {str(path)!r}"
+        )
+    return task.network, vocabulary_of(state["vocabulary"])
+
+
+def _texts(vocabulary: Vocabulary, tokens: Iterator[int]) -> Iterator[str]:
+    """The text that each token adds; bytes wait until they are a character."""
+    waiting: list[int] = []
+    for token in tokens:
+        waiting.append(token)
+        text = vocabulary.decode(waiting)
+        if not text.endswith(_UNFINISHED):
+            yield text
+            waiting = []
+    yield vocabulary.decode(waiting)

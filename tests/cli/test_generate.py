@@ -1,0 +1,106 @@
+"""``tenzoo generate``: text that a trained model continues."""
+
+import pytest
+import torch
+import yaml
+
+from tenzoo.cli import main
+from tenzoo.cli.generate import _texts
+from tenzoo.data.corpus.vocabulary import vocabulary_of
+from tenzoo.models.generation import Sampling, generate
+from tenzoo.tasks import CausalLMTask
+
+TEXT = "The quick brown fox jumps over the lazy dog.\n" * 40
+
+
+def trained(folder, num_tokens=30, **data):
+    """The checkpoint of a few steps."""
+    (folder / "text.txt").write_text(TEXT)
+    network = {"num_tokens": num_tokens, "width": 16, "depth": 1, "heads": 2, "context": 16}
+    cores = {"factorization": {"attention": "tt"}, "rank": 2}
+    config = {
+        "seed_everything": 0,
+        "trainer": {
+            "max_steps": 3,
+            "log_every_n_steps": 1,
+            "accelerator": "cpu",
+            "default_root_dir": str(folder / "runs"),
+            "enable_progress_bar": False,
+            "callbacks": [{"class_path": "ModelCheckpoint", "init_args": {"filename": "end"}}],
+        },
+        "model": {
+            "class_path": "CausalLMTask",
+            "init_args": {"network": {"class_path": "Decoder", "init_args": network | cores}},
+        },
+        "data": {
+            "class_path": "TextCorpusDataModule",
+            "init_args": {"train": str(folder / "text.txt"), "context": 16, "batch_size": 4, **data},
+        },
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", str(folder / "config.yaml")]) == 0
+    return str(folder / "runs" / "version_0" / "checkpoints" / "end.ckpt")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("run"))
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.3, "top_k": 5, "top_p": 0.9, "seed": 4}])
+def test_a_prompt_is_continued(checkpoint, capsys, options):
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    capsys.readouterr()
+    assert main(["generate", "--ckpt_path", checkpoint, "--prompt", "The quick", "--length", "30", *words]) == 0
+    task = CausalLMTask.load_from_checkpoint(checkpoint, weights_only=True)
+    state = torch.load(checkpoint, weights_only=True)["TextCorpusDataModule"]
+    vocabulary = vocabulary_of(state["vocabulary"])
+    prompt = torch.from_numpy(vocabulary.encode("The quick", arg="prompt")).long()[None]
+    generator = torch.Generator().manual_seed(options.pop("seed", 0))
+    tokens = generate(task.network, prompt, 30, sampling=Sampling(**options), generator=generator)
+    expected = vocabulary.decode([int(token) for token in tokens])
+    assert capsys.readouterr().out == f"The quick{expected}\n"
+
+
+def test_tokens_of_bytes_wait_until_they_are_characters(tmp_path, capsys):
+    pytest.importorskip("tokenizers", reason="pip install 'tenzoo[text]'")
+    checkpoint = trained(tmp_path, num_tokens=280, tokenizer="bpe", vocabulary_size=280)
+    state = torch.load(checkpoint, weights_only=True)["TextCorpusDataModule"]
+    vocabulary = vocabulary_of(state["vocabulary"])
+    tokens = vocabulary.encode("the föx 😀!", arg="prompt").tolist()
+    parts = list(_texts(vocabulary, iter(tokens)))
+    assert "".join(parts) == "the föx 😀!"
+    assert "\ufffd" not in "".join(parts)
+    capsys.readouterr()
+    assert main(["generate", "--ckpt_path", checkpoint, "--prompt", "für", "--length", "5"]) == 0
+    assert capsys.readouterr().out.startswith("für")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "The §"], "the 30 characters of the training text in `prompt`, got '§' at place 4"),
+        (["--prompt", ""], "a text of at least one token in `prompt`, got none"),
+        (["--prompt", "The", "--length", "0"], "an int >= 1 in `length`, got 0"),
+        (["--prompt", "The", "--temperature", "-1"], "in `temperature`, got -1.0"),
+        (["--prompt", "The", "--top_p", "2"], "a number in (0, 1] in `top_p`, got 2.0"),
+        (["--prompt", "The", "--top_k", "many"], "'many'"),
+        ([], "`--prompt` for tenzoo generate, got none"),
+    ],
+)
+def test_one_line_says_what_is_wrong(checkpoint, capsys, arguments, message):
+    capsys.readouterr()
+    assert main(["generate", "--ckpt_path", checkpoint, *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tenzoo: error: ")
+    assert message in line
+
+
+def test_checkpoints_of_other_tasks(tmp_path, capsys):
+    assert main(["generate", "--prompt", "The"]) == 2
+    assert "`--ckpt_path` for tenzoo generate, got none" in capsys.readouterr().err
+    assert main(["generate", "--prompt", "The", "--ckpt_path", str(tmp_path / "no.ckpt")]) == 2
+    assert "an existing file in `ckpt_path`" in capsys.readouterr().err
+    torch.save({"state_dict": {}, "global_step": 1}, tmp_path / "other.ckpt")
+    assert main(["generate", "--prompt", "The", "--ckpt_path", str(tmp_path / "other.ckpt")]) == 2
+    assert "a checkpoint of a language model that tenzoo fit has trained in `ckpt_path`" in capsys.readouterr().err
