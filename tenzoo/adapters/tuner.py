@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, onload_layer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, PeftType, register_peft_method
 from torch import Tensor, nn
 
@@ -39,6 +39,38 @@ class TensorAdapterModel(BaseTuner):  # type: ignore[misc]
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge adapters into the weights of all layers, or into none.
+
+        Args:
+            adapter_names: Which; the active ones by default.
+            safe_merge: Refuse a result that is not finite.
+
+        Raises:
+            TypeError: If a weight is itself reconstructed from cores, or sharded over processes.
+            ValueError: If an adapter is a bottleneck, or a result is not finite with ``safe_merge``.
+        """
+        self._check_merge(safe_merge, adapter_names)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        if merge:
+            self._check_merge(safe_merge, adapter_names)
+        model: nn.Module = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        return model
+
+    def _check_merge(self, safe_merge: bool, adapter_names: list[str] | None) -> None:
+        for module in self.model.modules():
+            if isinstance(module, TensorAdapterLayer):
+                with onload_layer(module):
+                    module.check_merge(safe_merge, adapter_names)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
