@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from tenzoo.adapters.bottleneck import Bottleneck
@@ -60,7 +61,7 @@ class TensorAdapterLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self._merged_updates: list[MergedUpdates] = []
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
-        self.out_features, self.in_features = _sizes(self.get_base_layer())
+        self.out_features, self.in_features = sizes_of(self.get_base_layer())
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
@@ -301,7 +302,12 @@ class TensorAdapterLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return f"tensor_adapter.{super().__repr__()}"
 
 
-def _sizes(layer: nn.Module) -> tuple[int, int]:
+def is_read_by_its_parent(layer: nn.Module) -> bool:
+    """Whether this is the ``out_proj`` of ``nn.MultiheadAttention``, which reads its weight and does not call it."""
+    return isinstance(layer, NonDynamicallyQuantizableLinear)
+
+
+def sizes_of(layer: nn.Module) -> tuple[int, int]:
     """Outputs and inputs of a layer; columns and rows of the table of an embedding.
 
     Raises:
@@ -311,6 +317,11 @@ def _sizes(layer: nn.Module) -> tuple[int, int]:
     valid = "a torch.nn.Linear, a transformers Conv1D or a torch.nn.Embedding as a target"
     if not isinstance(layer, nn.Linear | nn.Embedding | Conv1D) or not isinstance(weight, Tensor):
         raise TypeError(f"expected {valid}, got a {type(layer).__name__}")
+    if is_read_by_its_parent(layer):
+        raise TypeError(
+            f"expected {valid}, got a {type(layer).__name__}, whose weight torch.nn.MultiheadAttention reads past any "
+            "adapter"
+        )
     if not weight.is_floating_point():
         raise TypeError(
             f"expected {valid} with a floating-point weight, got a {type(layer).__name__} of {weight.dtype}"

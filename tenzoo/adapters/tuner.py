@@ -1,13 +1,24 @@
 """The tuner that PEFT calls, and its entry in PEFT's lists."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from peft import NoMatchingPeftModuleError
 from peft.tuners.tuners_utils import BaseTuner, onload_layer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, PeftType, register_peft_method
 from torch import Tensor, nn
 
 from tenzoo.adapters.config import TensorAdapterConfig
 from tenzoo.adapters.layer import TensorAdapterLayer
+from tenzoo.adapters.targets import (
+    be_called_,
+    check_adapter_name,
+    check_targets,
+    no_targets,
+    take_all_linear_,
+    targets_of,
+)
 
 _NAME = "tensor_adapter"
 
@@ -18,6 +29,31 @@ class TensorAdapterModel(BaseTuner):  # type: ignore[misc]
     prefix = f"{_NAME}_"
     tuner_layer_cls = TensorAdapterLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter to all its targets, or to none.
+
+        Args:
+            model: The model.
+            adapter_name: Name of the adapter, whose settings PEFT keeps in ``peft_config``.
+            *args: As PEFT's.
+            **kwargs: As PEFT's.
+
+        Raises:
+            TypeError: If a target is a layer that can have no adapter.
+            ValueError: If the name cannot be one, no layer is a target, or the settings do not fit the layers.
+        """
+        check_adapter_name(adapter_name)
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except NoMatchingPeftModuleError as error:
+            raise no_targets(model, self.peft_config[adapter_name], error) from None
+        be_called_(model)
+
+    def _prepare_model(self, peft_config: TensorAdapterConfig, model: nn.Module) -> None:
+        # PEFT calls this when the targets are settled, and before it looks for them.
+        take_all_linear_(peft_config, model)
+        check_targets(peft_config, targets_of(peft_config, model))
 
     def _create_and_replace(
         self,
@@ -65,6 +101,17 @@ class TensorAdapterModel(BaseTuner):  # type: ignore[misc]
             self._check_merge(safe_merge, adapter_names)
         model: nn.Module = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         return model
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        # PEFT drops these arguments where no tuner takes them.
+        for name in ("adapter_names", "alora_offsets"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"expected no `{name}` with adapters of TensorAdapterConfig, which are the same for all samples of "
+                    f"a batch, got {kwargs[name]!r}; choose one with set_adapter()"
+                )
+        yield
 
     def _check_merge(self, safe_merge: bool, adapter_names: list[str] | None) -> None:
         for module in self.model.modules():
