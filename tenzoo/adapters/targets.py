@@ -95,6 +95,33 @@ def check_targets(config: TensorAdapterConfig, targets: dict[str, nn.Module]) ->
         )
 
 
+def layers_with(model: nn.Module, adapter_name: str) -> list[str]:
+    """The names of the layers that have an adapter.
+
+    Args:
+        model: The model.
+        adapter_name: Name of the adapter.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, TensorAdapterLayer)}
+    return [name for name, layer in layers.items() if adapter_name in layer.tensor_adapter_update]
+
+
+def take_out_(model: nn.Module, name: str, adapter_name: str) -> None:
+    """Take an adapter out of a layer, which stays as it was without it.
+
+    Args:
+        model: The model.
+        name: Name of the layer.
+        adapter_name: Name of the adapter.
+    """
+    layer = model.get_submodule(name)
+    assert isinstance(layer, TensorAdapterLayer)
+    if len(layer.tensor_adapter_update) > 1:
+        layer.delete_adapter(adapter_name)
+    else:
+        model.set_submodule(name, layer.base_layer)
+
+
 def be_called_(model: nn.Module) -> None:
     """Keep torch's encoders from reading the weights of their layers past the adapters, which they do in evaluation.
 
@@ -116,13 +143,12 @@ def _do_nothing(layer: nn.Module, inputs: Any) -> None:
     """A hook, whose being there is what torch looks for."""
 
 
-def no_targets(model: nn.Module, config: TensorAdapterConfig, error: Exception) -> NoMatchingPeftModuleError:
+def no_targets(model: nn.Module, config: TensorAdapterConfig) -> NoMatchingPeftModuleError:
     """The error that no layer is a target.
 
     Args:
         model: The model.
         config: The settings of the adapter.
-        error: PEFT's, which has the reason in several sentences.
     """
     names = [name for name, module in model.named_modules() if name and isinstance(module, nn.Linear | Conv1D)]
     shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} others" if names[_SHOWN:] else "")

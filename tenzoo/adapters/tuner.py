@@ -15,8 +15,10 @@ from tenzoo.adapters.targets import (
     be_called_,
     check_adapter_name,
     check_targets,
+    layers_with,
     no_targets,
     take_all_linear_,
+    take_out_,
     targets_of,
 )
 
@@ -44,10 +46,15 @@ class TensorAdapterModel(BaseTuner):  # type: ignore[misc]
             ValueError: If the name cannot be one, no layer is a target, or the settings do not fit the layers.
         """
         check_adapter_name(adapter_name)
+        before = set(layers_with(model, adapter_name))
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-        except NoMatchingPeftModuleError as error:
-            raise no_targets(model, self.peft_config[adapter_name], error) from None
+        except NoMatchingPeftModuleError:
+            raise no_targets(model, self.peft_config[adapter_name]) from None
+        except (TypeError, ValueError):
+            for name in set(layers_with(model, adapter_name)) - before:
+                take_out_(model, name, adapter_name)
+            raise
         be_called_(model)
 
     def _prepare_model(self, peft_config: TensorAdapterConfig, model: nn.Module) -> None:

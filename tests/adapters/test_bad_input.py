@@ -153,12 +153,35 @@ def test_blocks_that_are_not_there():
         get_peft_model(model, TensorAdapterConfig(target_modules=["first"], layers_to_transform=[1]))
 
 
-def test_settings_that_do_not_fit_a_later_layer_leave_the_model_as_it_was():
-    for settings in ({"target_modules": ["first", "conv"]}, {"factorization": "tt", "modes": {64: [8, 8]}}):
-        net = Net()
-        with pytest.raises((TypeError, ValueError), match=r"^expected "):
-            get_peft_model(net, TensorAdapterConfig(**{"target_modules": ["first"], **settings}))
-        assert type(net.first) is nn.Linear
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.conv, self.embed = nn.Linear(32, 32), nn.Conv1d(32, 32, 1), nn.Embedding(8, 32)
+        self.last = nn.Linear(8, 8)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["first", "conv"]},
+        {"target_modules": ["first"], "factorization": "tt", "modes": {64: [8, 8]}},
+        {"target_modules": ["first", "last"], "r": 16},
+        {"target_modules": ["first", "embed"], "kind": "bottleneck"},
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_a_later_layer_leave_the_model_as_it_was(settings):
+    net = Parts()
+    names = [name for name, _ in net.named_modules()]
+    with pytest.raises((TypeError, ValueError), match=r"^expected "):
+        get_peft_model(net, TensorAdapterConfig(**settings))
+    assert [name for name, _ in net.named_modules()] == names
+    model = get_peft_model(net, TensorAdapterConfig(target_modules=["first"]))
+    keys = list(model.state_dict())
+    with pytest.raises((TypeError, ValueError), match=r"^expected "):
+        model.add_adapter("other", TensorAdapterConfig(**settings))
+    assert list(model.state_dict()) == keys
+    assert list(model.peft_config) == ["default"] == model.active_adapters
 
 
 @pytest.mark.parametrize("modes", [{48: [4, 4, 3, 8]}, {"48": [4, 4, 3, 8]}])
