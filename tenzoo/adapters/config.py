@@ -38,8 +38,9 @@ class TensorAdapterConfig(PeftConfig):  # type: ignore[misc]
         use_rslora: Scale by ``alpha / sqrt(r)`` (Kalajdzievski 2023, arXiv:2312.03732).
         factorization: Name of a format, such as ``"tt"``, or an einsum.
         rank: Of the tensor networks: an int, a fraction of the dense parameters, or a list of ranks. None is r.
-        modes: Maps a width to its modes. For ``network`` they multiply to the width; for ``lora`` and ``bottleneck`` to
-            the width times r, the size of a factor. By default modes that are alike.
+            Not for ``flora``.
+        modes: Maps a width that a target has to its modes. For ``network`` they multiply to the width; for ``lora`` and
+            ``bottleneck`` to the width times r, the size of a factor. By default modes that are alike.
         dropout: Probability with which an element of the adapter's input is dropped in training.
         init_weights: Whether the update starts at zero; False draws all cores.
         target_modules: Names of the layers, a regular expression, or ``"all-linear"``. By default those that PEFT has

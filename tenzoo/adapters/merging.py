@@ -43,6 +43,10 @@ class MergedWeight:
         self._merged: list[MergedUpdates] = []
         self.enter()
 
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)  # of a copy
+        self.enter()
+
     @classmethod
     def of(cls, weight: Tensor) -> "MergedWeight":
         """What the layers that have merged into this weight share, or a new one."""
@@ -52,7 +56,7 @@ class MergedWeight:
         return cls(weight)
 
     def enter(self) -> None:
-        """Be found by the other layers that have the weight, also after it was copied or moved."""
+        """Be found by the other layers that have the weight, also after it was moved."""
         _known[_place(self._weight)] = self
 
     @torch.no_grad()

@@ -113,13 +113,14 @@ class TestSharedWeights:
         assert torch.equal(weight_of(model), before)
 
 
-def test_a_copy_of_a_model_of_which_one_layer_is_merged():
+@pytest.mark.parametrize("merge", [lambda model: model.merge_adapter(), lambda model: layers_of(model)[1].merge()])
+def test_a_copy_of_a_model_of_which_one_layer_is_merged(merge):
     model = adapted()
     before = weight_of(model)
     layers_of(model)[0].merge()
     merged = weight_of(model)
     other = copy.deepcopy(model)
-    other.merge_adapter()
+    merge(other)
     for layer in layers_of(other):
         layer.unmerge()
     assert torch.equal(weight_of(other), before)
