@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from tenzoo.adapters.bottleneck import Bottleneck
 from tenzoo.adapters.config import TensorAdapterConfig
 from tenzoo.adapters.matrices import check_r
+from tenzoo.adapters.merging import MergedUpdates, MergedWeight, delta
 from tenzoo.adapters.updates import (
     FLORA_STD,
     Adapter,
@@ -43,6 +45,7 @@ class TensorAdapterLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         active_adapters: list[str]
         get_base_layer: Callable[[], nn.Module]
         set_adapter: Callable[..., None]
+        delete_adapter: Callable[[str], None]
         _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
         _get_embed_scale: Callable[[], Tensor | None]
         _move_adapter_to_device_of_base_layer: Callable[[str], None]
@@ -55,10 +58,11 @@ class TensorAdapterLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.r: dict[str, int] = {}
         self.scaling: dict[str, float] = {}
         self._scaling_at_start: dict[str, float] = {}
-        self._before_merge: Tensor | None = None
+        self._merged_weight: MergedWeight | None = None
+        self._merged_updates: list[MergedUpdates] = []
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
-        self.out_features, self.in_features = _sizes(self.get_base_layer())
+        self.out_features, self.in_features = sizes_of(self.get_base_layer())
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
@@ -138,6 +142,8 @@ class TensorAdapterLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if self.is_embedding:
             assert isinstance(adapter, Update)
             rows: Tensor = dropout(adapter.look_up(x))
+            if self._padding_idx is not None:  # torch gives this row no gradient
+                rows = rows.masked_fill((x == self._padding_idx).unsqueeze(-1), 0)
             scale = self._get_embed_scale()
             return rows if scale is None else rows * scale.to(rows.dtype)
         source = y if isinstance(adapter, Bottleneck) else x
@@ -160,14 +166,79 @@ class TensorAdapterLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         Raises:
             ValueError: If the adapter is a bottleneck, which no weight can hold.
         """
+        update = self._mergeable(adapter_name)
+        return delta(update, self.scaling[adapter_name], transposed=self._is_transposed, padding_idx=self._padding_idx)
+
+    def _mergeable(self, adapter_name: str) -> Update:
         adapter = self.tensor_adapter_update[adapter_name]
         if not isinstance(adapter, Update):
             raise ValueError(
                 f"expected an adapter that updates a weight, got {adapter_name!r} of kind 'bottleneck', which cannot "
                 "be merged"
             )
-        delta = adapter.matrix() * self.scaling[adapter_name]
-        return delta.t() if isinstance(self.get_base_layer(), nn.Embedding | Conv1D) else delta
+        return adapter
+
+    @property
+    def _is_transposed(self) -> bool:
+        return isinstance(self.get_base_layer(), nn.Embedding | Conv1D)
+
+    @property
+    def _padding_idx(self) -> int | None:
+        padding_idx: int | None = getattr(self.get_base_layer(), "padding_idx", None) if self.is_embedding else None
+        return padding_idx
+
+    def _weight_to_merge_into(self) -> Tensor:
+        base = self.get_base_layer()
+        if isinstance(base, TensorizedLayer):
+            raise TypeError(
+                f"expected a layer with a weight of its own to merge into, got a {type(base).__name__}, whose weight "
+                "is reconstructed from cores; make it dense with fold_() first"
+            )
+        weight = base.weight
+        assert isinstance(weight, Tensor)
+        if is_distributed(weight) or getattr(base, "_is_fsdp_managed_module", False):
+            raise TypeError(
+                f"expected a {type(base).__name__} with a whole weight to merge into, got one that FSDP2 shards; save "
+                "the adapter with save_pretrained(), load it in one process, and merge it there"
+            )
+        return weight
+
+    def _with_updates(self, names: list[str], safe_merge: bool) -> tuple[Tensor, MergedUpdates]:
+        weight = self._weight_to_merge_into()
+        updates = MergedUpdates(
+            [(self._mergeable(name), self.scaling[name]) for name in names],
+            transposed=self._is_transposed,
+            padding_idx=self._padding_idx,
+        )
+        merged = updates.added_to(weight)
+        if safe_merge and not bool(merged.to(weight.dtype).isfinite().all()):
+            raise ValueError(
+                f"expected finite weights after merging in `adapter_names`, got NaN or infinity from {names}"
+            )
+        return merged, updates
+
+    @torch.no_grad()
+    def check_merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Raise what :meth:`merge` would, and change nothing.
+
+        Args:
+            safe_merge: Refuse a result that is not finite.
+            adapter_names: Which; the active ones by default.
+
+        Raises:
+            TypeError: As :meth:`merge` does.
+            ValueError: As :meth:`merge` does.
+        """
+        wanted = self.active_adapters if adapter_names is None else adapter_names
+        names = [name for name in wanted if name in self.tensor_adapter_update and name not in self.merged_adapters]
+        if self._merged_weight is not None:
+            self._merged_weight.enter()
+        if names:
+            self._weight_to_merge_into()
+        for name in names:
+            self._mergeable(name)
+        if names and safe_merge:
+            self._with_updates(names, safe_merge)
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -184,40 +255,26 @@ class TensorAdapterLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.tensor_adapter_update]
         if not names:
             return
-        base = self.get_base_layer()
-        if isinstance(base, TensorizedLayer):
-            raise TypeError(
-                f"expected a layer with a weight of its own to merge into, got a {type(base).__name__}, whose weight "
-                "is reconstructed from cores; make it dense with fold_() first"
-            )
-        weight = base.weight
-        assert isinstance(weight, Tensor)
-        if is_distributed(weight) or getattr(base, "_is_fsdp_managed_module", False):
-            raise TypeError(
-                f"expected a {type(base).__name__} with a whole weight to merge into, got one that FSDP2 shards; save "
-                "the adapter with save_pretrained(), load it in one process, and merge it there"
-            )
-        deltas = [self.get_delta_weight(name) for name in names]
-        merged = weight.to(torch.promote_types(weight.dtype, deltas[0].dtype))
-        for delta in deltas:
-            merged = merged + delta.to(merged.device)
-        if safe_merge and not bool(merged.isfinite().all()):
-            raise ValueError(
-                f"expected finite weights after merging in `adapter_names`, got NaN or infinity from {names}"
-            )
-        if self._before_merge is None:
-            self._before_merge = weight.detach().clone()
-        weight.copy_(merged)
+        merged, updates = self._with_updates(names, safe_merge)
+        weight = self._weight_to_merge_into()
+        if self._merged_weight is None:
+            self._merged_weight = MergedWeight.of(weight)
+        self._merged_weight.add_(updates, merged, weight)
+        self._merged_updates.append(updates)
         self.merged_adapters.extend(names)
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Put the weight back as it was before the first merge, to the bit."""
-        if self._before_merge is not None:
+        """Put the weight back as it was before the first merge, to the bit.
+
+        Where other layers have the same weight, what they have merged into it stays.
+        """
+        if self._merged_weight is not None:
             weight = self.get_base_layer().weight
             assert isinstance(weight, Tensor)
-            weight.copy_(self._before_merge)
-        self._before_merge = None
+            self._merged_weight.remove_(self._merged_updates, weight)
+        self._merged_weight = None
+        self._merged_updates = []
         self.merged_adapters.clear()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
@@ -246,7 +303,12 @@ class TensorAdapterLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return f"tensor_adapter.{super().__repr__()}"
 
 
-def _sizes(layer: nn.Module) -> tuple[int, int]:
+def is_read_by_its_parent(layer: nn.Module) -> bool:
+    """Whether this is the ``out_proj`` of ``nn.MultiheadAttention``, which reads its weight and does not call it."""
+    return isinstance(layer, NonDynamicallyQuantizableLinear)
+
+
+def sizes_of(layer: nn.Module) -> tuple[int, int]:
     """Outputs and inputs of a layer; columns and rows of the table of an embedding.
 
     Raises:
@@ -256,6 +318,11 @@ def _sizes(layer: nn.Module) -> tuple[int, int]:
     valid = "a torch.nn.Linear, a transformers Conv1D or a torch.nn.Embedding as a target"
     if not isinstance(layer, nn.Linear | nn.Embedding | Conv1D) or not isinstance(weight, Tensor):
         raise TypeError(f"expected {valid}, got a {type(layer).__name__}")
+    if is_read_by_its_parent(layer):
+        raise TypeError(
+            f"expected {valid}, got a {type(layer).__name__}, whose weight torch.nn.MultiheadAttention reads past any "
+            "adapter"
+        )
     if not weight.is_floating_point():
         raise TypeError(
             f"expected {valid} with a floating-point weight, got a {type(layer).__name__} of {weight.dtype}"

@@ -1,13 +1,26 @@
 """The tuner that PEFT calls, and its entry in PEFT's lists."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner
+from peft import NoMatchingPeftModuleError
+from peft.tuners.tuners_utils import BaseTuner, onload_layer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, PeftType, register_peft_method
 from torch import Tensor, nn
 
 from tenzoo.adapters.config import TensorAdapterConfig
 from tenzoo.adapters.layer import TensorAdapterLayer
+from tenzoo.adapters.targets import (
+    be_called_,
+    check_adapter_name,
+    check_targets,
+    layers_with,
+    no_targets,
+    take_all_linear_,
+    take_out_,
+    targets_of,
+)
 
 _NAME = "tensor_adapter"
 
@@ -18,6 +31,36 @@ class TensorAdapterModel(BaseTuner):  # type: ignore[misc]
     prefix = f"{_NAME}_"
     tuner_layer_cls = TensorAdapterLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter to all its targets, or to none.
+
+        Args:
+            model: The model.
+            adapter_name: Name of the adapter, whose settings PEFT keeps in ``peft_config``.
+            *args: As PEFT's.
+            **kwargs: As PEFT's.
+
+        Raises:
+            TypeError: If a target is a layer that can have no adapter.
+            ValueError: If the name cannot be one, no layer is a target, or the settings do not fit the layers.
+        """
+        check_adapter_name(adapter_name)
+        before = set(layers_with(model, adapter_name))
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except NoMatchingPeftModuleError:
+            raise no_targets(model, self.peft_config[adapter_name]) from None
+        except (TypeError, ValueError):
+            for name in set(layers_with(model, adapter_name)) - before:
+                take_out_(model, name, adapter_name)
+            raise
+        be_called_(model)
+
+    def _prepare_model(self, peft_config: TensorAdapterConfig, model: nn.Module) -> None:
+        # PEFT calls this when the targets are settled, and before it looks for them.
+        take_all_linear_(peft_config, model)
+        check_targets(peft_config, targets_of(peft_config, model))
 
     def _create_and_replace(
         self,
@@ -39,6 +82,49 @@ class TensorAdapterModel(BaseTuner):  # type: ignore[misc]
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge adapters into the weights of all layers, or into none.
+
+        Args:
+            adapter_names: Which; the active ones by default.
+            safe_merge: Refuse a result that is not finite.
+
+        Raises:
+            TypeError: If a weight is itself reconstructed from cores, or sharded over processes.
+            ValueError: If an adapter is a bottleneck, or a result is not finite with ``safe_merge``.
+        """
+        self._check_merge(safe_merge, adapter_names)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        if merge:
+            self._check_merge(safe_merge, adapter_names)
+        model: nn.Module = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        return model
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        # PEFT drops these arguments where no tuner takes them.
+        for name in ("adapter_names", "alora_offsets"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"expected no `{name}` with adapters of TensorAdapterConfig, which are the same for all samples of "
+                    f"a batch, got {kwargs[name]!r}; choose one with set_adapter()"
+                )
+        yield
+
+    def _check_merge(self, safe_merge: bool, adapter_names: list[str] | None) -> None:
+        for module in self.model.modules():
+            if isinstance(module, TensorAdapterLayer):
+                with onload_layer(module):
+                    module.check_merge(safe_merge, adapter_names)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
