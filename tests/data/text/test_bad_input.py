@@ -229,6 +229,46 @@ def test_a_text_without_tokens(tmp_path):
     refused(tmp_path, message, train=train, tokenizer=str(tmp_path / "plain"))
 
 
+def without_some_signs(tmp_path) -> str:
+    """A tokenizer that adds two tokens, and makes none of a space of no width."""
+    from tokenizers import normalizers
+
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    tokenizer.save_pretrained(tmp_path / "signs")
+    return str(tmp_path / "signs")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"text": "b"},
+        {"text": ["a", "b"]},
+        {"text": ["b", "a"]},
+        {"template": "{b}"},
+        {"template": "{a} , {b} ."},
+    ],
+)
+def test_a_text_of_which_only_added_tokens_remain(tmp_path, options):
+    train = table(tmp_path, a=TEXTS, b=[*TEXTS[:4], "\u200b", "\u200b"], label=[0, 1] * 3)
+    message = "expected a text with tokens in line 6 of .*, got none that the tokenizer knows"
+    refused(tmp_path, message, train=train, tokenizer=without_some_signs(tmp_path), **options)
+    assert not list((tmp_path / "cache").glob("*.npz"))
+
+
+@pytest.mark.parametrize(
+    ("text", "added", "least"), [("sentence", 2, 3), (["sentence", "sentence"], 3, 5), (None, 2, 3)]
+)
+def test_no_room_for_a_text(tmp_path, text, added, least):
+    for length in (1, least - 1):
+        message = f"expected at least {least} in `max_length`, {added} tokens that .* adds .*, got {length}$"
+        refused(tmp_path, message, text=text, max_length=length)
+    refused(tmp_path, "expected at least 3 in `max_length`", template="{sentence}", max_length=2)
+    data = make(tmp_path, text=text, max_length=least)
+    data.setup()
+    assert {int(texts.tokens.lengths.max()) for texts in data.splits.values()} == {least}
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
