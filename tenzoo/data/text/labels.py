@@ -86,17 +86,30 @@ def has_labels(table: Table, column: str) -> bool:
 
 
 def _cells(table: Table, column: str) -> tuple[list[str], Sequence[str] | None]:
-    """Labels as strings, empty where there is none, and the names of classes if the table states them."""
+    """Labels as strings, empty where there is none or NaN, and the names of classes if the table states them."""
     cells = table.column(column, arg="label")
     stated = (table.class_names or {}).get(column)
     if stated is None:
-        for row, cell in enumerate(cells):
-            if not isinstance(cell, str | int | float | None):
-                raise ValueError(
-                    f"expected a name or a number in column {column!r} in {table.place(row)}, got {cell!r}"
-                )
+        cells = [None if isinstance(cell, float) and math.isnan(cell) else cell for cell in cells]
+        _check_kinds(cells, table, column)
         return [_string(cell) for cell in cells], None
     return [stated[cell] if cell is not None and 0 <= cell < len(stated) else "" for cell in cells], stated
+
+
+def _check_kinds(cells: Sequence[Any], table: Table, column: str) -> None:
+    """Refuse what is no label, and truth values beside others, whose names they would take."""
+    first: bool | None = None
+    for row, cell in enumerate(cells):
+        where = f"in column {column!r} in {table.place(row)}, got {cell!r}"
+        if not isinstance(cell, str | int | float | None):
+            raise ValueError(f"expected a name or a number {where}")
+        if isinstance(cell, float) and math.isinf(cell):
+            raise ValueError(f"expected a finite number {where}")
+        if cell is not None and first is None:
+            first = isinstance(cell, bool)
+        if cell is not None and first != isinstance(cell, bool):
+            kind = "true or false, as above," if first else "a name or a number, as above,"
+            raise ValueError(f"expected {kind} {where}")
 
 
 def _string(cell: Any) -> str:
