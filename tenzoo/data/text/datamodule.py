@@ -1,7 +1,7 @@
 """Labeled texts from files or the hub: split by seed, tokenized once, in batches of similar lengths."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,8 @@ class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
         self._template = None if template is None else Template.parse(template)
         if self._template is not None and text is not None:
             raise ValueError(f"expected `text` or `template`, got both: {text!r} and {template!r}")
-        _check_label(label, label_kind)
+        filled = None if self._template is None else self._template.columns
+        _check_label(label, label_kind, {"text": self._columns, "template": filled})
         if per_class is not None:
             check_int(per_class, arg="per_class", least=1)
         for name, value, least in (
@@ -223,6 +224,7 @@ class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
         tokenization = Tokenization(
             given["tokenizer"],
             columns=self._columns,
+            label=given["label"],
             template=self._template,
             max_length=given["max_length"],
             cache=default_cache() if given["cache"] is None else Path(given["cache"]),
@@ -277,11 +279,14 @@ def _path(source: Any, arg: str) -> Any:
     return os.fspath(source)
 
 
-def _check_label(label: object, kind: object) -> None:
+def _check_label(label: object, kind: object, texts: Mapping[str, Sequence[str] | None]) -> None:
     if not isinstance(label, str):
         raise TypeError(f"expected the name of a column in `label`, got {label!r}")
     if kind not in (None, "classes", "numbers"):
         raise ValueError(f"expected 'classes', 'numbers' or None in `label_kind`, got {kind!r}")
+    for arg, columns in texts.items():
+        if columns is not None and label in columns:
+            raise ValueError(f"expected columns other than {label!r}, that of `label`, in `{arg}`, got {list(columns)}")
 
 
 def _columns(text: str | Sequence[str] | None) -> tuple[str, ...] | None:

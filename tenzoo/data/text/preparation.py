@@ -41,6 +41,7 @@ class Tokenization:
     Args:
         tokenizer: A path or a name on the hub.
         columns: Those of text; ``None`` finds them in the first table.
+        label: The column of labels.
         template: Makes one text of columns.
         max_length: Tokens per text.
         cache: Folder of the cache.
@@ -51,7 +52,14 @@ class Tokenization:
     """
 
     def __init__(
-        self, tokenizer: str, *, columns: Sequence[str] | None, template: Template | None, max_length: int, cache: Path
+        self,
+        tokenizer: str,
+        *,
+        columns: Sequence[str] | None,
+        label: str,
+        template: Template | None,
+        max_length: int,
+        cache: Path,
     ) -> None:
         self.tokenizer = load_tokenizer(tokenizer)
         limit = self.tokenizer.model_max_length
@@ -60,6 +68,7 @@ class Tokenization:
         self._vocabulary = max(self.tokenizer.get_vocab().values()) + 1
         self._fingerprint = tokenizer_fingerprint(self.tokenizer)
         self._columns = columns if template is None else template.columns
+        self._label = label
         self._template = template
         self._max_length = max_length
         self._cache = cache
@@ -71,7 +80,7 @@ class Tokenization:
             ValueError: If a column is missing, a cell is empty, a text has no tokens, or ``max_length`` leaves none.
         """
         if self._columns is None:
-            self._columns = find_columns(table)
+            self._columns = find_columns(table, label=self._label)
             rank_zero_info(f"texts of {table.source} are its columns {', '.join(self._columns)}")
         texts = read_texts(table, self._columns, arg="text" if self._template is None else "template")
         check_room(self.tokenizer, self._max_length, num_texts=len(texts) if self._template is None else 1)

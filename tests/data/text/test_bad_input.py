@@ -48,7 +48,12 @@ TEXTS = random_texts(6)
         ),
         ("a.tsv", "sentence\tlabel\nw1\n", "expected 2 cells in line 2 of .*, got 1"),
         ("a.tsv", "sentence\tlabel\nw1\t0\n\nw2\t1\n", "expected 2 cells in line 3 of .*, got 1"),
+        ("a.tsv", "sentence\tlabel\nw1\t0\nw2\t1\n\n", "expected 2 cells in line 4 of .*, got 1"),
         ("a.csv", "sentence,label\nw1,0\nw2,1,x\n", "expected 2 cells in row 2 of .*, got 3"),
+        ("a.csv", "sentence,label\nw1,0\n\nw2,1\n", "expected 2 cells in row 2 of .*, got 1"),
+        ("a.csv", "sentence,label\nw1,0\nw2,1\n\n", "expected 2 cells in row 3 of .*, got 1"),
+        ("a.csv", "\n\n", "expected at least one row of text in `train`, got none in"),
+        ("a.tsv", "\r\n\r\n", "expected at least one row of text in `train`, got none in"),
         (
             "a.csv",
             'sentence,label\n"w1,0\n',
@@ -68,6 +73,16 @@ TEXTS = random_texts(6)
             "a.jsonl",
             '{"sentence": "w1", "label": 0}\n[1]\n',
             r"expected one JSON object per line, got '\[1\]' in line 2 of",
+        ),
+        (
+            "a.jsonl",
+            '{"sentence": "w1", "label": 0}\n{"sentence": "w1", "label": 0, "label": 1}',
+            "expected distinct keys in line 2 of .*, got 'label' more than once$",
+        ),
+        (
+            "a.jsonl",
+            '{"sentence": "w1", "label": 0, "more": {"a": 1, "a": 2}}',
+            "expected distinct keys in line 1 of .*, got 'a' more than once$",
         ),
         ("a.jsonl", '{"sentence": "w1", "label": 0}\n{"sen', "expected one JSON object per line, got .* in line 2 of"),
         (
@@ -105,6 +120,20 @@ def test_files(tmp_path, name, content, message):
     refused(tmp_path, message, train=written(tmp_path, name, content))
 
 
+@pytest.mark.parametrize("ending", ["tsv", "csv"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_empty_lines_of_one_column_are_rows(tmp_path, ending, line_end):
+    unit, first = ("line", 2) if ending == "tsv" else ("row", 1)
+    for lines, row in ((["w1", "w2", ""], 2), (["w1", "", "w2"], 1), (["w1", "", ""], 1), (["", "w1"], 0)):
+        content = "".join(line + line_end for line in ["sentence", *lines])
+        predict = written(tmp_path, f"a.{ending}", content)
+        message = f"expected text in column 'sentence' in {unit} {first + row} of .*, got ''"
+        refused(tmp_path, message, predict=predict)
+    whole = make(tmp_path, predict=written(tmp_path, f"a.{ending}", f"sentence{line_end}w1{line_end}w2"))
+    whole.setup()
+    assert len(whole.splits["predict"]) == 2
+
+
 @pytest.mark.parametrize("arg", ["train", "validation", "test", "predict"])
 def test_missing_files(tmp_path, arg):
     missing = str(tmp_path / "none.tsv")
@@ -124,6 +153,15 @@ def test_missing_columns(tmp_path):
     refused(tmp_path, r"column of .* in `template`, of \['sent', 'label'\], got 'a'", train=odd, template="{a}.")
     refused(tmp_path, r"column of .* in `label`, of \['sent', 'label'\], got 'score'", train=odd, label="score")
     refused(tmp_path, r"column of .* in `text`, of \['sent', 'label'\], got 'sentence'", test=odd)
+
+
+def test_the_column_of_labels_is_not_taken_for_text(tmp_path):
+    train = table(tmp_path, question=["yes", "no"] * 3, sentence=["w1"] * 6)
+    data = make(tmp_path, train=train, validation=train, label="question")
+    data.setup()
+    assert data.label_names == ["no", "yes"]
+    assert set(data.splits["train"].tokens.lengths) == {3}
+    refused(tmp_path, "expected one of the columns", train=table(tmp_path, text=["a", "b"] * 3), label="text")
 
 
 @pytest.mark.parametrize("cell", ["", "   "])
@@ -304,6 +342,21 @@ def test_no_room_for_a_text(tmp_path, text, added, least):
         ({"template": "{} It was"}, ValueError, "expected columns in braces in `template`, .*, got '{} It was'"),
         ({"template": "{a!r} was"}, ValueError, "expected columns in braces in `template`, .*, got '{a!r} was'"),
         ({"template": "{a was"}, ValueError, "expected columns in braces in `template`, .*, got '{a was': "),
+        (
+            {"text": "label"},
+            ValueError,
+            r"expected columns other than 'label', that of `label`, in `text`, got \['label'\]$",
+        ),
+        (
+            {"text": ["a", "b"], "label": "b"},
+            ValueError,
+            r"expected columns other than 'b', that of `label`, in `text`, got \['a', 'b'\]$",
+        ),
+        (
+            {"template": "{a} is {label}"},
+            ValueError,
+            r"expected columns other than 'label', that of `label`, in `template`, got \['a', 'label'\]$",
+        ),
         ({"per_class": 0}, ValueError, "expected at least 1 in `per_class`, got 0"),
         ({"per_class": 2.5}, TypeError, "expected an integer in `per_class`, got 2.5"),
         ({"max_length": 0}, ValueError, "expected at least 1 in `max_length`, got 0"),
