@@ -96,21 +96,17 @@ class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
         sources = {"train": train, "validation": validation, "test": test, "predict": predict}
         train, validation, test, predict = (_path(source, name) for name, source in sources.items())
         tokenizer, cache = _path(tokenizer, "tokenizer"), _path(cache, "cache")
-        self._columns = _columns(text)
-        self._template = None if template is None else Template.parse(template)
-        if self._template is not None and text is not None:
+        if template is not None and text is not None:
             raise ValueError(f"expected `text` or `template`, got both: {text!r} and {template!r}")
+        self._columns, self._template = _columns(text), _parsed(template)
         filled = None if self._template is None else self._template.columns
         _check_label(label, label_kind, {"text": self._columns, "template": filled})
         if per_class is not None:
             check_int(per_class, arg="per_class", least=1)
-        for name, value, least in (
-            ("max_length", max_length, 1),
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("seed", seed, 0),
-        ):
-            check_int(value, arg=name, least=least)
+        counts = {"max_length": max_length, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        for name, value in counts.items():
+            check_int(value, arg=name, least=1)
+        check_int(seed, arg="seed", least=0)
         check_fraction(validation_fraction, arg="validation_fraction", below_one=True)
         # Loggers are left out since they refuse a task with an argument of the same name and another value.
         self.save_hyperparameters(logger=False)
@@ -289,10 +285,18 @@ def _check_label(label: object, kind: object, texts: Mapping[str, Sequence[str] 
             raise ValueError(f"expected columns other than {label!r}, that of `label`, in `{arg}`, got {list(columns)}")
 
 
-def _columns(text: str | Sequence[str] | None) -> tuple[str, ...] | None:
+def _columns(text: object) -> tuple[str, ...] | None:
     if text is None:
         return None
-    names = (text,) if isinstance(text, str) else tuple(text)
-    if len(names) not in (1, 2) or not all(isinstance(name, str) for name in names):
+    names = (text,) if isinstance(text, str) else text
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"expected the name of a column in `text`, or two, got {text!r}")
+    if len(names) not in (1, 2):
         raise ValueError(f"expected the name of a column in `text`, or two, got {text!r}")
-    return names
+    return tuple(names)
+
+
+def _parsed(template: object) -> Template | None:
+    if not isinstance(template, str | None):
+        raise TypeError(f"expected a text with columns in braces in `template`, got {template!r}")
+    return None if template is None else Template.parse(template)

@@ -336,6 +336,11 @@ def test_no_room_for_a_text(tmp_path, text, added, least):
     ("options", "kind", "message"),
     [
         ({"text": []}, ValueError, r"expected the name of a column in `text`, or two, got \[\]"),
+        ({"text": 5}, TypeError, "expected the name of a column in `text`, or two, got 5$"),
+        ({"text": ["a", 5]}, TypeError, r"expected the name of a column in `text`, or two, got \['a', 5\]$"),
+        ({"text": {"a": "b"}}, TypeError, "expected the name of a column in `text`, or two, got {'a': 'b'}$"),
+        ({"template": 5}, TypeError, "expected a text with columns in braces in `template`, got 5$"),
+        ({"label_kind": ["classes"]}, ValueError, r"expected 'classes', .* in `label_kind`, got \['classes'\]$"),
         ({"text": ["a", "b", "c"]}, ValueError, "expected the name of a column in `text`, or two, got"),
         ({"text": "a", "template": "{a}"}, ValueError, "expected `text` or `template`, got both: 'a' and '{a}'"),
         ({"template": "It was"}, ValueError, "expected columns in braces in `template`, .*, got 'It was' without one"),
