@@ -197,7 +197,8 @@ def _counted(distinct: Sequence[str], what: str) -> list[str]:
 def _number(cell: str, table: Table, row: int, column: str) -> float:
     number = float(cell) if _NUMBER.fullmatch(cell) else math.nan
     if not abs(number) <= torch.finfo(torch.float32).max:  # not a number is not, either
-        raise ValueError(f"expected a finite number in column {column!r} in {table.place(row)}, got {cell!r}")
+        why = "; labels have single precision" if math.isfinite(number) else ""
+        raise ValueError(f"expected a finite number in column {column!r} in {table.place(row)}, got {cell!r}{why}")
     return number
 
 

@@ -76,7 +76,7 @@ def test_whole_numbers_are_the_classes_of_integers(tmp_path):
         (
             [1, 2, "1e39"],
             {"label_kind": "numbers"},
-            "expected a finite number in column 'label' in line 4 of .*, got '1e39'",
+            "expected a finite number in column 'label' in line 4 of .*, got '1e39'; labels have single precision$",
         ),
         ([1, 2, ""], {"label_kind": "numbers"}, "expected a label in column 'label' in line 4 of .*, got none"),
         (["1", "1.0", "01"], {"label_kind": "classes"}, "expected at least two classes in .*, got '1' alone"),
