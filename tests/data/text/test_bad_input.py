@@ -191,31 +191,6 @@ def test_labels(tmp_path, labels, message):
     refused(tmp_path, message, train=table(tmp_path, sentence=TEXTS, label=labels), validation=None)
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        ('"pos" "neg" NaN "pos"', "expected a label in column 'label' in line 3 of .*, got none"),
-        ('"pos" "neg" null "pos"', "expected a label in column 'label' in line 3 of .*, got none"),
-        ("0.5 0.25 NaN 1", "expected a label in column 'label' in line 3 of .*, got none"),
-        ('"pos" "neg" Infinity "pos"', "expected a finite number in column 'label' in line 3 of .*, got inf"),
-        ("0.5 0.25 1 -1e999", "expected a finite number in column 'label' in line 4 of .*, got -inf"),
-        (
-            '"pos" "neg" true "pos"',
-            "expected a name or a number, as above, in column 'label' in line 3 of .*, got True",
-        ),
-        ('true false "true"', "expected true or false, as above, in column 'label' in line 3 of .*, got 'true'"),
-        ("true false 1", "expected true or false, as above, in column 'label' in line 3 of .*, got 1"),
-        ('"pos" "neg" ["pos"]', r"expected a name or a number in column 'label' in line 3 of .*, got \['pos'\]"),
-        ('"pos" "neg" {"a":1}', r"expected a name or a number in column 'label' in line 3 of .*, got \{'a': 1\}"),
-    ],
-)
-def test_labels_of_json(tmp_path, labels, message):
-    lines = [f'{{"sentence": "w1", "label": {label}}}\n' for label in labels.split()]
-    refused(tmp_path, message, train=written(tmp_path, "a.jsonl", "".join(lines)))
-    train = written(tmp_path, "b.jsonl", "".join(lines[:2]))
-    refused(tmp_path, "^expected .* in line [34] of ", train=train, validation=str(tmp_path / "a.jsonl"))
-
-
 @pytest.mark.parametrize("arg", ["validation", "test"])
 @pytest.mark.parametrize("label", [3, -1, "", "x", 0.5])
 def test_labels_that_are_not_trained_on(tmp_path, arg, label):

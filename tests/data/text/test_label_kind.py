@@ -1,4 +1,4 @@
-"""Labels that are said to be classes, or numbers."""
+"""Labels that are said to be classes or numbers, and those of JSON that are neither."""
 
 import json
 
@@ -113,3 +113,34 @@ def test_classes_that_the_hub_names_are_not_numbers(tmp_path, monkeypatch):
     assert ready(tmp_path, "org/name", label_kind="classes").label_names == ["b", "a"]
     with pytest.raises(ValueError, match="expected None or 'classes' in `label_kind` for the named classes in column"):
         ready(tmp_path, "org/name", label_kind="numbers")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ('"pos" "neg" NaN "pos"', "expected a label in column 'label' in line 3 of .*, got none"),
+        ('"pos" "neg" null "pos"', "expected a label in column 'label' in line 3 of .*, got none"),
+        ("0.5 0.25 NaN 1", "expected a label in column 'label' in line 3 of .*, got none"),
+        ('"pos" "neg" Infinity "pos"', "expected a finite number in column 'label' in line 3 of .*, got inf"),
+        ("0.5 0.25 1 -1e999", "expected a finite number in column 'label' in line 4 of .*, got -inf"),
+        (
+            '"pos" "neg" true "pos"',
+            "expected a name or a number, as above, in column 'label' in line 3 of .*, got True",
+        ),
+        ('true false "true"', "expected true or false, as above, in column 'label' in line 3 of .*, got 'true'"),
+        ("true false 1", "expected true or false, as above, in column 'label' in line 3 of .*, got 1"),
+        ('"pos" "neg" ["pos"]', r"expected a name or a number in column 'label' in line 3 of .*, got \['pos'\]"),
+        ('"pos" "neg" {"a":1}', r"expected a name or a number in column 'label' in line 3 of .*, got \{'a': 1\}"),
+    ],
+)
+def test_labels_of_json(tmp_path, labels, message):
+    given = labels.split()
+    path = tmp_path / "some.jsonl"
+    path.write_text("".join(f'{{"sentence": "w1", "label": {label}}}\n' for label in given))
+    with pytest.raises(ValueError, match=message) as caught:
+        ready(tmp_path, str(path))
+    assert "\n" not in str(caught.value)
+    train = tmp_path / "train.jsonl"
+    train.write_text("".join(f'{{"sentence": "w1", "label": {label}}}\n' for label in given[:2]))
+    with pytest.raises(ValueError, match=r"^expected .* in line [34] of "):
+        ready(tmp_path, str(train), validation=str(path))
