@@ -119,7 +119,7 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
         for field, value in self._data.fingerprint.items():
             if state_dict.get(field) != value:
                 raise ValueError(
-                    f"expected the `{field}` of the checkpoint, {state_dict.get(field)!r}, got {value!r}: "
+                    f"expected the `{field}` of the checkpoint, {_difference(state_dict.get(field), value)}: "
                     f"{self._mismatch_reason}; set the data up as in the checkpoint, or load the model's weights alone"
                 )
         if "train_loader" in state_dict:
@@ -143,3 +143,11 @@ class ResumableDataModule(pl.LightningDataModule, Generic[P, L]):
             return 0
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         return int(progress.ready - progress.processed)
+
+
+def _difference(saved: Any, value: Any) -> str:
+    """Two values of a field; of checksums of splits, the names of those that differ."""
+    if not isinstance(saved, dict) or not isinstance(value, dict):
+        return f"{saved!r}, got {value!r}"
+    splits = [name for name in sorted({*saved, *value}) if saved.get(name) != value.get(name)]
+    return f"got another one of {' and '.join(map(repr, splits))}"

@@ -45,7 +45,8 @@ class PretrainedTransformer(nn.Module):
     Raises:
         NoTextPackagesError: If transformers or PEFT is not installed.
         NoPretrainedModelError: If there is no such model.
-        TypeError: If ``adapter`` is of another type, or has an argument that the config does not have.
+        TypeError: If ``num_classes`` or ``adapter`` is of another type, or ``adapter`` has an argument that the config
+            does not have.
         ValueError: If an argument does not fit the model.
     """
 
@@ -61,6 +62,8 @@ class PretrainedTransformer(nn.Module):
         gguf_file: str | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(num_classes, int):
+            raise TypeError(f"expected an int >= 1 in `num_classes`, got {num_classes!r}")
         if isinstance(num_classes, bool) or num_classes < 1:
             raise ValueError(f"expected an int >= 1 in `num_classes`, got {num_classes}")
         if label_words is not None and len(label_words) != num_classes:

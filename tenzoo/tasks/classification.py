@@ -10,7 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 from tenzoo.prediction import PredictedClassesWriter
-from tenzoo.tasks.supervised import SupervisedTask
+from tenzoo.tasks.supervised import SupervisedTask, check_num_classes
 
 
 class ImageClassificationTask(SupervisedTask):
@@ -37,7 +37,7 @@ class ImageClassificationTask(SupervisedTask):
         **kwargs: The arguments of :class:`~tenzoo.tasks.base.Task`.
 
     Raises:
-        TypeError: If ``network`` is not a module.
+        TypeError: If ``network`` is not a module, or ``num_classes`` no integer.
         ValueError: For a value out of its range, or a weight decay for an optimizer that has none.
 
     Example:
@@ -59,8 +59,7 @@ class ImageClassificationTask(SupervisedTask):
         norm_weight_decay: float | None = 0.0,
         **kwargs: Any,
     ) -> None:
-        if isinstance(num_classes, bool) or num_classes < 2:
-            raise ValueError(f"expected an int >= 2 in `num_classes`, got {num_classes}")
+        check_num_classes(num_classes, least=2)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"expected a number in [0, 1) in `label_smoothing`, got {label_smoothing}")
         super().__init__(

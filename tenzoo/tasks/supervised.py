@@ -4,6 +4,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +24,19 @@ _NO_WEIGHT = 1e-30
 """The weight of a batch that does not count in a mean. Lightning takes 0 for "unknown"."""
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def check_num_classes(num_classes: object, *, least: int) -> None:
+    """Refuse what is no number of classes.
+
+    Raises:
+        TypeError: If it is no integer.
+        ValueError: If it is a truth value, or below ``least``.
+    """
+    if not isinstance(num_classes, int):
+        raise TypeError(f"expected an int >= {least} in `num_classes`, got {num_classes!r}")
+    if isinstance(num_classes, bool) or num_classes < least:
+        raise ValueError(f"expected an int >= {least} in `num_classes`, got {num_classes}")
 
 
 class SupervisedTask(Task):
@@ -45,7 +59,7 @@ class SupervisedTask(Task):
         **kwargs: The arguments of :class:`~tenzoo.tasks.base.Task`.
 
     Raises:
-        TypeError: If ``network`` is not a module.
+        TypeError: If ``network`` is not a module, or a weight decay not a number.
         ValueError: For a value out of its range, or a weight decay for an optimizer that has none.
     """
 
@@ -68,6 +82,8 @@ class SupervisedTask(Task):
             raise TypeError(f"expected an nn.Module in `network`, got {type(network).__name__}")
         self._decays = {"cores": core_weight_decay, "norms": norm_weight_decay}
         for argument, decay in (("core_weight_decay", core_weight_decay), ("norm_weight_decay", norm_weight_decay)):
+            if decay is not None and not isinstance(decay, Real):
+                raise TypeError(f"expected a finite number >= 0 or null in `{argument}`, got {decay!r}")
             if decay is not None and not (math.isfinite(decay) and decay >= 0):
                 raise ValueError(f"expected a finite number >= 0 or null in `{argument}`, got {decay}")
         self._since: float | None = None

@@ -19,7 +19,7 @@ from typing_extensions import override
 from tenzoo.dynamics.shards import is_distributed
 from tenzoo.models.pretrained_transformer import PretrainedTransformer, checksum
 from tenzoo.prediction import PredictedLabelsWriter
-from tenzoo.tasks.supervised import SupervisedTask
+from tenzoo.tasks.supervised import SupervisedTask, check_num_classes
 
 MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
 
@@ -43,7 +43,7 @@ class TextClassificationTask(SupervisedTask):
         **kwargs: The arguments of :class:`~tenzoo.tasks.base.Task`.
 
     Raises:
-        TypeError: If ``network`` is not a module.
+        TypeError: If ``network`` is not a module, ``num_classes`` no integer, or ``metrics`` no list.
         ValueError: For a value out of its range, a metric that does not fit, or a weight decay for an optimizer that
             has none.
     """
@@ -60,8 +60,7 @@ class TextClassificationTask(SupervisedTask):
         norm_weight_decay: float | None = 0.0,
         **kwargs: Any,
     ) -> None:
-        if isinstance(num_classes, bool) or num_classes < 1:
-            raise ValueError(f"expected an int >= 1 in `num_classes`, got {num_classes}")
+        check_num_classes(num_classes, least=1)
         super().__init__(
             network,
             num_classes=num_classes,
@@ -71,9 +70,11 @@ class TextClassificationTask(SupervisedTask):
         )
         self.save_hyperparameters()
         known = _CLASS_METRICS if num_classes > 1 else _NUMBER_METRICS
+        if not isinstance(metrics, list | tuple | None):
+            raise TypeError(f"expected a list of metrics, of {list(known)}, in `metrics`, got {metrics!r}")
         names = metrics or (["accuracy"] if num_classes > 1 else ["pearson", "spearman"])
         for name in names:
-            if name not in known:
+            if not isinstance(name, str) or name not in known:
                 what = "classes" if num_classes > 1 else "a regression"
                 raise ValueError(f"expected metrics of {what}, of {list(known)}, in `metrics`, got {name!r}")
         with warnings.catch_warnings():

@@ -268,6 +268,12 @@ def test_bad_arguments(kwargs, match):
         ImageClassificationTask(small(), **kwargs)
 
 
+@pytest.mark.parametrize("count", ["5", 5.0, None])
+def test_a_number_of_classes_that_is_no_integer(count):
+    with pytest.raises(TypeError, match=f"^expected an int >= 2 in `num_classes`, got {count!r}$"):
+        ImageClassificationTask(small(), num_classes=count)
+
+
 def test_a_network_that_is_none():
     with pytest.raises(TypeError, match=r"nn\.Module in `network`, got str"):
         ImageClassificationTask("resnet")

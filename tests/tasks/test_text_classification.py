@@ -266,18 +266,38 @@ def test_labels_are_written_as_arrays(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "kind", "message"),
     [
-        ({"num_classes": 0}, r"^expected an int >= 1 in `num_classes`, got 0$"),
+        ({"num_classes": 0}, ValueError, r"^expected an int >= 1 in `num_classes`, got 0$"),
+        ({"num_classes": "2"}, TypeError, r"^expected an int >= 1 in `num_classes`, got '2'$"),
+        ({"num_classes": 2.0}, TypeError, r"^expected an int >= 1 in `num_classes`, got 2\.0$"),
+        ({"num_classes": None}, TypeError, r"^expected an int >= 1 in `num_classes`, got None$"),
+        (
+            {"metrics": "accuracy"},
+            TypeError,
+            r"^expected a list of metrics, of \['accuracy', 'f1', 'matthews'\], in `metrics`, got 'accuracy'$",
+        ),
+        ({"metrics": 5}, TypeError, r"^expected a list of metrics, .* in `metrics`, got 5$"),
+        ({"metrics": [["f1"]]}, ValueError, r"^expected metrics of classes, .* got \['f1'\]$"),
+        (
+            {"core_weight_decay": "0.1"},
+            TypeError,
+            r"^expected a finite number >= 0 or null in `core_weight_decay`, got '0\.1'$",
+        ),
         (
             {"metrics": ["pearson"]},
+            ValueError,
             r"^expected metrics of classes, of \['accuracy', 'f1', 'matthews'\], .* got 'pearson'$",
         ),
-        ({"num_classes": 1, "metrics": ["f1"]}, r"^expected metrics of a regression, of \['pearson', 'spearman'\]"),
+        (
+            {"num_classes": 1, "metrics": ["f1"]},
+            ValueError,
+            r"^expected metrics of a regression, of \['pearson', 'spearman'\]",
+        ),
     ],
 )
-def test_bad_settings(settings, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_settings(settings, kind, message):
+    with pytest.raises(kind, match=message):
         TextClassificationTask(torch.nn.Linear(2, 2), **settings)
 
 
@@ -292,6 +312,7 @@ class TestNetwork:
         [
             ({"path": "no/such/model"}, FileNotFoundError, r"^expected the folder of a model .* got 'no/such/model': "),
             ({"num_classes": 0}, ValueError, r"^expected an int >= 1 in `num_classes`, got 0$"),
+            ({"num_classes": 2.0}, TypeError, r"^expected an int >= 1 in `num_classes`, got 2\.0$"),
             ({"adapter": {"ranks": 3}}, TypeError, r"^expected arguments of TensorAdapterConfig .* got 'ranks'$"),
             ({"adapter": 3}, TypeError, r"^expected a dict or a config of PEFT in `adapter`, got int$"),
             ({"label_words": ["a"]}, ValueError, r"^expected 2 words in `label_words`, one per class, got \['a'\]$"),

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from tenzoo.atomic import atomic_write, remove_leftovers
 from tenzoo.data.text.tokens import Tokens
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def default_cache() -> Path:

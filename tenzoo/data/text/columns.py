@@ -73,14 +73,14 @@ class Template:
         return "".join(parts) + self.literals[-1]
 
 
-def find_columns(table: Table) -> tuple[str, ...]:
-    """The columns of text of a table, by their names.
+def find_columns(table: Table, *, label: str) -> tuple[str, ...]:
+    """The columns of text of a table, by their names; that of labels is none of them.
 
     Raises:
         ValueError: If no names are known.
     """
     for names in KNOWN_COLUMNS:
-        if all(name in table.columns for name in names):
+        if all(name in table.columns and name != label for name in names):
             return names
     known = ", ".join("+".join(names) for names in KNOWN_COLUMNS)
     raise ValueError(

@@ -1,7 +1,7 @@
 """Labeled texts from files or the hub: split by seed, tokenized once, in batches of similar lengths."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from tenzoo.data.resumable import ResumableDataModule
 from tenzoo.data.text.batches import Padding, SequentialTextLoader, TextBatch, TextLoader, Texts, upload_batch
 from tenzoo.data.text.cache import default_cache
 from tenzoo.data.text.columns import Template
-from tenzoo.data.text.labels import Labels, has_labels
+from tenzoo.data.text.labels import LabelKind, Labels, has_labels
 from tenzoo.data.text.preparation import PreparedTexts, Tokenization, checksum
 from tenzoo.data.text.splits import split_rows
 from tenzoo.data.text.tables import Table, read_table
@@ -26,7 +26,8 @@ class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
 
     A source is a file that ends in ``.tsv`` (as GLUE's, without quoting), ``.csv``, ``.jsonl`` or ``.parquet``, or the
     name of a data set of the hub as ``name``, ``name:config`` or ``name:config:split``. Labels are names of classes,
-    which are numbered in the order of the alphabet, integers from 0, or other numbers for regression.
+    which are numbered in the order of the alphabet, integers from 0, or other numbers for regression; ``label_kind``
+    says what labels are that are other classes, such as 1 to 5, or integers for regression.
 
     Steps get a dict: ``input_ids`` and ``attention_mask``, with some tokenizers ``token_type_ids``, all int64
     ``(N, length)`` and padded to the longest text of the batch, and ``labels`` ``(N,)``, int64, or float32 for
@@ -48,6 +49,9 @@ class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
         tokenizer: Folder of a tokenizer of transformers, a GGUF file, or a name on the hub.
         text: The column of text, or two for pairs; ``None`` finds the names that GLUE has.
         label: The column of labels.
+        label_kind: ``"classes"`` makes each distinct label a class of that name, where 1 and 1.0 are one, in the order
+            of the numbers if all are numbers, else of the alphabet; ``"numbers"`` makes all numbers for regression;
+            ``None`` lets the labels tell, as above.
         per_class: Number of examples of each class to train on, chosen by seed; ``None`` takes all. What is held out
             for validation is then at most as many.
         validation_fraction: The part of each class that is held out if ``validation`` is ``None``; 0 holds out none.
@@ -78,6 +82,7 @@ class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
         tokenizer: str,
         text: str | list[str] | None = None,
         label: str = "label",
+        label_kind: LabelKind | None = None,
         per_class: int | None = None,
         validation_fraction: float = 0.1,
         max_length: int = 128,
@@ -91,21 +96,17 @@ class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
         sources = {"train": train, "validation": validation, "test": test, "predict": predict}
         train, validation, test, predict = (_path(source, name) for name, source in sources.items())
         tokenizer, cache = _path(tokenizer, "tokenizer"), _path(cache, "cache")
-        self._columns = _columns(text)
-        self._template = None if template is None else Template.parse(template)
-        if self._template is not None and text is not None:
+        if template is not None and text is not None:
             raise ValueError(f"expected `text` or `template`, got both: {text!r} and {template!r}")
-        if not isinstance(label, str):
-            raise TypeError(f"expected the name of a column in `label`, got {label!r}")
+        self._columns, self._template = _columns(text), _parsed(template)
+        filled = None if self._template is None else self._template.columns
+        _check_label(label, label_kind, {"text": self._columns, "template": filled})
         if per_class is not None:
             check_int(per_class, arg="per_class", least=1)
-        for name, value, least in (
-            ("max_length", max_length, 1),
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("seed", seed, 0),
-        ):
-            check_int(value, arg=name, least=least)
+        counts = {"max_length": max_length, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        for name, value in counts.items():
+            check_int(value, arg=name, least=1)
+        check_int(seed, arg="seed", least=0)
         check_fraction(validation_fraction, arg="validation_fraction", below_one=True)
         # Loggers are left out since they refuse a task with an argument of the same name and another value.
         self.save_hyperparameters(logger=False)
@@ -213,12 +214,13 @@ class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
         given = self.hparams
         names = [name for name in ("train", "validation", "test", "predict") if given[name] is not None]
         tables = {name: read_table(given[name], arg=name) for name in names}
-        labels = Labels.of(tables["train"], given["label"])
+        labels = Labels.of(tables["train"], given["label"], given["label_kind"])
         targets = {name: self._targets(name, table, labels) for name, table in tables.items()}
         train, held = self._rows(targets["train"], labels)
         tokenization = Tokenization(
             given["tokenizer"],
             columns=self._columns,
+            label=given["label"],
             template=self._template,
             max_length=given["max_length"],
             cache=default_cache() if given["cache"] is None else Path(given["cache"]),
@@ -241,7 +243,8 @@ class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
         """The rows of ``train`` to train on, and those that are held out."""
         per_class, fraction = self.hparams["per_class"], self.hparams["validation_fraction"]
         if per_class is not None and labels.names is None:
-            raise ValueError(f"expected None in `per_class` for labels that are numbers, got {per_class}")
+            remedy = "" if labels.kind else "; give 'classes' in `label_kind` if they are classes"
+            raise ValueError(f"expected None in `per_class` for labels that are numbers, got {per_class}{remedy}")
         assert targets is not None
         return split_rows(
             targets,
@@ -272,10 +275,28 @@ def _path(source: Any, arg: str) -> Any:
     return os.fspath(source)
 
 
-def _columns(text: str | Sequence[str] | None) -> tuple[str, ...] | None:
+def _check_label(label: object, kind: object, texts: Mapping[str, Sequence[str] | None]) -> None:
+    if not isinstance(label, str):
+        raise TypeError(f"expected the name of a column in `label`, got {label!r}")
+    if kind not in (None, "classes", "numbers"):
+        raise ValueError(f"expected 'classes', 'numbers' or None in `label_kind`, got {kind!r}")
+    for arg, columns in texts.items():
+        if columns is not None and label in columns:
+            raise ValueError(f"expected columns other than {label!r}, that of `label`, in `{arg}`, got {list(columns)}")
+
+
+def _columns(text: object) -> tuple[str, ...] | None:
     if text is None:
         return None
-    names = (text,) if isinstance(text, str) else tuple(text)
-    if len(names) not in (1, 2) or not all(isinstance(name, str) for name in names):
+    names = (text,) if isinstance(text, str) else text
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"expected the name of a column in `text`, or two, got {text!r}")
+    if len(names) not in (1, 2):
         raise ValueError(f"expected the name of a column in `text`, or two, got {text!r}")
-    return names
+    return tuple(names)
+
+
+def _parsed(template: object) -> Template | None:
+    if not isinstance(template, str | None):
+        raise TypeError(f"expected a text with columns in braces in `template`, got {template!r}")
+    return None if template is None else Template.parse(template)

@@ -15,7 +15,7 @@ from tenzoo.data.text.cache import cache_key, cached_tokens
 from tenzoo.data.text.columns import Template, find_columns, read_texts
 from tenzoo.data.text.labels import Labels
 from tenzoo.data.text.tables import Table
-from tenzoo.data.text.tokens import Tokens, load_tokenizer, tokenize, tokenizer_fingerprint
+from tenzoo.data.text.tokens import Tokens, check_room, load_tokenizer, tokenize, tokenizer_fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,7 @@ class Tokenization:
     Args:
         tokenizer: A path or a name on the hub.
         columns: Those of text; ``None`` finds them in the first table.
+        label: The column of labels.
         template: Makes one text of columns.
         max_length: Tokens per text.
         cache: Folder of the cache.
@@ -51,7 +52,14 @@ class Tokenization:
     """
 
     def __init__(
-        self, tokenizer: str, *, columns: Sequence[str] | None, template: Template | None, max_length: int, cache: Path
+        self,
+        tokenizer: str,
+        *,
+        columns: Sequence[str] | None,
+        label: str,
+        template: Template | None,
+        max_length: int,
+        cache: Path,
     ) -> None:
         self.tokenizer = load_tokenizer(tokenizer)
         limit = self.tokenizer.model_max_length
@@ -60,6 +68,7 @@ class Tokenization:
         self._vocabulary = max(self.tokenizer.get_vocab().values()) + 1
         self._fingerprint = tokenizer_fingerprint(self.tokenizer)
         self._columns = columns if template is None else template.columns
+        self._label = label
         self._template = template
         self._max_length = max_length
         self._cache = cache
@@ -68,24 +77,23 @@ class Tokenization:
         """The tokens of a table.
 
         Raises:
-            ValueError: If a column is missing, a cell is empty, or a text has no tokens.
+            ValueError: If a column is missing, a cell is empty, a text has no tokens, or ``max_length`` leaves none.
         """
         if self._columns is None:
-            self._columns = find_columns(table)
+            self._columns = find_columns(table, label=self._label)
             rank_zero_info(f"texts of {table.source} are its columns {', '.join(self._columns)}")
         texts = read_texts(table, self._columns, arg="text" if self._template is None else "template")
+        check_room(self.tokenizer, self._max_length, num_texts=len(texts) if self._template is None else 1)
         settings = json.dumps([self._fingerprint, self._max_length, [*self._columns], repr(self._template)])
-        tokens = cached_tokens(
+        return cached_tokens(
             self._cache,
             cache_key(texts, settings),
-            lambda: tokenize(self.tokenizer, texts, max_length=self._max_length, template=self._template),
+            lambda: tokenize(
+                self.tokenizer, texts, max_length=self._max_length, template=self._template, place=table.place
+            ),
             count=len(table),
             vocabulary=self._vocabulary,
         )
-        if tokens.lengths.min() == 0:
-            place = table.place(int(tokens.lengths.argmin()))
-            raise ValueError(f"expected a text with tokens in {place}, got none that the tokenizer knows")
-        return tokens
 
 
 def checksum(texts: Texts) -> str:

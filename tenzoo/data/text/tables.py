@@ -122,19 +122,34 @@ def _by_column(names: Sequence[str], rows: Iterator[list[str]], table: Table) ->
 
 
 def _read_tsv(path: Path) -> Table:
-    """Without quoting, as GLUE's files are; other signs that end lines are part of the text."""
-    lines = path.read_bytes().decode("utf-8-sig").rstrip("\r\n").split("\n")
-    rows = (line.removesuffix("\r").split("\t") for line in lines)
+    """Without quoting, as GLUE's files are; other signs that end lines are part of the text.
+
+    An empty line is a row of one empty cell, at the end too: what is left out would shift the rows of predictions.
+    """
+    content = path.read_bytes().decode("utf-8-sig")
+    rows = (line.removesuffix("\r").split("\t") for line in content.removesuffix("\n").split("\n"))
     table = Table({}, str(path), first=2, unit="line")
-    return _by_column(next(rows), rows, table) if lines != [""] else table
+    return _by_column(next(rows), rows, table) if content.strip("\r\n") else table
 
 
 def _read_csv(path: Path) -> Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = (row for row in csv.reader(file, strict=True) if row)
-        names = next(rows, None)
+        rows = (row or [""] for row in csv.reader(file, strict=True))  # an empty line is a row, as in a TSV file
+        names = next((row for row in rows if row != [""]), None)
         table = Table({}, str(path))
         return table if names is None else _by_column(names, rows, table)
+
+
+class _RepeatedKeyError(Exception):
+    """A key that a JSON object has twice."""
+
+
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _RepeatedKeyError(repr(next(name for name in names if names.count(name) > 1)))
+    return row
 
 
 def _read_jsonl(path: Path) -> Table:
@@ -142,7 +157,9 @@ def _read_jsonl(path: Path) -> Table:
     lines = path.read_bytes().decode("utf-8-sig").rstrip().split("\n")
     for number, line in enumerate([] if lines == [""] else lines):
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_distinct_keys)
+        except _RepeatedKeyError as error:
+            raise ValueError(f"expected distinct keys in {table.place(number)}, got {error} more than once") from error
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):

@@ -17,6 +17,9 @@ from tenzoo.data.text.tables import MISSING_EXTRA, brief
 CHUNK = 1000
 """Texts that are tokenized in one call."""
 
+_ENOUGH = 64
+"""Tokens with which a text without any is told from the others."""
+
 Array = npt.NDArray[Any]
 
 
@@ -118,7 +121,14 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return digest.hexdigest()
 
 
-def tokenize(tokenizer: Any, texts: Sequence[Sequence[str]], *, max_length: int, template: Template | None) -> Tokens:
+def tokenize(
+    tokenizer: Any,
+    texts: Sequence[Sequence[str]],
+    *,
+    max_length: int,
+    template: Template | None,
+    place: Callable[[int], str],
+) -> Tokens:
     """The tokens of texts, at most ``max_length`` each.
 
     Longer texts lose tokens as the tokenizer is set to; with a template the cells are cut, and the template stays.
@@ -128,9 +138,10 @@ def tokenize(tokenizer: Any, texts: Sequence[Sequence[str]], *, max_length: int,
         texts: One or two columns of ``n`` cells; with a template one per place of it.
         max_length: Tokens per text, those that the tokenizer adds included.
         template: Makes one text of the cells.
+        place: Where a row is, for errors.
 
     Raises:
-        ValueError: If the template alone is too long.
+        ValueError: If a cell has no tokens of its own, or the template alone is too long.
     """
     ids: list[list[int]] = []
     types: list[list[int]] = []
@@ -140,9 +151,45 @@ def tokenize(tokenizer: Any, texts: Sequence[Sequence[str]], *, max_length: int,
             encoded = _encode(tokenizer, *cells, max_length=max_length)
         else:
             encoded = _fill(tokenizer, cells, template, max_length)
+        alone = template is None and len(cells) == 1
+        empty = _without_tokens(tokenizer, encoded["input_ids"]) if alone else _first_empty_cell(tokenizer, cells)
+        if empty is not None:
+            where = place(start + empty)
+            raise ValueError(f"expected a text with tokens in {where}, got none that the tokenizer knows")
         ids += encoded["input_ids"]
         types += encoded.get("token_type_ids", [])
     return Tokens.join(ids, types or None)
+
+
+def check_room(tokenizer: Any, max_length: int, *, num_texts: int) -> None:
+    """Refuse a number of tokens with which nothing is left of a text.
+
+    Args:
+        tokenizer: Of transformers.
+        max_length: Tokens per text or pair.
+        num_texts: 1, or 2 for pairs.
+
+    Raises:
+        ValueError: If it is too small; the tokenizer would cut nothing.
+    """
+    added = tokenizer.num_special_tokens_to_add(pair=num_texts == 2)
+    if max_length < added + num_texts:
+        raise ValueError(
+            f"expected at least {added + num_texts} in `max_length`, {added} tokens that the tokenizer adds and one of "
+            f"each text, got {max_length}"
+        )
+
+
+def _without_tokens(tokenizer: Any, ids: Sequence[Sequence[int]]) -> int | None:
+    """The first text of which there is nothing but the tokens that are added to any."""
+    added = tokenizer.num_special_tokens_to_add(pair=False)
+    return next((row for row, text in enumerate(ids) if len(text) <= added), None)
+
+
+def _first_empty_cell(tokenizer: Any, cells: Sequence[Sequence[str]]) -> int | None:
+    """The first row of a pair or a template with a cell of which no tokens are made."""
+    rows = [_without_tokens(tokenizer, _encode(tokenizer, column, max_length=_ENOUGH)["input_ids"]) for column in cells]
+    return min((row for row in rows if row is not None), default=None)
 
 
 def _encode(tokenizer: Any, *texts: Sequence[str], max_length: int) -> Any:

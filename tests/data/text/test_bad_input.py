@@ -48,7 +48,12 @@ TEXTS = random_texts(6)
         ),
         ("a.tsv", "sentence\tlabel\nw1\n", "expected 2 cells in line 2 of .*, got 1"),
         ("a.tsv", "sentence\tlabel\nw1\t0\n\nw2\t1\n", "expected 2 cells in line 3 of .*, got 1"),
+        ("a.tsv", "sentence\tlabel\nw1\t0\nw2\t1\n\n", "expected 2 cells in line 4 of .*, got 1"),
         ("a.csv", "sentence,label\nw1,0\nw2,1,x\n", "expected 2 cells in row 2 of .*, got 3"),
+        ("a.csv", "sentence,label\nw1,0\n\nw2,1\n", "expected 2 cells in row 2 of .*, got 1"),
+        ("a.csv", "sentence,label\nw1,0\nw2,1\n\n", "expected 2 cells in row 3 of .*, got 1"),
+        ("a.csv", "\n\n", "expected at least one row of text in `train`, got none in"),
+        ("a.tsv", "\r\n\r\n", "expected at least one row of text in `train`, got none in"),
         (
             "a.csv",
             'sentence,label\n"w1,0\n',
@@ -68,6 +73,16 @@ TEXTS = random_texts(6)
             "a.jsonl",
             '{"sentence": "w1", "label": 0}\n[1]\n',
             r"expected one JSON object per line, got '\[1\]' in line 2 of",
+        ),
+        (
+            "a.jsonl",
+            '{"sentence": "w1", "label": 0}\n{"sentence": "w1", "label": 0, "label": 1}',
+            "expected distinct keys in line 2 of .*, got 'label' more than once$",
+        ),
+        (
+            "a.jsonl",
+            '{"sentence": "w1", "label": 0, "more": {"a": 1, "a": 2}}',
+            "expected distinct keys in line 1 of .*, got 'a' more than once$",
         ),
         ("a.jsonl", '{"sentence": "w1", "label": 0}\n{"sen', "expected one JSON object per line, got .* in line 2 of"),
         (
@@ -105,6 +120,20 @@ def test_files(tmp_path, name, content, message):
     refused(tmp_path, message, train=written(tmp_path, name, content))
 
 
+@pytest.mark.parametrize("ending", ["tsv", "csv"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_empty_lines_of_one_column_are_rows(tmp_path, ending, line_end):
+    unit, first = ("line", 2) if ending == "tsv" else ("row", 1)
+    for lines, row in ((["w1", "w2", ""], 2), (["w1", "", "w2"], 1), (["w1", "", ""], 1), (["", "w1"], 0)):
+        content = "".join(line + line_end for line in ["sentence", *lines])
+        predict = written(tmp_path, f"a.{ending}", content)
+        message = f"expected text in column 'sentence' in {unit} {first + row} of .*, got ''"
+        refused(tmp_path, message, predict=predict)
+    whole = make(tmp_path, predict=written(tmp_path, f"a.{ending}", f"sentence{line_end}w1{line_end}w2"))
+    whole.setup()
+    assert len(whole.splits["predict"]) == 2
+
+
 @pytest.mark.parametrize("arg", ["train", "validation", "test", "predict"])
 def test_missing_files(tmp_path, arg):
     missing = str(tmp_path / "none.tsv")
@@ -124,6 +153,15 @@ def test_missing_columns(tmp_path):
     refused(tmp_path, r"column of .* in `template`, of \['sent', 'label'\], got 'a'", train=odd, template="{a}.")
     refused(tmp_path, r"column of .* in `label`, of \['sent', 'label'\], got 'score'", train=odd, label="score")
     refused(tmp_path, r"column of .* in `text`, of \['sent', 'label'\], got 'sentence'", test=odd)
+
+
+def test_the_column_of_labels_is_not_taken_for_text(tmp_path):
+    train = table(tmp_path, question=["yes", "no"] * 3, sentence=["w1"] * 6)
+    data = make(tmp_path, train=train, validation=train, label="question")
+    data.setup()
+    assert data.label_names == ["no", "yes"]
+    assert set(data.splits["train"].tokens.lengths) == {3}
+    refused(tmp_path, "expected one of the columns", train=table(tmp_path, text=["a", "b"] * 3), label="text")
 
 
 @pytest.mark.parametrize("cell", ["", "   "])
@@ -229,16 +267,76 @@ def test_a_text_without_tokens(tmp_path):
     refused(tmp_path, message, train=train, tokenizer=str(tmp_path / "plain"))
 
 
+def without_some_signs(tmp_path) -> str:
+    """A tokenizer that adds two tokens, and makes none of a space of no width."""
+    from tokenizers import normalizers
+
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    tokenizer.save_pretrained(tmp_path / "signs")
+    return str(tmp_path / "signs")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"text": "b"},
+        {"text": ["a", "b"]},
+        {"text": ["b", "a"]},
+        {"template": "{b}"},
+        {"template": "{a} , {b} ."},
+    ],
+)
+def test_a_text_of_which_only_added_tokens_remain(tmp_path, options):
+    train = table(tmp_path, a=TEXTS, b=[*TEXTS[:4], "\u200b", "\u200b"], label=[0, 1] * 3)
+    message = "expected a text with tokens in line 6 of .*, got none that the tokenizer knows"
+    refused(tmp_path, message, train=train, tokenizer=without_some_signs(tmp_path), **options)
+    assert not list((tmp_path / "cache").glob("*.npz"))
+
+
+@pytest.mark.parametrize(
+    ("text", "added", "least"), [("sentence", 2, 3), (["sentence", "sentence"], 3, 5), (None, 2, 3)]
+)
+def test_no_room_for_a_text(tmp_path, text, added, least):
+    for length in (1, least - 1):
+        message = f"expected at least {least} in `max_length`, {added} tokens that .* adds .*, got {length}$"
+        refused(tmp_path, message, text=text, max_length=length)
+    refused(tmp_path, "expected at least 3 in `max_length`", template="{sentence}", max_length=2)
+    data = make(tmp_path, text=text, max_length=least)
+    data.setup()
+    assert {int(texts.tokens.lengths.max()) for texts in data.splits.values()} == {least}
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
         ({"text": []}, ValueError, r"expected the name of a column in `text`, or two, got \[\]"),
+        ({"text": 5}, TypeError, "expected the name of a column in `text`, or two, got 5$"),
+        ({"text": ["a", 5]}, TypeError, r"expected the name of a column in `text`, or two, got \['a', 5\]$"),
+        ({"text": {"a": "b"}}, TypeError, "expected the name of a column in `text`, or two, got {'a': 'b'}$"),
+        ({"template": 5}, TypeError, "expected a text with columns in braces in `template`, got 5$"),
+        ({"label_kind": ["classes"]}, ValueError, r"expected 'classes', .* in `label_kind`, got \['classes'\]$"),
         ({"text": ["a", "b", "c"]}, ValueError, "expected the name of a column in `text`, or two, got"),
         ({"text": "a", "template": "{a}"}, ValueError, "expected `text` or `template`, got both: 'a' and '{a}'"),
         ({"template": "It was"}, ValueError, "expected columns in braces in `template`, .*, got 'It was' without one"),
         ({"template": "{} It was"}, ValueError, "expected columns in braces in `template`, .*, got '{} It was'"),
         ({"template": "{a!r} was"}, ValueError, "expected columns in braces in `template`, .*, got '{a!r} was'"),
         ({"template": "{a was"}, ValueError, "expected columns in braces in `template`, .*, got '{a was': "),
+        (
+            {"text": "label"},
+            ValueError,
+            r"expected columns other than 'label', that of `label`, in `text`, got \['label'\]$",
+        ),
+        (
+            {"text": ["a", "b"], "label": "b"},
+            ValueError,
+            r"expected columns other than 'b', that of `label`, in `text`, got \['a', 'b'\]$",
+        ),
+        (
+            {"template": "{a} is {label}"},
+            ValueError,
+            r"expected columns other than 'label', that of `label`, in `template`, got \['a', 'label'\]$",
+        ),
         ({"per_class": 0}, ValueError, "expected at least 1 in `per_class`, got 0"),
         ({"per_class": 2.5}, TypeError, "expected an integer in `per_class`, got 2.5"),
         ({"max_length": 0}, ValueError, "expected at least 1 in `max_length`, got 0"),

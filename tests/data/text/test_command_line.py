@@ -13,6 +13,7 @@ WRONG = {
     "tokenizer": ("nowhere/at-all", "in `tokenizer`, got 'nowhere/at-all': "),
     "label": ("score", "in `label`, of ['sentence', 'label'], got 'score'"),
     "text": (["sentence", "more"], "in `text`, of ['sentence', 'label'], got 'more'"),
+    "label_kind": ("ratings", "label_kind"),
     "template": ("{more}", "in `template`, of ['sentence', 'label'], got 'more'"),
     "per_class": (99, "in `per_class`, got 99"),
     "max_length": (0, "expected at least 1 in `max_length`, got 0"),

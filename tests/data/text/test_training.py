@@ -116,10 +116,29 @@ def test_a_checkpoint_rebuilds_the_data_and_refuses_other(tmp_path):
     again = TextDataModule.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True)
     assert again.state_dict() == data.state_dict()
     assert again.hparams == data.hparams
-    for options in ({"seed": 1}, {"max_length": 9}, {"per_class": 5}, {"template": "{sentence} a"}):
+    both = "'train' and 'val'"
+    for options, splits in (
+        ({"seed": 1}, both),
+        ({"max_length": 9}, both),
+        ({"per_class": 5}, "'train'"),
+        ({"template": "{sentence} a"}, both),
+        ({"validation_fraction": 0.0}, both),
+    ):
         other = make(tmp_path, validation=None, **options)
-        with pytest.raises(ValueError, match="expected the `checksum` of the checkpoint"):
+        message = f"expected the `checksum` of the checkpoint, got another one of {splits}: its numbers"
+        with pytest.raises(ValueError, match=message):
             make_trainer(tmp_path).fit(Recorder(), other, ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_split_that_differs_is_named(tmp_path, split):
+    data, trainer = make(tmp_path), make_trainer(tmp_path)
+    trainer.fit(Recorder(), data)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    texts = write_tsv(tmp_path / "other.tsv", {"sentence": random_texts(9, seed=5), "label": [0, 1, 2] * 3})
+    other = make(tmp_path, **{"train" if split == "train" else "validation": texts})
+    with pytest.raises(ValueError, match=f"`checksum` of the checkpoint, got another one of '{split}': its numbers"):
+        make_trainer(tmp_path).predict(Recorder(), other, ckpt_path=tmp_path / "x.ckpt", weights_only=True)
 
 
 def test_new_texts_are_tested_with_an_old_checkpoint(tmp_path):
