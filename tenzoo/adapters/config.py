@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 
 from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType
-from safetensors import SafetensorError, safe_open
 
 from tenzoo.factorizations import factorization_class
 
@@ -207,6 +206,8 @@ def _check_weights(path: Path) -> None:
     """
     if not path.is_file():
         return
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt"):
             pass

@@ -80,8 +80,8 @@ MODEL = [
     ("model 3", "CompletionTask, DistillationTask, ImageClassificationTask, TextClassificationTask, got '3'"),
     (
         "model []",
-        "a class in `model`, one of CompletionTask, DistillationTask, ImageClassificationTask, TextClassificationTask, "
-        "got '[]'",
+        "a class in `model`, one of CausalLMTask, CompletionTask, DistillationTask, ImageClassificationTask, "
+        "TextClassificationTask, got '[]'",
     ),
     ("model null", "arguments are required: fit.model"),
     ("model CompletionTusk", "'CompletionTusk'"),

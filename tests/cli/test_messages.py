@@ -181,7 +181,7 @@ def test_a_binary_config(config, capsys):  # noqa: F811
 
 def test_an_unknown_command_and_an_empty_one(capsys):
     assert main(["fot"]) == 2
-    assert "compress, describe, fit, list, predict, test, validate, got 'fot'" in capsys.readouterr().err
+    assert "compress, describe, fit, generate, list, predict, test, validate, got 'fot'" in capsys.readouterr().err
     assert main(["fit"]) == 2
     assert "arguments are required: fit.data, fit.model" in capsys.readouterr().err
 

@@ -128,7 +128,7 @@ def test_what_tenzoo_refuses_of_ones_own_code(config, own, capsys):  # noqa: F81
 
 def test_a_module_that_is_not_there(config, capsys):  # noqa: F811
     line = said(capsys, run("fit", config, "--model=nowhere_at_all.Own"), 2)
-    assert "a class in `model`, one of CompletionTask," in line
+    assert "a class in `model`, one of CausalLMTask, CompletionTask," in line
     assert "'nowhere_at_all.Own'" in line
 
 
