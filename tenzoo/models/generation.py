@@ -121,12 +121,12 @@ def _tokens(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """A model in evaluation mode; its own mode comes back afterwards."""
-    training = model.training
+    """A model in evaluation mode; each of its modules has its own mode again afterwards."""
+    training = [module for module in model.modules() if module.training]
     if training:
         model.eval()
     try:
         yield
     finally:
-        if training:
-            model.train()
+        for module in training:
+            module.training = True

@@ -54,6 +54,14 @@ def test_the_mode_is_as_before():
     assert one == other
 
 
+def test_modules_of_other_modes_keep_theirs():
+    decoder = model(dropout=0.5)
+    decoder.blocks[0].eval()
+    before = [module.training for module in decoder.modules()]
+    list(generate(decoder, prompt(), 2))
+    assert [module.training for module in decoder.modules()] == before
+
+
 def test_a_seed_gives_the_same_tokens():
     found = [
         torch.stack(list(generate(model(), prompt(), 12, generator=torch.Generator().manual_seed(seed))))
