@@ -52,8 +52,6 @@ def check_same_settings(checkpoint: Mapping[str, Any], recorded: Any, config: Ma
 
     The optimizer's state in a checkpoint brings its own learning rate along, so a new one would silently lose.
 
-    What the model did not save of its settings itself is taken from the record of its run.
-
     Args:
         checkpoint: As read.
         recorded: The ``model`` of the recorded configuration, or None.
@@ -63,7 +61,7 @@ def check_same_settings(checkpoint: Mapping[str, Any], recorded: Any, config: Ma
     Raises:
         ValueError: Naming the first setting that differs and both values.
     """
-    stored = {**_settings(recorded), **checkpoint.get("hyper_parameters", {})}
+    stored = _stored(checkpoint, recorded)
     stored.pop("_instantiator", None)
     if not stored:
         return
@@ -97,7 +95,7 @@ def check_same_network(checkpoint: Mapping[str, Any], recorded: Any, config: Map
     Raises:
         ValueError: Naming the first setting that differs and both values.
     """
-    old = {**_settings(recorded), **checkpoint.get("hyper_parameters", {})}.get("network")
+    old = _stored(checkpoint, recorded).get("network")
     if old is None:  # made in Python, or with a task that makes its network itself
         return
     for name, had, got in differences(old, _settings(config).get("network"), "model.init_args.network"):
@@ -106,6 +104,11 @@ def check_same_network(checkpoint: Mapping[str, Any], recorded: Any, config: Map
                 f"expected the network of the checkpoint {str(path)!r}, got `{name}` = {_short(got)} where it has "
                 f"{_short(had)}; give its settings"
             )
+
+
+def _stored(checkpoint: Mapping[str, Any], recorded: Any) -> dict[str, Any]:
+    """The settings of a checkpoint's model; what it did not save itself is taken from the record of its run."""
+    return {**_settings(recorded), **checkpoint.get("hyper_parameters", {})}
 
 
 def _settings(model: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ _AUTO = ("tt", "tucker", "cp", "tr")
 """The formats of ``factorization="auto"``. The sensitivities are measured with the first, whose errors are known."""
 
 _WEIGHED = 64
-"""Number of samples for the sensitivities, of which only the square roots count."""
+"""Number of samples for the sensitivities, each of which takes a pass for every layer."""
 
 
 @full_precision()

@@ -1,6 +1,7 @@
 """The inputs of a model's layers: which layers they reach, and how many they are."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -106,40 +107,40 @@ def _positions(
 ) -> Seen:
     seen: dict[str, Positions] = {}
 
-    def note(name: str, x: Tensor) -> None:
-        seen[name] = seen.get(name, Positions(0, 0)).plus(layers[name].positions(x))
+    def note(name: str, x: Tensor | None, output: Tensor) -> None:
+        if x is not None:
+            seen[name] = seen.get(name, Positions(0, 0)).plus(layers[name].positions(x.detach()))
 
     uses = Uses(_names(weights))
-    with uses:
-        _watch(model, layers, [call], "example_input", note)
+    LOGGER.info("measuring the inputs of %d layers", len(layers))
+    with uses, watching(model, layers, note), evaluating(model):
+        repeatably(model, call, "example_input")
     rows = {weight.name: uses.rows[weight.full_name] for weight in weights if weight.full_name in uses.rows}
     return Seen({name: Positions(number, number) for name, number in rows.items()} | seen, frozenset(seen))
 
 
-def _watch(
-    model: nn.Module,
-    layers: Mapping[str, Any],
-    calls: Sequence[Call],
-    argument: str,
-    note: Callable[[str, Tensor], None],
-) -> None:
-    """Run a model in evaluation mode, and note the names and the inputs of its layers as they are called."""
-    handles = []
-    for name in layers:
+@contextmanager
+def watching(
+    model: nn.Module, names: Iterable[str], tell: Callable[[str, Tensor | None, Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Tell of each call of layers.
 
-        def tell(
-            module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], outputs: Any, name: str = name
-        ) -> None:
-            x = next((x for x in (*inputs, *named.values()) if isinstance(x, Tensor)), None)
-            if x is not None:
-                note(name, x.detach())
+    Args:
+        model: Their model.
+        names: Their names in it.
+        tell: Gets the name of a layer, the first tensor that it was called with and its output, and gives what it
+            returns in place of the output, or None.
+    """
 
-        handles.append(model.get_submodule(name).register_forward_hook(tell, with_kwargs=True))
+    def hook(name: str) -> Callable[..., Tensor | None]:
+        def told(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+            return tell(name, next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None), output)
+
+        return told
+
+    handles = [model.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True) for name in names]
     try:
-        LOGGER.info("measuring the inputs of %d layers", len(layers))
-        with evaluating(model):
-            for call in calls:
-                repeatably(model, call, argument)
+        yield
     finally:
         for handle in handles:
             handle.remove()

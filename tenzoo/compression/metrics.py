@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call
+from tenzoo.compression.inputs import watching
 from tenzoo.compression.progress import LOGGER, each
 from tenzoo.compression.runs import counted, evaluating, repeatably
 from tenzoo.compression.samples import in_pieces
@@ -40,11 +40,11 @@ def output_metrics(
 
         C = E[g² x xᵀ],   G = E[x² g gᵀ],   g = Jᵀ v,
 
-    of random signs v (Kronecker-factored curvature, Martens & Grosse 2015, arXiv:1503.05671,
-    with each row weighted by its other side). C and G are approximated by Kronecker products of their parts for the
-    single modes, and ``S_k = C_k^{1/2}`` is the metric of the mode k. The rows of an embedding are looked up: C is the
-    diagonal of the sums of g² of each row. Where no gradient reaches the output of a layer, C is that of equal g, and
-    the modes of the output have no metric.
+    of random signs v (Kronecker-factored curvature, Martens & Grosse 2015, arXiv:1503.05671, with each row weighted by
+    its other side). C and G are approximated by Kronecker products of their parts for the single modes, and
+    ``S_k = C_k^{1/2}`` is the metric of the mode k. The rows of an embedding are looked up: C is the diagonal of the
+    sums of g² of each row. Where no gradient reaches the output of a layer, C is that of equal g, and the modes of the
+    output have no metric.
 
     Args:
         model: A model that stays as it is; it runs in evaluation mode, forward and backward.
@@ -62,7 +62,15 @@ def output_metrics(
     moments = {name: _Moments() for name in layers}
     generator = torch.Generator().manual_seed(0)
     draws = math.ceil(_DRAWN / max(sum(call.size for call in calls), 1))
-    with evaluating(model), _probing(model, layers) as records:
+    records: list[_Record] = []
+
+    def probe(name: str, x: Tensor | None, output: Tensor) -> Tensor:
+        zeros = torch.zeros_like(output, requires_grad=True)
+        if x is not None:
+            records.append(_Record(name, x.detach(), zeros))
+        return output + zeros
+
+    with evaluating(model), watching(model, layers, probe):
         for piece in each(pieces, f"measuring inputs and gradients of {len(layers)} layers"):
             outputs = _outputs_with_gradients(model, piece, records)
             found = list(records)  # a checkpoint calls layers again in the backward pass
@@ -92,30 +100,6 @@ class _Record(NamedTuple):
     name: str
     x: Tensor
     probe: Tensor
-
-
-@contextmanager
-def _probing(model: nn.Module, layers: Mapping[str, Any]) -> Iterator[list[_Record]]:
-    """The records of all calls of layers since the list was cleared."""
-    records: list[_Record] = []
-    handles = []
-    for name in layers:
-
-        def tell(
-            module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor, name: str = name
-        ) -> Tensor:
-            x = next((x for x in (*inputs, *named.values()) if isinstance(x, Tensor)), None)
-            probe = torch.zeros_like(output, requires_grad=True)
-            if x is not None:
-                records.append(_Record(name, x.detach(), probe))
-            return output + probe
-
-        handles.append(model.get_submodule(name).register_forward_hook(tell, with_kwargs=True))
-    try:
-        yield records
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _gradients(

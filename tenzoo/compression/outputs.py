@@ -31,7 +31,7 @@ def sensitivities(
     """
     with evaluating(model):
         before = outputs(model, calls)
-        size = _squares(before)
+        size = squares(before)
         found: dict[str, float] = {}
         for name, (make, error) in each(list(changed.items()), "measuring how far the outputs move with layers"):
             with _other_numbers(model, name, make()):
@@ -105,7 +105,7 @@ def difference(result: object, expected: Sequence[Tensor]) -> float | None:
     found = numbers_in(result)
     if not found or [y.shape for y in found] != [y.shape for y in expected]:
         return None
-    sizes = [math.sqrt(_squares([y])) for y in expected]
+    sizes = [math.sqrt(squares([y])) for y in expected]
     least = max(sizes) * min(256 * max(torch.finfo(y.dtype).eps for y in expected), 0.1)
     return max(
         math.sqrt(moved([x], [y])) / max(size, least, torch.finfo(torch.float64).tiny)
@@ -138,7 +138,7 @@ def outputs(model: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
 
 def relative(distance: float, before: Sequence[Tensor]) -> float:
     """The root of a squared distance, relative to the norm of the outputs unless that is 0."""
-    size = _squares(before)
+    size = squares(before)
     return math.sqrt(distance / size) if size else math.sqrt(distance)
 
 
@@ -188,6 +188,6 @@ def _all_numbers(model: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
     return [y for call in calls for y in counted(call, repeatably(model, call, "calibration"))]
 
 
-def _squares(parts: Sequence[Tensor]) -> float:
+def squares(parts: Sequence[Tensor]) -> float:
     """Sum of all squares; infinity, as a mask leaves it, counts as 0."""
     return sum(float(part.double().nan_to_num(0, 0, 0).square().sum()) for part in parts)

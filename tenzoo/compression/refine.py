@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from tenzoo.compression.calls import Call, hold_back
-from tenzoo.compression.outputs import dense_outputs, output_error
+from tenzoo.compression.outputs import moved, output_error, outputs, relative, squares
 from tenzoo.compression.progress import LOGGER
 from tenzoo.compression.reading import Example, read_calls
+from tenzoo.compression.replaceable import check_module
 from tenzoo.compression.runs import counted, evaluating, repeatably
 from tenzoo.compression.samples import divider, in_pieces
 from tenzoo.cores import find_core_groups
 from tenzoo.dynamics import is_distributed
 from tenzoo.factorizations.decomposition import full_precision
+from tenzoo.layers.tensorization import check_sizes
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -64,13 +66,9 @@ def refine_(model: M, dense: nn.Module, *, calibration: Example, epochs: int = 4
         >>> (refine_(model, dense, calibration=x)(x) - dense(x)).norm().item() < before
         True
     """
-    for name, value in (("model", model), ("dense", dense)):
-        if not isinstance(value, nn.Module):
-            raise TypeError(f"expected an nn.Module in `{name}`, got a {type(value).__name__}")
-    if isinstance(epochs, bool) or not isinstance(epochs, int):
-        raise TypeError(f"expected an int in `epochs`, got {epochs!r}")
-    if epochs < 1:
-        raise ValueError(f"expected a number >= 1 in `epochs`, got {epochs}")
+    check_module(model)
+    check_module(dense, "dense")
+    check_sizes(epochs=epochs)
     if dense is model:
         raise ValueError(
             "expected the model from before it was compressed in `dense`, got `model` itself; copy it first"
@@ -111,20 +109,14 @@ def _fitted(
     epochs: int,
 ) -> list[Tensor]:
     """The numbers of the cores with the smallest error on the held calls."""
-    expected = dense_outputs(dense, held)
-    own = dense_outputs(model, held)
-    shapes, others = ([tuple(y.shape) for y in each] for each in (own, expected))
-    if shapes != others:
-        raise ValueError(
-            f"expected the model from before it was compressed in `dense`, got one with outputs of shapes {others} "
-            f"where `model` has {shapes}"
-        )
-    targets = [dense_outputs(dense, [piece]) for piece in pieces]
+    with evaluating(dense):
+        expected = outputs(dense, held)
+        targets = [outputs(dense, [piece]) for piece in pieces]
     generator = torch.Generator().manual_seed(0)
     steps, step = epochs * len(pieces), _STEP
     with evaluating(model), _gradients_apart(cores):  # puts the numbers back
         optimizer = torch.optim.Adam([{"params": [core], "size": _size(core)} for core in cores])
-        least = output_error(model, (), held, expected)
+        least = _first_error(outputs(model, held), expected)
         best = [core.detach().clone() for core in cores]
         LOGGER.info("error of the outputs on samples held back: %.4f", least)
         for epoch in range(epochs):
@@ -145,6 +137,17 @@ def _fitted(
     return best
 
 
+def _first_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The error of the outputs before the first pass, if the models have the same outputs."""
+    shapes, others = ([tuple(y.shape) for y in each] for each in (found, expected))
+    if shapes != others:
+        raise ValueError(
+            f"expected the model from before it was compressed in `dense`, got one with outputs of shapes {others} "
+            f"where `model` has {shapes}"
+        )
+    return relative(moved(found, expected), expected)
+
+
 def _put(cores: Sequence[nn.Parameter], numbers: Sequence[Tensor]) -> None:
     with torch.no_grad():
         for core, own in zip(cores, numbers, strict=True):
@@ -160,8 +163,7 @@ def _give_gradients(model: nn.Module, cores: Sequence[nn.Parameter], call: Call,
     with torch.enable_grad():
         found = counted(call, repeatably(model, call, "calibration"))
         steps = [(x - y)[y.isfinite()] for x, y in zip(found, expected, strict=True)]
-        size = sum(float(y.double().nan_to_num(0, 0, 0).square().sum()) for y in expected)
-        loss = torch.stack([step.double().square().sum() for step in steps]).sum() / (size or 1.0)
+        loss = torch.stack([step.double().square().sum() for step in steps]).sum() / (squares(expected) or 1.0)
     gradients: Sequence[Tensor | None] = [None] * len(cores)
     if loss.requires_grad:
         gradients = torch.autograd.grad(loss, cores, allow_unused=True)

@@ -203,8 +203,12 @@ def _joined(name: str, key: str) -> str:
     return f"{name}.{key}" if name else key
 
 
-def check_module(model: object) -> None:
+def check_module(model: object, argument: str = "model") -> None:
     """Refuse what is no module.
+
+    Args:
+        model: The argument.
+        argument: Its name, for the error.
 
     Raises:
         TypeError: If it is none.
@@ -216,7 +220,7 @@ def check_module(model: object) -> None:
         TypeError: expected an nn.Module in `model`, got a str
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"expected an nn.Module in `model`, got a {type(model).__name__}")
+        raise TypeError(f"expected an nn.Module in `{argument}`, got a {type(model).__name__}")
 
 
 def _read_by_name(model: nn.Module) -> set[int]:

@@ -1,6 +1,11 @@
 """Checks of plain arguments that several data modules share."""
 
+import os
 from numbers import Real
+from typing import Any
+
+MISSING_EXTRA = "pip install 'tenzoo[text]'"
+"""What installs the packages that data of text need."""
 
 
 def check_int(value: object, *, arg: str, least: int) -> int:
@@ -69,3 +74,27 @@ def check_fraction(value: object, *, arg: str, positive: bool = False, below_one
     if not 0 <= number <= 1 or (positive and number == 0) or (below_one and number == 1):
         raise ValueError(f"expected a number in {interval} in `{arg}`, got {value!r}")
     return number
+
+
+def check_path(value: object, *, arg: str, what: str, optional: bool = False) -> Any:
+    """A path as a string: checkpoints hold builtins only.
+
+    Args:
+        value: The argument.
+        arg: Name of the argument, for the error.
+        what: What is valid, for the error.
+        optional: Whether ``None`` is valid; it is returned as it is.
+
+    Raises:
+        TypeError: If it is another type, or empty.
+
+    Example:
+        >>> from pathlib import Path
+        >>> check_path(Path("data") / "train.tsv", arg="train", what="a path")
+        'data/train.tsv'
+    """
+    if value is None and optional:
+        return None
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise TypeError(f"expected {what} in `{arg}`, got {value!r}")
+    return os.fspath(value)

@@ -1,6 +1,7 @@
 """The base of all data modules: data that is prepared once, and training batches that a checkpoint resumes."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import lightning.pytorch as pl
@@ -151,3 +152,40 @@ def _difference(saved: Any, value: Any) -> str:
         return f"{saved!r}, got {value!r}"
     splits = [name for name in sorted({*saved, *value}) if saved.get(name) != value.get(name)]
     return f"got another one of {' and '.join(map(repr, splits))}"
+
+
+class PreparedSplits(Prepared, Protocol):
+    """Data with splits by name, of which ``val`` may be missing."""
+
+    @property
+    def splits(self) -> Mapping[str, Any]:
+        """The splits that there are."""
+
+
+S = TypeVar("S", bound=PreparedSplits)
+
+
+class ValidatedDataModule(ResumableDataModule[S, L], Generic[S, L]):
+    """Validates with the split ``val``, if there is one, and reports once what was read.
+
+    Abstract, as its base class.
+    """
+
+    @property
+    def eval_split_names(self) -> tuple[str, ...]:
+        """The names of the validation loaders, in order: ``("val",)``, or none. The test loader is ``test``."""
+        return ("val",) if "val" in self._data.splits else ()
+
+    @override
+    def setup(self, stage: str | None = None) -> None:
+        """Loads, checks and splits the data, once; begins a new stream of training batches."""
+        first = self._prepared is None
+        super().setup(stage)
+        if not self.eval_split_names and self.trainer is not None:
+            self.trainer.limit_val_batches = 0  # Lightning warns of an empty list of loaders
+        if first:
+            self._report()
+
+    @abstractmethod
+    def _report(self) -> None:
+        """Say what was read, in one line or none."""

@@ -18,6 +18,17 @@ Implementation: TypeAlias = Literal["auto", "reconstruct", "contract"]
 _MANY = 2**30
 
 
+def check_implementation(implementation: object) -> None:
+    """Refuse what is no implementation.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if implementation not in get_args(Implementation):
+        valid = sorted(get_args(Implementation))
+        raise ValueError(f"expected one of {valid} in `implementation`, got {implementation!r}")
+
+
 class FactorizedLayer(FactorizedModule):
     """A layer that reconstructs its dense weight, or contracts its input with the cores.
 
@@ -34,10 +45,7 @@ class FactorizedLayer(FactorizedModule):
 
     def __init__(self, implementation: Implementation) -> None:
         super().__init__()
-        if implementation not in get_args(Implementation):
-            raise ValueError(
-                f"expected one of {sorted(get_args(Implementation))} in `implementation`, got {implementation!r}"
-            )
+        check_implementation(implementation)
         self.implementation = implementation
 
     def _count_costs(self) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from tenzoo.factorizations import Factorization, Rank
 from tenzoo.layers import Implementation, TensorizedEmbedding, TensorizedLinear
+from tenzoo.layers.implementation import check_implementation
 
 Part: TypeAlias = Literal["embedding", "attention", "feed_forward", "head"]
 
@@ -40,9 +41,7 @@ class Parts:
     """The cores of each layer, and the number of parameters of its dense weight."""
 
     def __post_init__(self) -> None:
-        if self.implementation not in get_args(Implementation):
-            valid = sorted(get_args(Implementation))
-            raise ValueError(f"expected one of {valid} in `implementation`, got {self.implementation!r}")
+        check_implementation(self.implementation)
         for name, value in (("factorization", self.factorization), ("rank", self.rank)):
             for key in value if isinstance(value, Mapping) else ():
                 if key not in _PARTS or (key == "head" and self.tied):
@@ -125,7 +124,7 @@ class Parts:
         try:
             if isinstance(rank, Integral) and not isinstance(rank, bool):
                 empty = kind(first, second, device="meta", **settings).factorization
-                settings = settings | {"rank": list(type(empty).usable_rank(empty.shape, empty.rank))}
+                settings = settings | {"rank": usable_rank(empty, empty.rank)}
             return kind(first, second, **settings)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{error} in {name}") from error
@@ -152,7 +151,7 @@ class Parts:
         """
         if isinstance(budget, bool) or not isinstance(budget, Real):
             raise TypeError(f"expected a number of parameters or a fraction in `budget`, got {budget!r}")
-        others = total - sum(_number(cores, cores.rank) for cores, _ in self.made)
+        others = total - sum(core.numel() for cores, _ in self.made for core in cores.cores)
         dense = others + sum(number for _, number in self.made)
         if not (budget >= 1 if isinstance(budget, Integral) else 0 < budget <= 1):
             raise ValueError(f"expected an int >= 1 or a float in (0, 1] in `budget`, got {budget!r}")
@@ -160,8 +159,7 @@ class Parts:
 
         def number(rank: int) -> int:
             return others + sum(
-                _number(cores, type(cores).usable_rank(cores.shape, type(cores).resolve_rank(cores.shape, rank)))
-                for cores, _ in self.made
+                type(cores).num_parameters(cores.shape, usable_rank(cores, rank)) for cores, _ in self.made
             )
 
         if number(1) > allowed:
@@ -177,15 +175,7 @@ class Parts:
         return rank
 
 
-def _number(cores: Factorization, rank: tuple[int, ...]) -> int:
-    return type(cores).network(len(cores.shape)).num_parameters(cores.shape, rank)
-
-
-def check_choice(name: str, value: object, valid: tuple[str, ...]) -> None:
-    """Refuse what is not among the valid words.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if value not in valid:
-        raise ValueError(f"expected one of {sorted(valid)} in `{name}`, got {value!r}")
+def usable_rank(cores: Factorization, rank: Rank) -> list[int]:
+    """The ranks of a format and a shape, cut to what each bond can use."""
+    kind = type(cores)
+    return list(kind.usable_rank(cores.shape, kind.resolve_rank(cores.shape, rank)))

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, get_args
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from tenzoo.factorizations import Rank
 from tenzoo.layers import Implementation, Tensorization, TensorizedConv2d, TensorizedLayer
+from tenzoo.layers.implementation import check_implementation
 from tenzoo.layers.tensorization import check_sizes
 from tenzoo.weight_files import load_weights_, read_weights
 
@@ -179,9 +180,7 @@ class _Convolutions:
 
     def check(self) -> None:
         """Refuse settings that contradict each other."""
-        if self.implementation not in get_args(Implementation):
-            valid = sorted(get_args(Implementation))
-            raise ValueError(f"expected one of {valid} in `implementation`, got {self.implementation!r}")
+        check_implementation(self.implementation)
         if self.factorization is None:
             for name, value in (("rank", self.rank), ("tensorization", self.tensorization)):
                 if value is not None:

@@ -11,10 +11,8 @@ from torch.nn import functional as F  # noqa: N812
 from torchmetrics import Metric
 from typing_extensions import override
 
+from tenzoo.data.corpus.blocks import IGNORED
 from tenzoo.tasks.supervised import SupervisedTask
-
-IGNORED = -100
-"""A target that does not count, as in :func:`torch.nn.functional.cross_entropy`."""
 
 
 class CausalLMTask(SupervisedTask):

@@ -9,8 +9,7 @@ from tenzoo.cli.generate import _texts
 from tenzoo.data.corpus.vocabulary import vocabulary_of
 from tenzoo.models.generation import Sampling, generate
 from tenzoo.tasks import CausalLMTask
-
-TEXT = "The quick brown fox jumps over the lazy dog.\n" * 40
+from tests.data.running_text.test_corpus import TEXT
 
 
 def trained(folder, num_tokens=30, **data):

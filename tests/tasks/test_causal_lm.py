@@ -12,8 +12,8 @@ from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor
 from tenzoo.data import TextCorpusDataModule
 from tenzoo.models import Decoder
 from tenzoo.tasks import SAM, CausalLMTask
+from tests.data.running_text.test_corpus import TEXT
 
-TEXT = "The quick brown fox jumps over the lazy dog.\n" * 40
 SMALL = {"width": 16, "depth": 1, "heads": 2, "context": 16}
 QUIET = {
     "accelerator": "cpu",

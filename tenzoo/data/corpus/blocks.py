@@ -14,7 +14,7 @@ Batch = dict[str, Tensor]
 """``tokens`` ``(N, T)``, and ``targets`` ``(N, T)``, the tokens that follow each, int64."""
 
 IGNORED = -100
-"""A target that does not count."""
+"""A target that does not count, as in :func:`torch.nn.functional.cross_entropy`."""
 
 _SHIFT_STREAM = 0x5B1F7
 

@@ -1,7 +1,6 @@
 """Running text for language models: tokens of files, in blocks."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +10,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from tenzoo.data.checks import check_fraction, check_int
+from tenzoo.data.checks import check_fraction, check_int, check_path
 from tenzoo.data.corpus.blocks import BlockLoader, WindowLoader
 from tenzoo.data.corpus.documents import read_documents
 from tenzoo.data.corpus.vocabulary import Vocabulary, make_vocabulary
-from tenzoo.data.resumable import ResumableDataModule
+from tenzoo.data.resumable import ValidatedDataModule
 from tenzoo.data.transfer import upload
 
 Array = npt.NDArray[np.int32]
@@ -49,7 +48,7 @@ class PreparedCorpus:
     fingerprint: dict[str, Any]
 
 
-class TextCorpusDataModule(ResumableDataModule[PreparedCorpus, BlockLoader]):
+class TextCorpusDataModule(ValidatedDataModule[PreparedCorpus, BlockLoader]):
     """Running text for language models.
 
     A source is a text file in UTF-8, a folder of files ``*.txt``, or a ``.parquet`` file with a column ``text``. A
@@ -103,7 +102,7 @@ class TextCorpusDataModule(ResumableDataModule[PreparedCorpus, BlockLoader]):
     ) -> None:
         super().__init__()
         train, validation, test, tokenizer = (
-            _path(value, name, optional=name in ("validation", "test"))
+            check_path(value, arg=name, what="a path", optional=name in ("validation", "test"))
             for name, value in (("train", train), ("validation", validation), ("test", test), ("tokenizer", tokenizer))
         )
         for name, number, least in (
@@ -137,21 +136,10 @@ class TextCorpusDataModule(ResumableDataModule[PreparedCorpus, BlockLoader]):
         """``train``, ``val`` and ``test``, those that there are; known after ``setup``."""
         return self._data.splits
 
-    @property
-    def eval_split_names(self) -> tuple[str, ...]:
-        """The names of the validation loaders, in order: ``("val",)``, or none. The test loader is ``test``."""
-        return ("val",) if "val" in self.splits else ()
-
     @override
-    def setup(self, stage: str | None = None) -> None:
-        """Reads, checks, splits and tokenizes the text, once; begins a new stream of training batches."""
-        first = self._prepared is None
-        super().setup(stage)
-        if not self.eval_split_names and self.trainer is not None:
-            self.trainer.limit_val_batches = 0  # Lightning warns of an empty list of loaders
-        if first:
-            counts = ", ".join(f"{len(text.tokens):,} {name}" for name, text in self.splits.items())
-            rank_zero_info(f"tokens: {counts}; vocabulary of {self.num_tokens:,}")
+    def _report(self) -> None:
+        counts = ", ".join(f"{len(text.tokens):,} {name}" for name, text in self.splits.items())
+        rank_zero_info(f"tokens: {counts}; vocabulary of {self.num_tokens:,}")
 
     @override
     def _move(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -224,12 +212,3 @@ def _cut(documents: list[str], fraction: float) -> tuple[list[str], list[str]]:
 
 def _checksum(tokens: Array) -> str:
     return hashlib.blake2b(tokens.tobytes(), digest_size=16).hexdigest()
-
-
-def _path(value: Any, arg: str, *, optional: bool) -> Any:
-    """A source as a string: checkpoints hold builtins only."""
-    if value is None and optional:
-        return None
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-        raise TypeError(f"expected a path in `{arg}`, got {value!r}")
-    return os.fspath(value)

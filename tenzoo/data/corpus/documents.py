@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-MISSING_EXTRA = "pip install 'tenzoo[text]'"
+from tenzoo.data.checks import MISSING_EXTRA
 
 
 def read_documents(source: str, *, arg: str) -> list[str]:

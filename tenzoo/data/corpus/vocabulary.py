@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from tenzoo.data.corpus.documents import MISSING_EXTRA
+from tenzoo.data.checks import MISSING_EXTRA
 
 Array = npt.NDArray[np.int32]
 

@@ -24,7 +24,7 @@ from tenzoo.data.images.batches import (
     check_images,
 )
 from tenzoo.data.images.label_noise import LabelNoise, check_noise, noise_settings
-from tenzoo.data.resumable import ResumableDataModule
+from tenzoo.data.resumable import ValidatedDataModule
 
 _SPLIT_STREAM = 0xC1FA5
 _NOISE_STREAM = 0xC1FA7  # differs from the split's, so that neither depends on the other
@@ -50,7 +50,7 @@ class PreparedImages:
         return (self.splits["train"].label != self.clean_train_labels).double().mean().item()
 
 
-class ImageDataModule(ResumableDataModule[PreparedImages, ImageLoader]):
+class ImageDataModule(ValidatedDataModule[PreparedImages, ImageLoader]):
     """Labelled images: split by seed, with or without label noise, augmented and normalized in whole batches.
 
     A subclass is one data set. It sets the class attributes, reads its files in :meth:`read_images`, and fetches them
@@ -147,11 +147,6 @@ class ImageDataModule(ResumableDataModule[PreparedImages, ImageLoader]):
         return self._data.splits
 
     @property
-    def eval_split_names(self) -> tuple[str, ...]:
-        """The names of the validation loaders, in order: ``("val",)``, or none. The test loader is ``test``."""
-        return ("val",) if "val" in self.splits else ()
-
-    @property
     def clean_train_labels(self) -> Tensor:
         """The correct labels of ``train``, in its order, shape ``(n,)``, int64; known after ``setup``."""
         return self._data.clean_train_labels
@@ -162,13 +157,8 @@ class ImageDataModule(ResumableDataModule[PreparedImages, ImageLoader]):
         return self._data.noise_rate
 
     @override
-    def setup(self, stage: str | None = None) -> None:
-        """Loads, checks and splits the data and draws the noise, once; begins a new stream of training batches."""
-        if self._validation_size == 0 and self.trainer is not None:
-            self.trainer.limit_val_batches = 0  # Lightning warns of an empty list of loaders
-        first = self._prepared is None
-        super().setup(stage)
-        if first and self._noise is not None:
+    def _report(self) -> None:
+        if self._noise is not None:
             rank_zero_info(
                 f"label noise {self._noise!r}: {self.noise_rate:.2%} of {len(self.clean_train_labels)} training "
                 f"labels are wrong; {'test labels are' if self._noisy_validation else 'all other labels are'} clean"

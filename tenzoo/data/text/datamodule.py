@@ -1,6 +1,5 @@
 """Labeled texts from files or the hub: split by seed, tokenized once, in batches of similar lengths."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
-from tenzoo.data.checks import check_fraction, check_int
-from tenzoo.data.resumable import ResumableDataModule
+from tenzoo.data.checks import check_fraction, check_int, check_path
+from tenzoo.data.resumable import ValidatedDataModule
 from tenzoo.data.text.batches import Padding, SequentialTextLoader, TextBatch, TextLoader, Texts, upload_batch
 from tenzoo.data.text.cache import default_cache
 from tenzoo.data.text.columns import Template
@@ -21,7 +20,7 @@ from tenzoo.data.text.splits import split_rows
 from tenzoo.data.text.tables import Table, read_table
 
 
-class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
+class TextDataModule(ValidatedDataModule[PreparedTexts, TextLoader]):
     """Labeled texts, or pairs of them, for classification or regression.
 
     A source is a file that ends in ``.tsv`` (as GLUE's, without quoting), ``.csv``, ``.jsonl`` or ``.parquet``, or the
@@ -94,8 +93,12 @@ class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
     ) -> None:
         super().__init__()
         sources = {"train": train, "validation": validation, "test": test, "predict": predict}
-        train, validation, test, predict = (_path(source, name) for name, source in sources.items())
-        tokenizer, cache = _path(tokenizer, "tokenizer"), _path(cache, "cache")
+        train, validation, test, predict = (
+            check_path(source, arg=name, what="a path or a name", optional=name != "train")
+            for name, source in sources.items()
+        )
+        tokenizer = check_path(tokenizer, arg="tokenizer", what="a path or a name")
+        cache = check_path(cache, arg="cache", what="a path or a name", optional=True)
         if template is not None and text is not None:
             raise ValueError(f"expected `text` or `template`, got both: {text!r} and {template!r}")
         self._columns, self._template = _columns(text), _parsed(template)
@@ -131,21 +134,6 @@ class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
     def splits(self) -> dict[str, Texts]:
         """``train``, ``val``, ``test`` and ``predict``, those that there are; known after ``setup``."""
         return self._data.splits
-
-    @property
-    def eval_split_names(self) -> tuple[str, ...]:
-        """The names of the validation loaders, in order: ``("val",)``, or none. The test loader is ``test``."""
-        return ("val",) if "val" in self.splits else ()
-
-    @override
-    def setup(self, stage: str | None = None) -> None:
-        """Reads, checks, splits and tokenizes the texts, once; begins a new stream of training batches."""
-        first = self._prepared is None
-        super().setup(stage)
-        if not self.eval_split_names and self.trainer is not None:
-            self.trainer.limit_val_batches = 0  # Lightning warns of an empty list of loaders
-        if first:
-            self._report()
 
     @override
     def _move(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -254,6 +242,7 @@ class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
             seed=self.hparams["seed"],
         )
 
+    @override
     def _report(self) -> None:
         """One line on what was read."""
         names, longest = self.label_names, self.hparams["max_length"]
@@ -264,15 +253,6 @@ class TextDataModule(ResumableDataModule[PreparedTexts, TextLoader]):
         full = sum(int((texts.tokens.lengths == longest).sum()) for texts in self.splits.values())
         cut = f"; {full} fill the {longest} tokens of `max_length`, where longer texts are cut" if full else ""
         rank_zero_info(f"texts: {counts}; labels are {kind}{cut}")
-
-
-def _path(source: Any, arg: str) -> Any:
-    """A source as a string: checkpoints hold builtins only."""
-    if source is None and arg in ("validation", "test", "predict", "cache"):
-        return None
-    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
-        raise TypeError(f"expected a path or a name in `{arg}`, got {source!r}")
-    return os.fspath(source)
 
 
 def _check_label(label: object, kind: object, texts: Mapping[str, Sequence[str] | None]) -> None:

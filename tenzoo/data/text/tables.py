@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MISSING_EXTRA = "pip install 'tenzoo[text]'"
+from tenzoo.data.checks import MISSING_EXTRA
 
 _DATASET = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]*)?(:[\w.-]+)?")
 

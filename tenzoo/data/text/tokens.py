@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
+from tenzoo.data.checks import MISSING_EXTRA
 from tenzoo.data.text.columns import Template
-from tenzoo.data.text.tables import MISSING_EXTRA, brief
+from tenzoo.data.text.tables import brief
 
 CHUNK = 1000
 """Texts that are tokenized in one call."""
