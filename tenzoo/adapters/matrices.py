@@ -1,6 +1,6 @@
 """Matrices that are reconstructed from cores, and checks of their sizes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
@@ -18,13 +18,12 @@ class FactorizedMatrix(nn.Module):
         rows: Rows.
         columns: Columns.
         factorization: Name of a format, or an einsum.
-        rank: As the format takes it.
+        rank: As the format takes it; one number is cut to what the modes can use.
         modes: Of the tensor; None chooses them.
         std: Root mean square of the entries at initialization.
 
     Raises:
-        ValueError: If the modes do not multiply to the size of the matrix, or a rank is larger than all that they
-            admit.
+        ValueError: If the modes do not multiply to the size of the matrix, or the rank does not fit the format.
 
     Example:
         >>> matrix = FactorizedMatrix(4096, 8, factorization="tt", rank=16, modes=[16, 16, 8, 4, 4])
@@ -49,8 +48,7 @@ class FactorizedMatrix(nn.Module):
             modes = matrix_modes(kind, rows * columns)
         else:
             check_modes(modes, rows * columns, f"{rows} × {columns}")
-        check_rank(kind, modes, rank)
-        self.factorization = kind(modes, rank, init_std=std)
+        self.factorization = kind(modes, used_rank(kind, modes, rank), init_std=std)
 
     def forward(self) -> Tensor:
         """The matrix, in the precision of the cores."""
@@ -72,16 +70,33 @@ def check_r(r: int, in_features: int, out_features: int) -> None:
         )
 
 
-def check_rank(kind: type[Factorization], shape: Sequence[int], rank: Rank) -> None:
-    """Refuse a uniform rank above the largest that any bond can use.
+def largest_rank(kind: type[Factorization], shape: Sequence[int], rank: int) -> int:
+    """The largest rank up to a uniform one that a bond of a format and a shape can use.
+
+    Example:
+        >>> largest_rank(factorization_class("tt"), (4, 4), 3), largest_rank(factorization_class("tt"), (4, 4), 100)
+        (3, 4)
+    """
+    return min(rank, max(kind.usable_rank(tuple(shape), kind.resolve_rank(shape, rank))))
+
+
+def used_rank(kind: type[Factorization], shape: Sequence[int], rank: Rank) -> Rank:
+    """A rank for all weights, cut to what this one can use where it is uniform."""
+    return largest_rank(kind, shape, rank) if isinstance(rank, int) and rank > 0 else rank
+
+
+def check_uniform_rank(networks: Iterable[Factorization], rank: int) -> None:
+    """Refuse a uniform rank that no tensor network of an adapter can use.
+
+    Args:
+        networks: All of the adapter.
+        rank: For all of them.
 
     Raises:
-        ValueError: Naming it.
+        ValueError: Naming the largest that one of them can use.
     """
-    if isinstance(rank, int):
-        largest = max(kind.usable_rank(tuple(shape), kind.resolve_rank(shape, rank)))
-        if rank > largest:
-            raise ValueError(
-                f"expected an int of at most {largest} in `rank` for the modes {tuple(shape)} of {kind.name}, got "
-                f"{rank}"
-            )
+    largest = max((largest_rank(type(network), network.shape, rank) for network in networks), default=rank)
+    if rank > largest:
+        raise ValueError(
+            f"expected an int of at most {largest} in `rank`, the largest that a layer can use, got {rank}"
+        )

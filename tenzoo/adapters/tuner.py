@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tenzoo.adapters.config import TensorAdapterConfig
 from tenzoo.adapters.layer import TensorAdapterLayer
+from tenzoo.adapters.matrices import check_uniform_rank
 from tenzoo.adapters.targets import (
     be_called_,
     check_adapter_name,
@@ -21,6 +22,7 @@ from tenzoo.adapters.targets import (
     take_out_,
     targets_of,
 )
+from tenzoo.factorizations import Factorization
 
 _NAME = "tensor_adapter"
 
@@ -49,6 +51,7 @@ class TensorAdapterModel(BaseTuner):  # type: ignore[misc]
         before = set(layers_with(model, adapter_name))
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+            self._check_rank(model, adapter_name)
         except NoMatchingPeftModuleError:
             raise no_targets(model, self.peft_config[adapter_name]) from None
         except (TypeError, ValueError):
@@ -56,6 +59,14 @@ class TensorAdapterModel(BaseTuner):  # type: ignore[misc]
                 take_out_(model, name, adapter_name)
             raise
         be_called_(model)
+
+    def _check_rank(self, model: nn.Module, adapter_name: str) -> None:
+        config = self.peft_config[adapter_name]
+        rank = config.r if config.rank is None else config.rank
+        if config.factorization is not None and isinstance(rank, int):
+            key = f".{_NAME}_update.{adapter_name}."
+            named = model.named_modules()
+            check_uniform_rank((part for name, part in named if key in name and isinstance(part, Factorization)), rank)
 
     def _prepare_model(self, peft_config: TensorAdapterConfig, model: nn.Module) -> None:
         # PEFT calls this when the targets are settled, and before it looks for them.

@@ -3,18 +3,19 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
-from tenzoo.adapters.matrices import FactorizedMatrix, check_r, check_rank
+from tenzoo.adapters.matrices import FactorizedMatrix, check_r, used_rank
 from tenzoo.adapters.modes import check_modes, network_modes
 from tenzoo.cores import CoreGroup, CoreProvider
 from tenzoo.factorizations import Factorization, Rank, factorization_class
 from tenzoo.layers import TensorizedEmbedding, TensorizedLinear
+from tenzoo.layers.tensorization import layer_modes
 
 Modes = Mapping[int, Sequence[int]]
 """Maps a width to the modes of what it is split into."""
@@ -211,17 +212,19 @@ class NetworkUpdate(Update):
                 check_modes(modes.get(width, [width]), width, str(width))
         chosen = tuple((width,) for width in widths.values()) if whole else network_modes(kind, widths)
         sides = [tuple((modes or {}).get(width, side)) for width, side in zip(widths.values(), chosen, strict=True)]
-        covered_out, covered_in = map(math.prod, sides)
+        sides = sides[::-1] if is_table else sides
+        first, second = map(math.prod, sides)
+        _, shape = layer_modes(kind, sides, {"first": first, "second": second})
+        settings: dict[str, Any] = {
+            "factorization": factorization,
+            "rank": used_rank(kind, shape, rank),
+            "tensorization": sides,
+        }
         self.layer: TensorizedEmbedding | TensorizedLinear
         if is_table:
-            self.layer = TensorizedEmbedding(
-                covered_in, covered_out, factorization=factorization, rank=rank, tensorization=sides[::-1]
-            )
+            self.layer = TensorizedEmbedding(first, second, **settings)
         else:
-            self.layer = TensorizedLinear(
-                covered_in, covered_out, bias=False, factorization=factorization, rank=rank, tensorization=sides
-            )
-        check_rank(kind, self.layer.factorization.shape, rank)
+            self.layer = TensorizedLinear(second, first, bias=False, **settings)
         self._initialize(1 if is_table else 1 / (3 * math.sqrt(in_features)), std)
 
     def _initialize(self, init_std: float, std: float | None) -> None:

@@ -101,7 +101,7 @@ def adapted(width=32, **settings):
         ),
         (
             {"factorization": "tt", "rank": 100},
-            r"^expected an int of at most \d+ in `rank` for the modes \(.*\) of tt, got 100 in first$",
+            r"^expected an int of at most \d+ in `rank`, the largest that a layer can use, got 100$",
         ),
         (
             {"kind": "network", "factorization": "tt", "modes": {32: [4, 4]}},

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from tenzoo.adapters import TensorAdapterConfig, TensorAdapterLayer
 from tenzoo.adapters.updates import Update
 from tenzoo.cores import find_core_groups
+from tenzoo.factorizations import Factorization
 
 WIDTHS = [312, 384, 768, 1000, 1021]
 MERGEABLE = {
@@ -276,3 +277,25 @@ def test_flora_starts_as_published():
     for factor in factors:
         assert factor.shape == (1024, 8)
         assert factor.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["lora", "network", "bottleneck"])
+def test_a_rank_for_all_layers_is_cut_where_a_small_layer_cannot_use_it(kind):
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 6), nn.Linear(6, 2))
+    settings = {"kind": kind, "factorization": "tt", "rank": 8, "r": 2}
+    model = get_peft_model(copy.deepcopy(net), TensorAdapterConfig(**settings, target_modules=["0", "3"]))
+
+    largest = [max(part.rank, default=1) for part in model.modules() if isinstance(part, Factorization)]
+    assert max(largest) == 8
+    assert min(largest) < 8
+    randomize_(model)
+    outputs = model(torch.randn(5, 64))
+    outputs.sum().backward()
+    assert all(core.grad is not None for group in find_core_groups(model) for core in group.cores)
+
+
+def test_a_rank_for_all_layers_that_none_can_use_leaves_the_model_as_it_was():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"of at most \d+ in `rank`, the largest that a layer can use, got 500$"):
+        get_peft_model(net, TensorAdapterConfig(r=2, factorization="tt", rank=500, target_modules=["0", "1"]))
+    assert [type(part) for part in net] == [nn.Linear, nn.Linear]
