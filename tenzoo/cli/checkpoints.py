@@ -1,19 +1,14 @@
 """Looking into a checkpoint before anything is built from it."""
 
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tenzoo.messages import shown
 from tenzoo.weight_files import load_torch
 
 MISSING = object()
 """In place of a value that is not there."""
-
-_Short = reprlib.Repr()
-_Short.maxstring = _Short.maxother = 80
-_shown = _Short.repr
-"""Of a value in a checkpoint, which may be of any length, and lists in it may repeat each other."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -135,7 +130,7 @@ def refusal(path: Path, name: str, old: Any, new: Any) -> ValueError:
 
 
 def _short(value: Any) -> str:
-    return "none" if value is MISSING else _shown(value)
+    return "none" if value is MISSING else shown(value)
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:

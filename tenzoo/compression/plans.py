@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from tenzoo.atomic import atomic_write
 from tenzoo.factorizations import FACTORIZATIONS, factorization_class
+from tenzoo.messages import shown
 
 if TYPE_CHECKING:
     from tenzoo.compression.decompositions import Decompositions
@@ -215,8 +216,8 @@ def _with_known_format(layer: LayerPlan, file: str) -> LayerPlan:
         return replace(layer, factorization=factorization_class(layer.factorization).name)
     except ValueError as error:
         raise ValueError(
-            f"expected formats that are defined in {file!r}, got {layer.factorization!r} for {layer.name!r}; define "
-            "this format first"
+            f"expected formats that are defined in {file!r}, got {shown(layer.factorization)} for {shown(layer.name)}; "
+            "define this format first"
         ) from error
 
 

@@ -6,7 +6,7 @@ hyperedge, such as the rank of a CP.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import NamedTuple, TypeAlias
 
@@ -247,6 +247,41 @@ class Network:
     def num_monomials(self, rank: Sequence[int]) -> int:
         """How many products of core elements sum up to one entry of the tensor."""
         return math.prod(1 if place is None else rank[place] for place in self.rank_of.values())
+
+    def fan_ins(self, shape: Sequence[int], rank: Sequence[int], inputs: Collection[int]) -> tuple[int, ...]:
+        """How many products are summed where each core is multiplied to what comes from an input.
+
+        The cores are multiplied one after the other, next always the one that leaves the fewest numbers, of equals the
+        last. A leg is summed with the last core that has it.
+
+        Args:
+            shape: Of the tensor.
+            rank: As the format has it.
+            inputs: The modes that the tensor is multiplied by; the others are those of the output.
+
+        Example:
+            >>> train = Network([(0, "a"), ("a", 1, "b"), ("b", 2)], 3, lambda rank, order: dict(zip("ab", rank)))
+            >>> train.fan_ins((4, 5, 6), (2, 3), inputs={1, 2})
+            (2, 15, 6)
+        """
+        sizes = self.sizes(shape, rank)
+        left = dict(enumerate(self.legs))
+        open_legs: set[Leg] = set(inputs)
+        fans: dict[int, int] = {}
+
+        def after(core: int) -> tuple[set[Leg], set[Leg]]:
+            """The legs that are summed with a core, and those that then are open."""
+            others = {leg for number, legs in left.items() if number != core for leg in legs}
+            every = open_legs | set(left[core])
+            summed = {leg for leg in left[core] if leg not in others and (leg in inputs or isinstance(leg, str))}
+            return summed, every - summed
+
+        while left:
+            core = min(left, key=lambda core: (math.prod(sizes[leg] for leg in after(core)[1]), -core))
+            summed, open_legs = after(core)
+            fans[core] = math.prod(sizes[leg] for leg in summed)
+            del left[core]
+        return tuple(fans[core] for core in range(len(self.legs)))
 
     def rank_of_edges(self, shape: Sequence[int], rank: Sequence[int]) -> tuple[int, ...]:
         """Ranks clipped to the largest that the unfoldings at the edges can have."""
