@@ -205,7 +205,7 @@ class LayerOptions:
             dense,
             factorization=factorization,
             rank=replacement.factorization.rank,
-            tensorization=replacement.tensorization,  # type: ignore[arg-type]
+            tensorization=replacement.tensorization,
             parameters=dense_parameters - self.weight.dense.numel() + cores,
             multiplications=self.multiplications(replacement),
             error=decomposer.error(replacement),

@@ -30,6 +30,9 @@ class TensorizedLayer(FactorizedLayer, Generic[L]):
     dense_class: ClassVar[type[nn.Module]]
     """The dense layer that this class replaces."""
 
+    tensorization: tuple[tuple[int, ...], tuple[int, ...]]
+    """The factors of both sizes, those of the output or of the rows of a table first."""
+
     bias: Any
 
     def patches(self, x: Tensor) -> Tensor | None:

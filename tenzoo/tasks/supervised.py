@@ -18,6 +18,7 @@ from typing_extensions import override
 from tenzoo.cores import find_core_groups
 from tenzoo.distributed import own_items
 from tenzoo.tasks.base import Task
+from tenzoo.tasks.learning_rates import by_learning_rate, check_adaptive, check_base_width, learning_rate_factors
 from tenzoo.training import EpochMean, batch_weight, logs_this_step
 
 _NO_WEIGHT = 1e-30
@@ -51,11 +52,22 @@ class SupervisedTask(Task):
     normalization layers, and all vectors, such as biases) and ``"rest"``. Cores and norms may have their own weight
     decay. The learning rate is the optimizer's.
 
+    With ``base_width`` b each group is split by learning rate. A dense weight with n products to sum for an output has
+    the optimizer's rate times ``b/n``, the maximal update of Adam (Yang et al. 2022, arXiv:2203.03466, table 8). Core k
+    of a weight of K cores has it times ``b σ_k / (K √n_k)``: n_k products are summed where an input that was multiplied
+    by the cores before it is multiplied by this one, and σ_k is the standard deviation of its entries with which the
+    weight starts at variance ``1/n``. For cores that start at ``σ_k² = 1/n_k`` this is the ``b/n_k`` of Qiu et al. 2024
+    (arXiv:2406.06248, section 3), divided among the cores: the steps of all of them together change the output as
+    much as that of the dense weight does. Tables and vectors keep the optimizer's rate, a table that is also the head
+    has that of the head.
+
     Args:
         network: The module that is trained.
         num_classes: Size of an output.
         core_weight_decay: Weight decay of the cores; null takes the optimizer's.
         norm_weight_decay: Weight decay of norms and biases; null takes the optimizer's.
+        base_width: The width at which the optimizer's learning rate is that of a dense weight; null gives all
+            parameters the same.
         **kwargs: The arguments of :class:`~tenzoo.tasks.base.Task`.
 
     Raises:
@@ -75,9 +87,11 @@ class SupervisedTask(Task):
         num_classes: int,
         core_weight_decay: float | None,
         norm_weight_decay: float | None,
+        base_width: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_base_width(base_width)
         if not isinstance(network, nn.Module):
             raise TypeError(f"expected an nn.Module in `network`, got {type(network).__name__}")
         self._decays = {"cores": core_weight_decay, "norms": norm_weight_decay}
@@ -86,6 +100,7 @@ class SupervisedTask(Task):
                 raise TypeError(f"expected a finite number >= 0 or null in `{argument}`, got {decay!r}")
             if decay is not None and not (math.isfinite(decay) and decay >= 0):
                 raise ValueError(f"expected a finite number >= 0 or null in `{argument}`, got {decay}")
+        self._base_width = base_width
         self._since: float | None = None
         self._items = 0
         self._judged = 0
@@ -177,22 +192,28 @@ class SupervisedTask(Task):
 
     @override
     def build_optimizer(self) -> Optimizer:
-        """The optimizer over the groups; over one group of all parameters if it has no weight decay.
+        """The optimizer over the groups; over one group of all parameters where they have the same settings.
 
         Raises:
-            ValueError: If it has none, and the arguments give one.
+            ValueError: If it has no weight decay, and the arguments give one, or if it or a parameter does not fit
+                ``base_width``.
         """
         groups = self.trainable_parameters()
         optimizer = self._optimizer_of([parameter for group in groups for parameter in group["params"]])
-        if "weight_decay" in optimizer.param_groups[0]:
-            return self._optimizer_of(groups)
+        decays = "weight_decay" in optimizer.param_groups[0]
         for name, argument in (("cores", "core_weight_decay"), ("norms", "norm_weight_decay")):
-            if self._decays[name]:
+            if self._decays[name] and not decays:
                 raise ValueError(
                     f"expected an optimizer with weight_decay with `{argument}` = {self._decays[name]}, "
                     f"got {type(optimizer).__name__}, which has none"
                 )
-        return optimizer
+        if self._base_width is not None:
+            check_adaptive(optimizer)
+            factors = learning_rate_factors(self, self._base_width)
+            groups = by_learning_rate(groups, factors, optimizer.param_groups[0]["lr"])
+        elif not decays:
+            return optimizer
+        return self._optimizer_of(groups)
 
     @property
     @override
