@@ -4,6 +4,7 @@ import copy
 import inspect
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,39 @@ _ROUNDINGS = 8
 """Largest difference in roundings, for types that are too narrow for the tolerance."""
 
 
+@dataclass(frozen=True)
+class _Axis:
+    """A size that may change from call to call.
+
+    Args:
+        name: What it is called.
+        dim: Which of the sizes of an input it is.
+        size: That of the example.
+    """
+
+    name: str
+    dim: int
+    size: int
+
+    @property
+    def words(self) -> str:
+        """What a message calls it."""
+        return {"batch": "batch size", "length": "length"}[self.name]
+
+    def has(self, x: Tensor) -> bool:
+        """Whether an input has this size."""
+        return x.ndim > self.dim and x.shape[self.dim] == self.size
+
+    def resized(self, call: Call, wanted: int) -> Call:
+        """The entries of an example of this size, repeated or cut to another."""
+
+        def taken(x: Tensor) -> Tensor:
+            places = torch.arange(wanted) % self.size
+            return x.index_select(self.dim, places) if self.has(x) else x
+
+        return call.map(taken)
+
+
 def export(
     model: nn.Module,
     path: str | Path,
@@ -34,12 +68,13 @@ def export(
     *,
     factors: bool = False,
     dynamic_batch: bool = True,
+    dynamic_length: bool = False,
 ) -> None:
     """Write a model in evaluation mode to a file that runs without tenzoo, on the CPU.
 
-    Before this function returns, the file is loaded again and run on the example and on batches of 1, 2 and 3: each of
-    its outputs y' must agree with the model's y, ``max|y' − y| ≤ 1e-4 max|y|`` (8 roundings in half precision). If
-    anything fails, no file is left.
+    Before this function returns, the file is loaded again and run on the example and with each size that may change as
+    1, 2 and 3: each of its outputs y' must agree with the model's y, ``max|y' − y| ≤ 1e-4 max|y|`` (8 roundings in half
+    precision). If anything fails, no file is left.
 
     Args:
         model: A model that stays as it is.
@@ -53,13 +88,15 @@ def export(
             reconstructs weights once, when it loads the file. By default the file has the dense weights that the cores
             reconstruct, as after :func:`~tenzoo.compression.fold_`.
         dynamic_batch: Whether the file takes batches of any size. The batch size is the first size of the first input
-            that has any, and of all inputs with the same first size. Otherwise the file takes inputs of the example's
-            sizes only.
+            that has any, and of all inputs with the same first size. Otherwise the file takes batches of the example's
+            size only.
+        dynamic_length: Whether the file takes sequences of any length, as those of tokens ``(N, T)``. The length is the
+            second size of the first input that has one, and of all inputs with the same second size.
 
     Raises:
         TypeError: If the example holds something other than tensors and None.
-        ValueError: If the path ends in something else, torch cannot follow the model, the model's batch size is fixed,
-            its weights do not fit into an ONNX file, or the outputs of the file are not the model's.
+        ValueError: If the path ends in something else, torch cannot follow the model, the model's batch size or
+            length is fixed, its weights do not fit into an ONNX file, or the outputs of the file are not the model's.
         FileExistsError: If there is a file already.
         FileNotFoundError: If there is no folder for it.
         OSError: If it cannot be written.
@@ -82,19 +119,20 @@ def export(
     _check_free(path)
     check_module(model)
     example = _checked(read_call(example_input, "example_input", model), model)
-    size = example.first_size if dynamic_batch else 0
+    axes = _axes(example, dynamic_batch=dynamic_batch, dynamic_length=dynamic_length)
     copied = _copied(model)
     with torch.no_grad():
         first = example.run(copied, "example_input")
         trials = [(example, first)]
-        if size:
-            sized = [_of_size(example, size, number) for number in (1, 2, 3)]
-            with refusing("expected a model that takes any batch size in `model`, unless dynamic_batch=False"):
+        for axis in axes:
+            sized = [axis.resized(example, number) for number in (1, 2, 3)]
+            refused = f"expected a model that takes any {axis.words} in `model`, unless dynamic_{axis.name}=False"
+            with refusing(refused):
                 trials += [(inputs, inputs.on(copied)) for inputs in sized]
-        program = _program(_contracting(copied) if factors else _folded(copied), example, size)
+        program = _program(_contracting(copied) if factors else _folded(copied), example, axes)
         _check_free(path)
         with atomic_write(path) as file:
-            target.write(program, file, [_varies(x, size) for x in example.tensors], _names(first))
+            target.write(program, file, [_names_of_axes(x, axes) for x in example.tensors], _names(first))
             with refusing("expected a file that runs as the model does", {str(file): path.name}), quiet():
                 run = target.load(file)
                 found = [run(inputs) for inputs, _ in trials]
@@ -121,14 +159,23 @@ def _checked(call: Call, model: nn.Module) -> Call:
     return Call(call.args, {name: call.kwargs[name] for name in names}).map(lambda x: x.detach().cpu())
 
 
-def _varies(x: Tensor, size: int) -> bool:
-    """Whether the first size of an input is the batch size; 0 is none."""
-    return size > 0 and x.ndim > 0 and len(x) == size
+def _axes(example: Call, *, dynamic_batch: bool, dynamic_length: bool) -> list[_Axis]:
+    """The sizes that may change; a batch or a length that no input has is none."""
+    wanted = {"batch": dynamic_batch, "length": dynamic_length}
+    axes = []
+    for dim, name in enumerate(name for name in wanted):
+        size = next((x.shape[dim] for x in example.tensors if x.ndim > dim), 0)
+        if wanted[name] and size == 0 and name == "length":
+            raise ValueError(
+                "expected an input of shape (N, T, …) in `example_input` with dynamic_length=True, got none"
+            )
+        if wanted[name] and size > 0:
+            axes.append(_Axis(name, dim, size))
+    return axes
 
 
-def _of_size(example: Call, size: int, wanted: int) -> Call:
-    """The samples of an example of one size, repeated or cut to another."""
-    return example.map(lambda x: x[torch.arange(wanted) % len(x)] if _varies(x, size) else x)
+def _names_of_axes(x: Tensor, axes: Sequence[_Axis]) -> dict[int, str]:
+    return {axis.dim: axis.name for axis in axes if axis.has(x)}
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -157,12 +204,15 @@ def _contracting(model: nn.Module) -> nn.Module:
     return model
 
 
-def _program(model: nn.Module, example: Call, size: int) -> torch.export.ExportedProgram:
-    traced = _of_size(example, size, max(2, size))  # a size of 1 would be taken for a constant
-    any_size = ", for any batch size unless dynamic_batch=False," if size else ""
+def _program(model: nn.Module, example: Call, axes: Sequence[_Axis]) -> torch.export.ExportedProgram:
+    traced = example
+    for axis in axes:
+        traced = axis.resized(traced, max(2, axis.size))  # a size of 1 would be taken for a constant
+    changing = " and ".join(f"any {axis.words} unless dynamic_{axis.name}=False" for axis in axes)
+    any_size = f", for {changing}," if axes else ""
     with refusing(f"expected a model that torch.export can follow{any_size} in `model`"), quiet():
         program = torch.export.export(
-            model, traced.args, dict(traced.kwargs), dynamic_shapes=_shapes(model, example, size)
+            model, traced.args, dict(traced.kwargs), dynamic_shapes=_shapes(model, example, axes)
         )
     program.example_inputs = None
     for module in program.graph_module.modules():
@@ -171,12 +221,17 @@ def _program(model: nn.Module, example: Call, size: int) -> torch.export.Exporte
     return program
 
 
-def _shapes(model: nn.Module, example: Call, size: int) -> dict[str, Any]:
-    """By argument, the sizes that are the batch size; ``*args`` is one argument."""
-    batch = torch.export.Dim("batch")
+def _shapes(model: nn.Module, example: Call, axes: Sequence[_Axis]) -> dict[str, Any]:
+    """By argument, the sizes that may change; ``*args`` is one argument."""
+    dims = {axis.name: torch.export.Dim(axis.name) for axis in axes}
     given = inspect.signature(model.forward).bind(*example.args, **example.kwargs).arguments
     shapes: dict[str, Any] = pytree.tree_map(
-        lambda x: {0: batch} if isinstance(x, Tensor) and _varies(x, size) else None, dict(given)
+        lambda x: (
+            {dim: dims[name] for dim, name in _names_of_axes(x, axes).items()} or None
+            if isinstance(x, Tensor)
+            else None
+        ),
+        dict(given),
     )
     return shapes
 

@@ -32,12 +32,12 @@ class FileFormat:
     """How a program is written to a file, and loaded from it.
 
     Args:
-        write: Takes the program, the file, whether each input has the batch size as its first size, and the names of
-            the outputs.
+        write: Takes the program, the file, the names of the sizes of each input that may change, and the names of the
+            outputs.
         load: Takes the file.
     """
 
-    write: Callable[[torch.export.ExportedProgram, Path, Sequence[bool], Sequence[str]], None]
+    write: Callable[[torch.export.ExportedProgram, Path, Sequence[Mapping[int, str]], Sequence[str]], None]
     load: Callable[[Path], Runner]
 
 
@@ -63,7 +63,7 @@ def file_format(path: Path) -> FileFormat:
 
 
 def _write_program(
-    program: torch.export.ExportedProgram, file: Path, batched: Sequence[bool], names: Sequence[str]
+    program: torch.export.ExportedProgram, file: Path, axes: Sequence[Mapping[int, str]], names: Sequence[str]
 ) -> None:
     with quiet():
         torch.export.save(program, file)
@@ -75,7 +75,7 @@ def _load_program(file: Path) -> Runner:
 
 
 def _write_onnx(
-    program: torch.export.ExportedProgram, file: Path, batched: Sequence[bool], names: Sequence[str]
+    program: torch.export.ExportedProgram, file: Path, axes: Sequence[Mapping[int, str]], names: Sequence[str]
 ) -> None:
     from onnxscript import optimizer
 
@@ -85,8 +85,11 @@ def _write_onnx(
         raise ValueError(
             f"expected at most {_LARGEST:,} bytes of weights for an .onnx file in `model`, got {size:,}; write a .pt2"
         )
-    # One name is enough for the axis that the inputs share.
-    named = tuple({0: "batch"} if varies and not any(batched[:k]) else None for k, varies in enumerate(batched))
+    # A name once is enough for an axis that inputs share.
+    named = tuple(
+        {dim: name for dim, name in own.items() if not any(name in before.values() for before in axes[:k])} or None
+        for k, own in enumerate(axes)
+    )
     with refusing("expected a model that torch.onnx can write in `model`"), quiet():
         graph = torch.onnx.export(
             program,

@@ -13,6 +13,7 @@ from torch import nn
 from tenzoo.compression import apply_, export, plan
 from tenzoo.compression.export import _error
 from tenzoo.layers import TensorizedConv2d, TensorizedEmbedding, TensorizedLayer, TensorizedLinear
+from tenzoo.models import Decoder
 from tenzoo.models.resnet import CIFARResNet
 from tests.factorizations.formats import NAMES
 
@@ -192,6 +193,50 @@ def test_a_batch_size_that_is_fixed(tmp_path, suffix):
     assert_same(path, Fixed(), torch.randn(2, 4))
     with pytest.raises(Exception, match=r"(?i)dimension|guard"):
         run(path, torch.randn(4, 4))
+
+
+class OfLength(nn.Module):
+    """Sequences of one length."""
+
+    def forward(self, x):
+        return x.view(-1, 5, 4).exp()
+
+
+def test_a_length_that_is_fixed(tmp_path, suffix):
+    path = tmp_path / f"fixed{suffix}"
+    with pytest.raises(
+        ValueError, match=r"^expected a model that takes any length in `model`, unless dynamic_length=Fa"
+    ):
+        export(OfLength(), path, torch.randn(2, 5, 4), dynamic_length=True)
+    with pytest.raises(
+        ValueError, match=r"^expected an input of shape \(N, T, …\) in `example_input` with dynamic_length"
+    ):
+        export(nn.ReLU(), path, torch.randn(3), dynamic_length=True)
+    assert not list(tmp_path.iterdir())
+    export(OfLength(), path, torch.randn(2, 5, 4))
+    assert_same(path, OfLength(), torch.randn(3, 5, 4))
+
+
+PARTS = {"embedding": "tt", "attention": "btt", "feed_forward": "tucker"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"factorization": PARTS, "rank": {"embedding": 3, "attention": 5, "feed_forward": 0.3}},
+        {"factorization": "tr", "rank": 3, "tied": False, "positions": "learned", "kv_heads": 2, "norm": "layer"},
+    ],
+    ids=["dense", "tied", "learned"],
+)
+@pytest.mark.parametrize("factors", [False, True])
+def test_a_language_model_for_texts_of_any_number_and_length(tmp_path, suffix, settings, factors):
+    torch.manual_seed(0)
+    model = Decoder(65, width=32, depth=2, context=40, **settings)
+    path = tmp_path / f"decoder{suffix}"
+    export(model, path, torch.randint(65, (1, 7)), factors=factors, dynamic_length=True)
+    for size in ((1, 1), (3, 29), (2, 40)):
+        assert_same(path, model, torch.randint(65, size))
 
 
 @pytest.mark.parametrize(
