@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from tenzoo.cli.checkpoints import read_checkpoint
 from tenzoo.data.corpus.vocabulary import Vocabulary, vocabulary_of
 from tenzoo.models import Decoder
-from tenzoo.models.generation import Sampling, generate
+from tenzoo.models.generation import Continuation
 from tenzoo.tasks import CausalLMTask
 
 _UNFINISHED = "\ufffd"
@@ -23,16 +24,14 @@ def generate_command(argv: Sequence[str]) -> int:
     for name in ("ckpt_path", "prompt"):
         if getattr(arguments, name) is None:
             raise ValueError(f"expected `--{name}` for tenzoo generate, got none")
-    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
-    if arguments.length < 1:
-        raise ValueError(f"expected an int >= 1 in `length`, got {arguments.length}")
+    names = [field.name for field in fields(Continuation)]
+    continuation = Continuation(**{name: getattr(arguments, name) for name in names})
     model, vocabulary = _read(Path(arguments.ckpt_path))
     prompt = torch.from_numpy(vocabulary.encode(arguments.prompt, arg="prompt")).long()
     if not len(prompt):
         raise ValueError("expected a text of at least one token in `prompt`, got none")
     print(arguments.prompt, end="", flush=True)
-    generator = torch.Generator().manual_seed(arguments.seed)
-    tokens = generate(model, prompt[None], arguments.length, sampling=sampling, generator=generator)
+    tokens = continuation.of(model, prompt[None])
     for text in _texts(vocabulary, (int(token) for token in tokens)):
         print(text, end="", flush=True)
     print()
@@ -44,15 +43,24 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tenzoo generate", description=purpose, exit_on_error=False)
     parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint of a CausalLMTask")
     parser.add_argument("--prompt", metavar="TEXT", help="text that is continued")
-    parser.add_argument("--length", type=int, default=500, metavar="N", help="tokens to add, default: %(default)s")
+    default = Continuation()
     parser.add_argument(
-        "--temperature", type=float, default=0.8, metavar="T", help="0 takes the most probable, default: %(default)s"
+        "--length", type=int, default=default.length, metavar="N", help="tokens to add, default: %(default)s"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=default.temperature,
+        metavar="T",
+        help="0 takes the most probable, default: %(default)s",
     )
     parser.add_argument("--top_k", type=int, metavar="K", help="draw from the K most probable tokens alone")
     parser.add_argument(
-        "--top_p", type=float, default=1.0, metavar="P", help="draw from those that make up this probability"
+        "--top_p", type=float, default=default.top_p, metavar="P", help="draw from those that make up this probability"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random numbers, default: %(default)s")
+    parser.add_argument(
+        "--seed", type=int, default=default.seed, metavar="N", help="of the random numbers, default: %(default)s"
+    )
     return parser
 
 

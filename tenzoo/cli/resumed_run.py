@@ -45,7 +45,7 @@ _FIXED = ("precision", "sync_batchnorm", *_STREAM)
 """Arguments of the Trainer that change what a step does, or what it is given."""
 _MACHINE = ("accelerator", "devices", "num_nodes", "strategy")
 _LENGTH = ("max_epochs", "max_steps", "max_time")
-_PLACES = {"root", "download", "dataset", "predict_index", "num_workers"}
+_PLACES = {"root", "download", "dataset", "predict", "predict_index", "num_workers"}
 """Arguments of data modules that say where the data is: whether they are the same is told by what was read."""
 
 _SAME = {"None": "", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}

@@ -30,7 +30,7 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+        if isinstance(self.temperature, bool) or not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"expected a finite number >= 0 in `temperature`, got {self.temperature}")
         if self.top_k is not None and (isinstance(self.top_k, bool) or self.top_k < 1):
             raise ValueError(f"expected an int >= 1 or None in `top_k`, got {self.top_k}")
@@ -60,6 +60,44 @@ class Sampling:
         sorted_probabilities[before >= self.top_p] = 0
         sorted_probabilities /= sorted_probabilities.sum(-1, keepdim=True)
         return torch.zeros_like(logits).scatter(-1, order, sorted_probabilities)
+
+
+@dataclass(frozen=True)
+class Continuation(Sampling):
+    """How a prompt is continued: as :class:`Sampling`, with a length and a seed.
+
+    Args:
+        temperature: As in :class:`Sampling`.
+        top_k: As in :class:`Sampling`.
+        top_p: As in :class:`Sampling`.
+        length: Number of tokens to add.
+        seed: Of the random numbers.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    temperature: float = 0.8
+    length: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("length", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"expected an int >= {least} in `{name}`, got {value!r}")
+
+    def of(self, model: Decoder, prompt: Tensor, number: int = 0) -> Iterator[Tensor]:
+        """The tokens that continue a prompt, one after the other; see :func:`generate`.
+
+        Args:
+            model: A decoder.
+            prompt: Tokens ``(1, T)``, on the device of the model.
+            number: Of the prompt. Each has random numbers of its own, whatever comes before it.
+        """
+        generator = torch.Generator(prompt.device).manual_seed(self.seed + number)
+        return generate(model, prompt, self.length, sampling=self, generator=generator)
 
 
 _DEFAULT = Sampling()

@@ -247,6 +247,62 @@ class PredictedLabelsWriter(_Writer):
         return f"{count} predicted {'labels' if 'label' in self._columns else 'values'}"
 
 
+class ContinuationsWriter(_Writer):
+    """Write prompts and what continues them to ``continuations.csv`` in the log directory.
+
+    A row has the ``prompt`` and its ``continuation`` as text. An existing file is never overwritten: a number is
+    appended to the name. Under DDP every rank continues all prompts and the first one writes.
+
+    Args:
+        name: File name. ``.npz`` writes arrays of numbers ``prompt`` and ``continuation``, and the texts that they
+            stand for, ``prompt_names`` and ``continuation_names``.
+
+    Raises:
+        TypeError: If ``name`` is not a string; while predicting, if the data has no vocabulary.
+        ValueError: For a name that ends in neither ``.npz`` nor ``.csv``, or leads out of the log directory.
+        OSError: While predicting, if the folder cannot be written to or the disk is full.
+
+    Example:
+        >>> ContinuationsWriter().name
+        'continuations.csv'
+    """
+
+    def __init__(self, name: str = "continuations.csv") -> None:
+        super().__init__(name)
+        self._vocabulary: Any = None
+        self._texts: dict[str, list[str]] = {}
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the vocabulary from the data."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "vocabulary"):
+            raise TypeError(f"expected data with a vocabulary, such as TextCorpusDataModule, got {type(data).__name__}")
+        self._vocabulary, self._texts = data.vocabulary, {}
+        super().on_predict_start(trainer, pl_module)
+
+    @override
+    def _arrays(self, prediction: Any) -> Mapping[str, Tensor]:
+        arrays = {}
+        for name, tokens in prediction.items():
+            texts = self._texts.setdefault(name, [])
+            arrays[name] = torch.arange(len(texts), len(texts) + len(tokens))
+            texts += [self._vocabulary.decode(row) for row in tokens.tolist()]
+        return arrays
+
+    @override
+    def _column_names(self, name: str, count: int) -> list[str]:
+        return [name]
+
+    @override
+    def _words(self, trainer: Trainer) -> Mapping[str, Sequence[str]]:
+        return self._texts
+
+    @override
+    def _summary(self, trainer: Trainer, count: int) -> str:
+        return f"{count} continued prompts"
+
+
 def _to_numpy(array: Tensor) -> Array:
     wide = array if not array.is_floating_point() else array.to(torch.promote_types(array.dtype, torch.float32))
     values: Array = wide.detach().cpu().numpy()  # numpy has no bfloat16

@@ -12,6 +12,9 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from tenzoo.data.corpus.blocks import IGNORED
+from tenzoo.models import Decoder
+from tenzoo.models.generation import Continuation
+from tenzoo.prediction import ContinuationsWriter
 from tenzoo.tasks.supervised import SupervisedTask
 
 
@@ -23,11 +26,13 @@ class CausalLMTask(SupervisedTask):
     ``train/tokens_per_s``, ``train/accuracy`` of each epoch, and from every validation or test
     ``{val,test}/loss``, in nats per token, ``{val,test}/accuracy``, the part of the tokens that have the largest logit,
     ``{val,test}/perplexity``, and ``{val,test}/bits_per_character`` where the data tell the number of characters.
+    Prediction continues prompts.
 
     Args:
         network: The module, such as a :class:`~tenzoo.models.Decoder`. In YAML a ``class_path`` with ``init_args``.
         core_weight_decay: Weight decay of the cores; null takes the optimizer's.
         norm_weight_decay: Weight decay of norms and biases; null takes the optimizer's.
+        continuation: How prediction continues prompts; null takes the defaults.
         **kwargs: The arguments of :class:`~tenzoo.tasks.base.Task`.
 
     Raises:
@@ -43,6 +48,7 @@ class CausalLMTask(SupervisedTask):
         *,
         core_weight_decay: float | None = None,
         norm_weight_decay: float | None = 0.0,
+        continuation: Continuation | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -53,6 +59,7 @@ class CausalLMTask(SupervisedTask):
             **kwargs,
         )
         self.save_hyperparameters()
+        self.continuation = continuation or Continuation()
         self._block = 1
         self.judge_by({"accuracy": _Accuracy(), "perplexity": _Perplexity()}, counts_correct=True)
 
@@ -116,6 +123,24 @@ class CausalLMTask(SupervisedTask):
     def num_judged(self, targets: Tensor) -> int:
         """How many targets count."""
         return int((targets != IGNORED).sum())
+
+    @override
+    def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """The prompt ``(1, T)`` of a batch, and the tokens ``(1, length)`` that continue it.
+
+        Raises:
+            TypeError: If the network is no :class:`~tenzoo.models.Decoder`.
+        """
+        if not isinstance(self.network, Decoder):
+            raise TypeError(f"expected a Decoder in `network` to continue prompts, got {type(self.network).__name__}")
+        prompt = batch["tokens"]
+        tokens = torch.stack(list(self.continuation.of(self.network, prompt, batch_idx)), dim=1)
+        return {"prompt": prompt, "continuation": tokens}
+
+    @override
+    def prediction_writer(self) -> ContinuationsWriter:
+        """A writer of prompts and what continues them."""
+        return ContinuationsWriter()
 
     @override
     def _own(self, split: str, size: int) -> int:

@@ -1,6 +1,8 @@
 """The task of language models: its numbers are those of all tokens, whatever the batches."""
 
+import csv
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor
 from tenzoo.data import TextCorpusDataModule
 from tenzoo.models import Decoder
+from tenzoo.models.generation import Continuation
+from tenzoo.prediction import ContinuationsWriter
 from tenzoo.tasks import SAM, CausalLMTask
 from tests.data.running_text.test_corpus import TEXT
 
@@ -139,3 +143,99 @@ def test_a_network_of_the_users_own(file):
     trainer = Trainer(**QUIET, max_epochs=1)
     trainer.fit(CausalLMTask(Bigrams()), data(file))
     assert trainer.callback_metrics["val/perplexity"] > 1
+
+
+# --- prediction ----------------------------------------------------------------------------------------------------
+
+
+def read(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def predicted(file, folder, settings, number, **more):
+    module = task(number, continuation=Continuation(**{"length": 12, "seed": 3, **settings}), **more)
+    trainer = Trainer(**QUIET, default_root_dir=folder, callbacks=[ContinuationsWriter()])
+    prompts = folder / "prompts.txt"
+    prompts.write_text('The\nsun, "and"\nthe')
+    corpus = data(file, predict=str(prompts))
+    corpus.setup("predict")
+    trainer.predict(module, corpus, return_predictions=False)
+    return (
+        module.network,
+        corpus.vocabulary,
+        read(max(folder.glob("continuations*.csv"), key=lambda path: path.stat().st_mtime_ns)),
+    )
+
+
+@pytest.fixture
+def words(file):
+    """The text with all characters of the prompts, and its number of tokens."""
+    path = Path(file)
+    path.write_text('The sun, "and"\n' + path.read_text())
+    corpus = data(file)
+    corpus.setup("fit")
+    return corpus.num_tokens
+
+
+def test_prompts_are_continued_as_the_model_alone_continues_them(file, tmp_path, words):
+    network, vocabulary, rows = predicted(file, tmp_path, {"temperature": 0}, words)
+    assert [row["prompt"] for row in rows] == ["The", 'sun, "and"', "the"]
+    for row in rows:
+        tokens = torch.from_numpy(vocabulary.encode(row["prompt"], arg="prompt")).long()[None]
+        for _ in range(12):
+            with torch.no_grad():
+                logits = network.eval()(tokens[:, -16:])
+            if tokens.shape[1] < 16:  # the context: beyond it the cache goes on from the last half
+                assert (
+                    vocabulary.decode(logits[0, -1].argmax()[None].tolist())
+                    == row["continuation"][tokens.shape[1] - len(row["prompt"])]
+                )
+            tokens = torch.cat([tokens, logits[:, -1].argmax(-1)[None]], dim=1)
+        assert len(row["continuation"]) == 12
+
+
+def test_each_prompt_has_random_numbers_of_its_own_seed(file, tmp_path, words):
+    first, again, other = (
+        [row["continuation"] for row in predicted(file, tmp_path, {"seed": seed}, words)[2]] for seed in (3, 3, 4)
+    )
+    assert first == again != other
+    assert len(list(tmp_path.glob("continuations*.csv"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"length": 0}, r"^expected an int >= 1 in `length`, got 0$"),
+        ({"seed": -1}, r"^expected an int >= 0 in `seed`, got -1$"),
+        ({"length": True}, r"^expected an int >= 1 in `length`, got True$"),
+        ({"temperature": -1.0}, r"^expected a finite number >= 0 in `temperature`, got -1\.0$"),
+    ],
+)
+def test_bad_settings_of_a_continuation(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Continuation(**settings)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (None, r"^expected a file of prompts in `predict`, got None"),
+        ("The\n\nsun\n", r"^expected a prompt in each line in `predict`, got an empty line 2 in"),
+        ("The €", r"in `predict`"),
+    ],
+)
+def test_bad_prompts(file, tmp_path, words, prompts, message):
+    path = tmp_path / "prompts.txt"
+    if prompts is not None:
+        path.write_text(prompts)
+    corpus = data(file, predict=None if prompts is None else str(path))
+    with pytest.raises(ValueError, match=message):
+        Trainer(**QUIET).predict(task(words), corpus)
+
+
+def test_another_network_cannot_continue(file, tmp_path, words):
+    (tmp_path / "prompts.txt").write_text("The")
+    module = CausalLMTask(nn.Sequential(nn.Embedding(words, 8), nn.Linear(8, words)))
+    with pytest.raises(TypeError, match=r"^expected a Decoder in `network` to continue prompts, got Sequential$"):
+        Trainer(**QUIET).predict(module, data(file, predict=str(tmp_path / "prompts.txt")))

@@ -1,6 +1,6 @@
 """Batches of blocks of running text: shuffled for training, in order for evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -118,6 +118,22 @@ class WindowLoader(OrderedLoader[Batch]):
         seen = torch.from_numpy(starts[:, None] + np.arange(self._context)[None, :] < self._counted[rows, None])
         batch["targets"][seen] = IGNORED
         return batch
+
+
+class PromptLoader(OrderedLoader[Batch]):
+    """Prompts one by one, each a batch of ``tokens`` ``(1, T)``.
+
+    Args:
+        prompts: Tokens of each, int32 ``(T,)``.
+    """
+
+    def __init__(self, prompts: Sequence[npt.NDArray[np.int32]]) -> None:
+        self._prompts = prompts
+        super().__init__(len(prompts), batch_size=1)
+
+    @override
+    def _batch(self, rows: slice) -> Batch:
+        return {"tokens": torch.from_numpy(self._prompts[rows.start].astype(np.int64))[None]}
 
 
 def _blocks(tokens: npt.NDArray[np.int32], starts: npt.NDArray[np.int64], context: int) -> Batch:

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from tenzoo.data.checks import check_fraction, check_int, check_path
-from tenzoo.data.corpus.blocks import BlockLoader, WindowLoader
-from tenzoo.data.corpus.documents import read_documents
+from tenzoo.data.corpus.blocks import BlockLoader, PromptLoader, WindowLoader
+from tenzoo.data.corpus.documents import read_documents, read_prompts
 from tenzoo.data.corpus.vocabulary import Vocabulary, make_vocabulary
 from tenzoo.data.resumable import ValidatedDataModule
 from tenzoo.data.transfer import upload
@@ -61,6 +61,8 @@ class TextCorpusDataModule(ValidatedDataModule[PreparedCorpus, BlockLoader]):
         train: Source of the text to train on.
         validation: Source of the text to validate with; ``None`` takes the end of ``train``.
         test: Source of the text to test with; ``None`` tests with the text of validation.
+        predict: Source of the prompts that prediction continues: a text file with one in each line, or any other
+            source, of which each document is one.
         tokenizer: ``"characters"``; ``"bpe"``, byte pairs of the training text; or a tokenizer, the JSON file of the
             package tokenizers or a folder with a ``tokenizer.json``.
         vocabulary_size: Largest number of tokens of ``"bpe"``.
@@ -89,6 +91,7 @@ class TextCorpusDataModule(ValidatedDataModule[PreparedCorpus, BlockLoader]):
         train: str,
         validation: str | None = None,
         test: str | None = None,
+        predict: str | None = None,
         *,
         tokenizer: str = "characters",
         vocabulary_size: int = 4096,
@@ -101,9 +104,10 @@ class TextCorpusDataModule(ValidatedDataModule[PreparedCorpus, BlockLoader]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        train, validation, test, tokenizer = (
-            check_path(value, arg=name, what="a path", optional=name in ("validation", "test"))
-            for name, value in (("train", train), ("validation", validation), ("test", test), ("tokenizer", tokenizer))
+        paths = {"train": train, "validation": validation, "test": test, "predict": predict, "tokenizer": tokenizer}
+        train, validation, test, predict, tokenizer = (
+            check_path(value, arg=name, what="a path", optional=name not in ("train", "tokenizer"))
+            for name, value in paths.items()
         )
         for name, number, least in (
             ("vocabulary_size", vocabulary_size, 257),  # the bytes and the border
@@ -166,6 +170,19 @@ class TextCorpusDataModule(ValidatedDataModule[PreparedCorpus, BlockLoader]):
         if name not in self.splits:
             raise ValueError("expected a file or a folder in `test`, got None, and no text of validation")
         return self._windows(name)
+
+    @override
+    def predict_dataloader(self) -> PromptLoader:
+        """The prompts of ``predict``, one by one.
+
+        Raises:
+            FileNotFoundError: If the source is missing.
+            ValueError: If there is none, or a prompt is empty or has a character that the vocabulary does not know.
+        """
+        source: str | None = self.hparams["predict"]
+        if source is None:
+            raise ValueError("expected a file of prompts in `predict`, got None; give one to predict")
+        return PromptLoader([self.vocabulary.encode(text, arg="predict") for text in read_prompts(source)])
 
     def _windows(self, name: str) -> WindowLoader:
         given = self.hparams

@@ -36,6 +36,27 @@ def read_documents(source: str, *, arg: str) -> list[str]:
     return documents
 
 
+def read_prompts(source: str) -> list[str]:
+    """The prompts of a source, in order: the lines of a text file, or the documents of any other source.
+
+    Args:
+        source: As in :func:`read_documents`.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+        ImportError: If the source needs a package that is not installed.
+        ValueError: If it is not readable, or a prompt is empty.
+    """
+    documents = read_documents(source, arg="predict")
+    if Path(source).is_dir() or Path(source).suffix.lower() == ".parquet":
+        return documents
+    lines = documents[0].removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            raise ValueError(f"expected a prompt in each line in `predict`, got an empty line {number} in {source!r}")
+    return lines
+
+
 def _read_text(path: Path, arg: str) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
