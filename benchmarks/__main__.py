@@ -13,6 +13,7 @@ import torch
 from benchmarks.adapters import adapters
 from benchmarks.compression import compression
 from benchmarks.covid import covid
+from benchmarks.decoders import decoders
 from benchmarks.finetuning import finetuning
 from benchmarks.formats import formats
 from benchmarks.gpu import run as gpu
@@ -32,6 +33,7 @@ COMPARISONS: dict[str, Callable[[int], Report]] = {
     "compression": compression,
     "adapters": adapters,
     "finetuning": finetuning,
+    "decoders": decoders,
 }
 _LEAST_ROUNDS = 7
 
@@ -62,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if chosen.repeats < _LEAST_ROUNDS:
         parser.error(f"expected at least {_LEAST_ROUNDS} in --repeats, got {chosen.repeats}")
     torch.set_num_threads(1)
-    threads = "one thread, two for networks, layers and compression"
+    threads = "one thread, two for networks, layers, compression and decoders"
     print(f"torch {torch.__version__}, lightning {lightning.__version__}, {threads}, variants in turns")
     for name in chosen.names or COMPARISONS:
         print(f"\n{COMPARISONS[name](chosen.repeats).markdown()}", flush=True)

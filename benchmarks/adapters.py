@@ -1,22 +1,17 @@
 """A training step of a small transformer with adapters made of cores, against PEFT's LoRA."""
 
 import copy
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.utils.data import DataLoader
 
-from benchmarks.loops import FitLoop, Loop, TakeTurns, interleave, quiet
+from benchmarks.methods import methods_in_turns
 from benchmarks.report import Ratio, Report, Table
 from benchmarks.steps import Step, in_turns, saved_bytes
-from tenzoo.callbacks import DeviationAwareScaling
 from tenzoo.tasks import SAM, TextClassificationTask
-from tenzoo.training import NoProfiler
 
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "LoRA": {},
@@ -125,30 +120,20 @@ def under_lightning(
     """
     frozen = {id(p): p for p in network.parameters() if not p.requires_grad}
 
-    def fit(*callbacks: Callback, sam: SAM | None = None) -> FitLoop:
-        task = TextClassificationTask(copy.deepcopy(network, {**frozen}), optimizer=_adamw, sam=sam)
-        batches: Any = [{"tokens": tokens, "labels": labels}] * (warmup + rounds * steps)
-        data: DataLoader[Any] = DataLoader(batches, batch_size=None)
-        trainer = Trainer(
-            accelerator="gpu" if tokens.is_cuda else "cpu",
-            devices=1,
-            max_epochs=1,
-            callbacks=[TakeTurns(warmup, steps), *callbacks],
-            profiler=NoProfiler(),
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        return FitLoop(functools.partial(trainer.fit, task, data))
+    def make(sam: SAM | None) -> TextClassificationTask:
+        return TextClassificationTask(copy.deepcopy(network, {**frozen}), optimizer=_adamw, sam=sam)
 
-    with quiet():
-        loops: dict[str, Loop] = {
-            "LoRETTA-rep, Lightning": fit(),
-            "LoRETTA-rep, DAS": fit(DeviationAwareScaling(0.5)),
-            "LoRETTA-rep, SAM": fit(sam=SAM(0.05)),
-        }
-        return interleave(loops, rounds)
+    return methods_in_turns(
+        "LoRETTA-rep",
+        make,
+        {"tokens": tokens, "labels": labels},
+        rounds,
+        alpha=0.5,
+        rho=0.05,
+        steps=steps,
+        warmup=warmup,
+        accelerator="gpu" if tokens.is_cuda else "cpu",
+    )
 
 
 def _adamw(parameters: Any) -> torch.optim.AdamW:

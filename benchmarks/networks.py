@@ -2,22 +2,17 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from benchmarks.loops import FitLoop, Loop, TakeTurns, interleave, quiet
+from benchmarks.methods import methods_in_turns
 from benchmarks.report import Ratio, Report, Table, spread
 from benchmarks.rivals import note_on, rival_networks, tltorch_if_installed, try_rival
 from benchmarks.steps import Step, forward_step, in_turns, network_step, on_threads, saved_bytes, sgd
-from tenzoo.callbacks import DeviationAwareScaling
 from tenzoo.layers import Implementation
 from tenzoo.models import CIFARResNet
-from tenzoo.tasks import SAM, ImageClassificationTask
-from tenzoo.training import NoProfiler
+from tenzoo.tasks import ImageClassificationTask
 
 FORMATS: Mapping[str, tuple[str | None, int | None]] = {
     "dense": (None, None),
@@ -76,7 +71,15 @@ def networks(
             name: [saved_bytes(_network(name, depth, way), batch) for way in ("auto", "reconstruct")] for name in names
         }
         rivals, skipped = _rivals(min(rounds, _RIVAL_ROUNDS), depth, names, small)
-        times |= _under_lightning(rounds, depth, batch, steps)
+        times |= methods_in_turns(
+            "TR 10",
+            lambda sam: ImageClassificationTask(_network("TR 10", depth), optimizer=sgd, sam=sam),
+            batch,
+            rounds,
+            alpha=0.001,
+            rho=0.05,
+            steps=steps,
+        )
     title = f"networks: a step of ResNet-{depth}, tensorized and dense"
     note = _NOTE.format(depth=depth, images=images, side=side, threads=threads) + note_on(skipped)
     return Report(title, note, ("ms/step", 1e3), times, _ratios(times, names), [_memory_table(saved), rivals])
@@ -148,37 +151,3 @@ def _rivals(rounds: int, depth: int, names: Sequence[str], batch: tuple[Tensor, 
         rows.append([name, f"{parameters[name]:,}", spread([value * 1e3 for value in row]), spread(ratio.values)])
     header = (f"batch of {len(batch[0])}, median of {rounds} rounds", "parameters", "ms/step", "/ tenzoo dense")
     return (header, rows), skipped
-
-
-# --- Lightning -----------------------------------------------------------------------------------------------------
-
-
-def _under_lightning(
-    rounds: int, depth: int, batch: tuple[Tensor, Tensor], steps: int, warmup: int = 2
-) -> dict[str, list[float]]:
-    def fit(*callbacks: Callback, sam: SAM | None = None) -> FitLoop:
-        task = ImageClassificationTask(_network("TR 10", depth), optimizer=sgd, sam=sam)
-        batches: Any = [batch] * (warmup + rounds * steps)
-        data: DataLoader[Any] = DataLoader(batches, batch_size=None)
-        return FitLoop(functools.partial(_trainer(TakeTurns(warmup, steps), *callbacks).fit, task, data))
-
-    with quiet():
-        loops: dict[str, Loop] = {
-            "TR 10, Lightning": fit(),
-            "TR 10, DAS": fit(DeviationAwareScaling(0.001)),
-            "TR 10, SAM": fit(sam=SAM(0.05)),
-        }
-        return interleave(loops, rounds)
-
-
-def _trainer(*callbacks: Callback) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        callbacks=list(callbacks),
-        profiler=NoProfiler(),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )

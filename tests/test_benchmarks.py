@@ -11,6 +11,7 @@ from benchmarks.__main__ import COMPARISONS, main
 from benchmarks.adapters import SETTINGS, adapters
 from benchmarks.compression import compression
 from benchmarks.covid import covid
+from benchmarks.decoders import decoders
 from benchmarks.estimates import Case as LayerCase
 from benchmarks.estimates import loss_of_pick, rank_correlation
 from benchmarks.finetuning import finetuning
@@ -41,6 +42,17 @@ def test_covid(capsys):
     report = covid(2, steps=3, warmup=2)
     assert_complete(report, variants=7)
     assert [ratio.target for ratio in report.ratios[:3]] == [1.6, 1.05, 2.1]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_decoders(capsys):
+    report = decoders(2, widths={16: 0.5, 32: 0.5}, batch=2, context=8, depth=1, length=6, threads=1)
+    assert_complete(report, variants=15)
+    targets = [ratio.target for ratio in report.ratios]
+    assert targets == [1.1, 1.1, 0.9, 0.9, *[1 / 0.95] * 4, 1.02, 2.05]
+    assert [row[0] for row in report.tables[0][1]] == [
+        f"{name} {w}" for w in (16, 32) for name in ("dense", "TT", "BTT")
+    ]
     assert capsys.readouterr() == ("", "")
 
 
@@ -230,7 +242,7 @@ def test_a_missed_target_is_named():
     [
         (
             ["cp"],
-            r"expected names of \['adapters', 'compression', 'covid', 'finetuning', 'formats', .*"
+            r"expected names of \['adapters', 'compression', 'covid', 'decoders', 'finetuning', .*"
             r"'sparse', 'tltorch'\], got \['cp'\]",
         ),
         (["--repeats=3"], "at least 7"),
