@@ -1,7 +1,7 @@
 """Settings that were meant for something else: what a config says of another optimizer, or of another data set.
 
 Configs compose key by key. Where a later one names another optimizer, the learning rate of the one before would stay;
-where the command line names a file of one's own, the split of a benchmark would.
+where the command line names a file of one's own, the split or the vocabulary of a benchmark would.
 """
 
 import inspect
@@ -16,6 +16,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
 from tenzoo.cli.configs import load
+from tenzoo.data import TextCorpusDataModule
 from tenzoo.data.completion import DATASETS
 
 OPTIMIZER = "model.optimizer"
@@ -27,6 +28,8 @@ _PENALIZES = frozenset({"SGD", "ASGD", "Adam", "Adamax", "NAdam", "RAdam", "Adag
 """Their weight decay is a penalty in the loss, and so means the same for each; that of AdamW is not."""
 _HOW = frozenset({"foreach", "fused", "capturable", "differentiable", "maximize"})
 """How a step is carried out, whichever it is."""
+
+_CORPUS = "tenzoo.data.TextCorpusDataModule"
 
 _OF_DATA = frozenset({"observed_fraction", "shape", "num_entries", "predict_index"})
 """What is chosen for one data set and means nothing for another."""
@@ -78,9 +81,30 @@ def settle(config: Namespace, args: Sequence[str], subcommand: str | None) -> No
         ValueError: If an optimizer has no learning rate of its own.
     """
     given = list(layers(args, subcommand))
-    for line in (_settle_optimizer(config, given), _settle_split(config, given)):
+    for line in (
+        _settle_optimizer(config, given),
+        _settle_split(config, given),
+        _settle_vocabulary(config, given),
+    ):
         if line:
             rank_zero_info(line)
+
+
+def _settle_vocabulary(config: Namespace, given: Sequence[Layer]) -> str | None:
+    """Give a language model as many tokens as the text has, if its number is not given or is that of another text."""
+    network, data = config.get("model.init_args.network.init_args"), config.get("data")
+    if network is None or "num_tokens" not in network or getattr(data, "class_path", None) != _CORPUS:
+        return None
+    by_hand = {key for layer in given if layer.by_hand for key in layer.given}
+    old = network.num_tokens
+    if old is not None and ("data.train" not in by_hand or "model.network.num_tokens" in by_hand):
+        return None
+    corpus = TextCorpusDataModule(**data.init_args.as_dict())
+    corpus.setup("fit")
+    if corpus.num_tokens == old:
+        return None
+    network.num_tokens = corpus.num_tokens
+    return f"num_tokens {corpus.num_tokens}, as in the text" + ("" if old is None else f" (the config has {old})")
 
 
 # --- the optimizer ---------------------------------------------------------------------------------------------------

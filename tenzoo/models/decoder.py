@@ -82,7 +82,7 @@ class Decoder(nn.Module):
     projections back into the stream with ``1/(2 depth fan_in)`` (Radford et al. 2019, section 2.3), in every format.
 
     Args:
-        num_tokens: Size of the vocabulary.
+        num_tokens: Size of the vocabulary. In a config, None is that of the text of a TextCorpusDataModule.
         width: Size of a vector of the stream.
         depth: Number of blocks.
         heads: Number of heads of the queries, a divisor of ``width``.
@@ -121,7 +121,7 @@ class Decoder(nn.Module):
 
     def __init__(
         self,
-        num_tokens: int,
+        num_tokens: int | None,
         *,
         width: int = 128,
         depth: int = 4,
@@ -140,6 +140,8 @@ class Decoder(nn.Module):
         implementation: Implementation = "auto",
     ) -> None:
         super().__init__()
+        if num_tokens is None:
+            raise ValueError("expected an int >= 1 in `num_tokens`, got None, which only a config with a text can have")
         check_sizes(width=width)
         if hidden_width is None:
             hidden_width = 4 * width if activation == "gelu" else 8 * math.ceil(width / 3)

@@ -1,5 +1,7 @@
 """``tenzoo generate``: text that a trained model continues."""
 
+import csv
+
 import pytest
 import torch
 import yaml
@@ -103,3 +105,62 @@ def test_checkpoints_of_other_tasks(tmp_path, capsys):
     torch.save({"state_dict": {}, "global_step": 1}, tmp_path / "other.ckpt")
     assert main(["generate", "--prompt", "The", "--ckpt_path", str(tmp_path / "other.ckpt")]) == 2
     assert "a checkpoint of a language model that tenzoo fit has trained in `ckpt_path`" in capsys.readouterr().err
+
+
+# --- texts of one's own --------------------------------------------------------------------------------------------
+
+
+def test_a_text_of_ones_own_is_trained_on_continued_and_predicted(tmp_path, capsys, caplog):
+    """Three commands with a config that was written for another vocabulary."""
+    trained(tmp_path)
+    own, prompts, runs = tmp_path / "own.txt", tmp_path / "prompts.txt", tmp_path / "own_runs"
+    own.write_text("abc cab, " * 60)
+    prompts.write_text("abc\ncab,\n")
+    config = ["--config", str(tmp_path / "config.yaml"), "--data.init_args.train", str(own)]
+    config += ["--trainer.default_root_dir", str(runs)]
+    assert main(["fit", *config]) == 0
+    checkpoint = str(runs / "version_0" / "checkpoints" / "end.ckpt")
+    assert "num_tokens 5, as in the text (the config has 30)" in caplog.text
+    capsys.readouterr()
+    assert CausalLMTask.load_from_checkpoint(checkpoint, weights_only=True).network.num_tokens == 5
+
+    assert main(["generate", "--ckpt_path", checkpoint, "--prompt", "ab", "--length", "20"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("ab")
+    assert set(text[:-1]) <= set("abc, ")
+
+    more = ["--ckpt_path", checkpoint, "--data.init_args.predict", str(prompts)]
+    assert main(["predict", *config, *more, "--model.init_args.continuation.length", "7"]) == 0
+    (path,) = runs.rglob("continuations.csv")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["prompt"] for row in rows] == ["abc", "cab,"]
+    assert [len(row["continuation"]) for row in rows] == [7, 7]
+
+
+@pytest.mark.parametrize(("number", "said"), [(None, True), (30, True), (6, False)])
+def test_the_number_of_tokens_of_a_text(tmp_path, capsys, caplog, number, said):
+    """It is settled where none is given, or where the text alone is given by hand."""
+    trained(tmp_path)
+    (tmp_path / "own.txt").write_text("abc cab, " * 60)
+    arguments = ["--config", str(tmp_path / "config.yaml"), "--data.init_args.train", str(tmp_path / "own.txt")]
+    if number is None:
+        text = (tmp_path / "config.yaml").read_text().replace("num_tokens: 30", "num_tokens: null")
+        (tmp_path / "config.yaml").write_text(text)
+    elif number != 30:
+        arguments += ["--model.init_args.network.init_args.num_tokens", str(number)]
+    capsys.readouterr()
+    assert main(["fit", *arguments]) == (0 if said else 1)
+    assert ("num_tokens 5, as in the text" in caplog.text) == said
+    if not said:
+        text = "".join(capsys.readouterr())
+        assert "expected 5 in `num_tokens` of the network, as in the data, got 6" in text
+
+
+def test_a_config_keeps_its_number_for_its_own_text(tmp_path, capsys):
+    trained(tmp_path)
+    text = (tmp_path / "config.yaml").read_text().replace("num_tokens: 30", "num_tokens: 29")
+    (tmp_path / "config.yaml").write_text(text)
+    capsys.readouterr()
+    assert main(["fit", "--config", str(tmp_path / "config.yaml")]) == 1
+    assert "expected 30 in `num_tokens` of the network, as in the data, got 29" in "".join(capsys.readouterr())
