@@ -150,7 +150,7 @@ def test_the_number_of_tokens_of_a_text(tmp_path, capsys, caplog, number, said):
     elif number != 30:
         arguments += ["--model.init_args.network.init_args.num_tokens", str(number)]
     capsys.readouterr()
-    assert main(["fit", *arguments]) == (0 if said else 1)
+    assert main(["fit", *arguments]) == (0 if said else 2)
     assert ("num_tokens 5, as in the text" in caplog.text) == said
     if not said:
         text = "".join(capsys.readouterr())
@@ -162,5 +162,5 @@ def test_a_config_keeps_its_number_for_its_own_text(tmp_path, capsys):
     text = (tmp_path / "config.yaml").read_text().replace("num_tokens: 30", "num_tokens: 29")
     (tmp_path / "config.yaml").write_text(text)
     capsys.readouterr()
-    assert main(["fit", "--config", str(tmp_path / "config.yaml")]) == 1
+    assert main(["fit", "--config", str(tmp_path / "config.yaml")]) == 2
     assert "expected 30 in `num_tokens` of the network, as in the data, got 29" in "".join(capsys.readouterr())
