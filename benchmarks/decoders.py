@@ -32,7 +32,7 @@ def decoders(
     batch: int = 32,
     context: int = 256,
     depth: int = 4,
-    length: int = 128,
+    length: int = 500,
     threads: int = 2,
 ) -> Report:
     """Train decoders of several widths and formats, generate with them, and train one with DAS and SAM.

@@ -219,18 +219,22 @@ class Decoder(nn.Module):
         return logits[..., : own.num_tokens]
 
     def to_dense(self) -> "Decoder":
-        """The dense model that computes the same; a copy."""
-        dense = Decoder(**vars(self.architecture), tied=self.tied).train(self.training)
+        """The dense model that computes the same; a copy, in the same mode."""
         weights = {name: value for name, value in self.state_dict().items() if ".factorization." not in name}
         weights |= {
-            f"{name}.weight": module.weight.detach()
+            f"{name}.weight": module.weight
             for name, module in self.named_modules()
             if isinstance(module, TensorizedLayer)
         }
         if self.tied:
             weights["head.weight"] = weights["embedding.weight"]
-        dense.load_state_dict(weights)
-        return dense.to(next(self.parameters()))
+        with torch.device("meta"):  # nothing is drawn
+            dense = Decoder(**vars(self.architecture), tied=self.tied)
+        weights = {name: weights[name].detach().clone() for name in dense.state_dict()}
+        dense.load_state_dict(weights, assign=True)
+        if self.tied:
+            dense.head.weight = dense.embedding.weight
+        return dense.requires_grad_().train(self.training)
 
 
 class Block(nn.Module):

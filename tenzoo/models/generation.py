@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tenzoo.layers import TensorizedLayer
 from tenzoo.models.decoder import Cache, Decoder
 
 
@@ -114,9 +115,10 @@ def generate(
     """Continue prompts, one token at a time.
 
     Keys and values are kept between tokens. Where the context is full, the model goes on from the last half of it.
+    Weights are rebuilt from cores once, before the first token, unless the layers are to contract them.
 
     Args:
-        model: A decoder; while a token is made it is in evaluation mode.
+        model: A decoder, in any mode; it computes as in evaluation.
         prompt: Tokens ``(N, T)``, at least one; of a long one the last ``context`` count.
         length: Number of tokens to add.
         sampling: How they are drawn.
@@ -145,6 +147,9 @@ def _tokens(
     model: Decoder, prompt: Tensor, length: int, sampling: Sampling, generator: torch.Generator | None
 ) -> Iterator[Tensor]:
     context = model.architecture.context
+    layers = [module for module in model.modules() if isinstance(module, TensorizedLayer)]
+    if layers and all(layer.implementation != "contract" for layer in layers):
+        model = model.to_dense()
     seen = new = prompt[:, -context:]
     cache = Cache()
     for _ in range(length):

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, TypeAlias, TypeVar, cast, get_args
 from torch import nn
 
 from tenzoo.factorizations import Factorization, Rank
+from tenzoo.factorizations.init import init_cores_
 from tenzoo.layers import Implementation, TensorizedEmbedding, TensorizedLinear
 from tenzoo.layers.implementation import check_implementation
 
@@ -80,7 +81,7 @@ class Parts:
         settings = self._settings(part)
         if settings is None:
             layer = nn.Linear(in_features, out_features, bias=False)
-            nn.init.normal_(layer.weight, std=std)
+            init_cores_([layer.weight], std)
             return layer
         cores = self._made(name, TensorizedLinear, in_features, out_features, settings | {"bias": False})
         self._draw(cores, std, in_features * out_features)
@@ -91,7 +92,7 @@ class Parts:
         settings = self._settings("embedding")
         if settings is None:
             layer = nn.Embedding(num_tokens, width)
-            nn.init.normal_(layer.weight, std=width**-0.5)
+            init_cores_([layer.weight], width**-0.5)
             return layer
         cores = self._made("embedding", TensorizedEmbedding, num_tokens, width, settings)
         self._draw(cores, width**-0.5, num_tokens * width)

@@ -62,6 +62,21 @@ def test_modules_of_other_modes_keep_theirs():
     assert [module.training for module in decoder.modules()] == before
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_random_numbers_of_others_stay(variant):
+    decoder, before = model(**VARIANTS[variant]), torch.get_rng_state()
+    list(generate(decoder, prompt(), 3, generator=torch.Generator()))
+    assert torch.get_rng_state().equal(before)
+
+
+def test_layers_that_contract_are_not_rebuilt(monkeypatch):
+    decoder, tokens = model(factorization="tt", rank=3), prompt()
+    expected = torch.stack(list(generate(decoder, tokens, 12, sampling=GREEDY)))
+    contracting = model(factorization="tt", rank=3, implementation="contract")
+    monkeypatch.setattr(Decoder, "to_dense", None)
+    assert torch.stack(list(generate(contracting, tokens, 12, sampling=GREEDY))).equal(expected)
+
+
 def test_a_seed_gives_the_same_tokens():
     found = [
         torch.stack(list(generate(model(), prompt(), 12, generator=torch.Generator().manual_seed(seed))))
