@@ -63,8 +63,8 @@ class TextCorpusDataModule(ValidatedDataModule[PreparedCorpus, BlockLoader]):
         test: Source of the text to test with; ``None`` tests with the text of validation.
         predict: Source of the prompts that prediction continues: a text file with one in each line, or any other
             source, of which each document is one.
-        tokenizer: ``"characters"``; ``"bpe"``, byte pairs of the training text; or a tokenizer, the JSON file of the
-            package tokenizers or a folder with a ``tokenizer.json``.
+        tokenizer: ``"characters"``, those of ``train``; ``"bpe"``, byte pairs of the text that is trained on; or a
+            tokenizer, the JSON file of the package tokenizers or a folder with a ``tokenizer.json``.
         vocabulary_size: Largest number of tokens of ``"bpe"``.
         context: Tokens of a block.
         stride: Tokens between the windows of validation and test (see :class:`~tenzoo.data.WindowLoader`); ``None`` is
@@ -199,9 +199,12 @@ class TextCorpusDataModule(ValidatedDataModule[PreparedCorpus, BlockLoader]):
         given = self.hparams
         names = {"train": "train", "validation": "val", "test": "test"}
         documents = {names[arg]: read_documents(given[arg], arg=arg) for arg in names if given[arg] is not None}
+        known = documents["train"]
         if "val" not in documents and given["validation_fraction"] > 0:
             documents["train"], documents["val"] = _cut(documents["train"], given["validation_fraction"])
-        vocabulary = make_vocabulary(given["tokenizer"], documents["train"], given["vocabulary_size"])
+        if given["tokenizer"] != "characters":  # characters are not learned, and rare ones may all be in the end
+            known = documents["train"]
+        vocabulary = make_vocabulary(given["tokenizer"], known, given["vocabulary_size"])
         splits = {}
         for name, texts in documents.items():
             arg = "train" if name == "val" and given["validation"] is None else {"val": "validation"}.get(name, name)

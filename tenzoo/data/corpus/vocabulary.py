@@ -105,7 +105,7 @@ class Characters(Vocabulary):
             place = int(unknown.argmax())
             raise ValueError(
                 f"expected the {len(self._characters)} characters of the training text in `{arg}`, got {text[place]!r} "
-                f"at place {place}"
+                f"at place {place}; tokenizer 'bpe' takes any text"
             )
         return found.astype(np.int32)
 

@@ -255,3 +255,13 @@ def test_line_ends_and_byte_order_marks(tmp_path):
     (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbf" + b"one two\r\n" * 20)
     module = data(str(tmp_path / "text.txt"), validation_fraction=0)
     assert module.vocabulary.decode(module.splits["train"].tokens.tolist()) == "one two\n" * 20
+
+
+def test_characters_of_the_end_that_is_held_out_are_known(tmp_path):
+    path = tmp_path / "rare.txt"
+    path.write_text("abc " * 100 + "ß" * 5)
+    data = TextCorpusDataModule(str(path), context=8)
+    data.setup("fit")
+    assert data.num_tokens == 5
+    assert data.vocabulary.decode(data.splits["val"].tokens[-3:].tolist()) == "ßßß"
+    assert not (data.splits["train"].tokens == data.vocabulary.encode("ß", arg="prompt")[0]).any()
