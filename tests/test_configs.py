@@ -49,10 +49,18 @@ def small_images(kind, folder, monkeypatch):
     return [word for name, value in settings.items() for word in (f"--data.init_args.{name}", str(value))]
 
 
-def small_corpus(path):
-    """A text of 65 characters, as arguments."""
+def small_corpus(config, path):
+    """A text of 65 characters for all splits that a config names, as arguments."""
     path.write_text("".join(map(chr, range(48, 113))) * 20)
-    return ["--data.init_args.train", str(path), "--data.init_args.batch_size", "2"]
+    given = yaml.safe_load(config.read_text())["data"]["init_args"]
+    if given.get("tokenizer") == "bpe":
+        pytest.importorskip("tokenizers", reason="needs the extra text: pip install tenzoo[text]")
+    settings = {name: path for name in ("train", "validation", "test") if name in given} | {
+        "batch_size": 2,
+        "context": 64,
+    }
+    arguments = [word for name, value in settings.items() for word in (f"--data.init_args.{name}", str(value))]
+    return [*arguments, "--trainer.val_check_interval", "1.0"]
 
 
 def compressed(folder, root):
@@ -74,7 +82,7 @@ def test_every_model_trains(tmp_path, monkeypatch, capsys, config):
     images = images_of(config)
     arguments = SMALLER.get(config.stem, []) if images is None else small_images(images, folder, monkeypatch)
     if "TextCorpusDataModule" in config.read_text():
-        arguments = small_corpus(tmp_path / "text.txt")
+        arguments = small_corpus(config, tmp_path / "text.txt")
     if "CompressedNetwork" in config.read_text():
         arguments += compressed(tmp_path, str(folder))
         assert 0.99 < Plan.load(tmp_path / "compressed" / "plan.json").parameters / (269_722 / 2.6) <= 1
