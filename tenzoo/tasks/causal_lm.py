@@ -33,7 +33,8 @@ class CausalLMTask(SupervisedTask):
         core_weight_decay: Weight decay of the cores; null takes the optimizer's.
         norm_weight_decay: Weight decay of norms and biases; null takes the optimizer's.
         continuation: How prediction continues prompts; null takes the defaults.
-        **kwargs: The arguments of :class:`~tenzoo.tasks.base.Task`.
+        **kwargs: ``base_width`` of :class:`~tenzoo.tasks.SupervisedTask`, and the arguments of
+            :class:`~tenzoo.tasks.base.Task`.
 
     Raises:
         TypeError: If ``network`` is not a module.

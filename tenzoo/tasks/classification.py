@@ -24,7 +24,7 @@ class ImageClassificationTask(SupervisedTask):
 
     The optimizer gets up to three groups of parameters, by name: ``"cores"``, ``"norms"`` (the parameters of
     normalization layers, and all vectors, such as biases) and ``"rest"``. Cores and norms may have their own weight
-    decay. The learning rate is the optimizer's.
+    decay. The learning rate is the optimizer's, or follows ``base_width``.
 
     Args:
         network: Any module that maps images to logits ``(N, num_classes)``. In YAML a ``class_path`` with
@@ -34,7 +34,8 @@ class ImageClassificationTask(SupervisedTask):
         label_smoothing: Share of the target that is divided evenly among all classes, in [0, 1).
         core_weight_decay: Weight decay of the cores; null takes the optimizer's.
         norm_weight_decay: Weight decay of norms and biases; null takes the optimizer's.
-        **kwargs: The arguments of :class:`~tenzoo.tasks.base.Task`.
+        **kwargs: ``base_width`` of :class:`~tenzoo.tasks.SupervisedTask`, and the arguments of
+            :class:`~tenzoo.tasks.base.Task`.
 
     Raises:
         TypeError: If ``network`` is not a module, or ``num_classes`` no integer.

@@ -40,7 +40,8 @@ class TextClassificationTask(SupervisedTask):
             ``"matthews"``, ``"pearson"`` and ``"spearman"``; by default the accuracy, or both correlations.
         core_weight_decay: Weight decay of the cores; null takes the optimizer's.
         norm_weight_decay: Weight decay of norms and biases; null takes the optimizer's.
-        **kwargs: The arguments of :class:`~tenzoo.tasks.base.Task`.
+        **kwargs: ``base_width`` of :class:`~tenzoo.tasks.SupervisedTask`, and the arguments of
+            :class:`~tenzoo.tasks.base.Task`.
 
     Raises:
         TypeError: If ``network`` is not a module, ``num_classes`` no integer, or ``metrics`` no list.

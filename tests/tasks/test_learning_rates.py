@@ -1,12 +1,19 @@
 """Learning rates by the widths of a network and the structure of its weights."""
 
+import csv
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import DataLoader
 
+from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor
 from tenzoo.factorizations import factorization_class
 from tenzoo.factorizations.init import core_std
 from tenzoo.layers import (
@@ -17,7 +24,7 @@ from tenzoo.layers import (
 )
 from tenzoo.layers.fan_in import core_fan_ins, fan_in
 from tenzoo.models import Decoder
-from tenzoo.tasks import CausalLMTask, ImageClassificationTask
+from tenzoo.tasks import SAM, CausalLMTask, ImageClassificationTask
 from tenzoo.tasks.learning_rates import learning_rate_factors
 
 
@@ -203,3 +210,33 @@ def test_coordinate_check(factorization, rank):
 def test_coordinate_check_tells_rates_that_do_not_follow_the_width():
     narrow, wide = (moved(width, None, None, None, seed=0) for width in (32, 512))
     assert wide / narrow > 6
+
+
+# --- beside the methods --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("sam", [None, SAM(rho=0.05)], ids=["das", "sam"])
+def test_methods_and_the_monitor_with_rates_that_differ_within_a_group(tmp_path, sam):
+    """Norms and the deviation are measured; rates that presuppose one learning rate are left out."""
+    torch.manual_seed(0)
+    model = decoder(factorization={"attention": "btt"}, rank=4)
+    task = CausalLMTask(model, optimizer=adamw, base_width=32, sam=sam, lr_scheduler="one_cycle")
+    tokens = torch.randint(65, (4, 17))
+    batches = [{"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}] * 6
+    logger = CSVLogger(tmp_path)
+    callbacks = [NormDynamicsMonitor(), LearningRateMonitor(), *([] if sam else [DeviationAwareScaling(alpha=0.1)])]
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", max_epochs=1, log_every_n_steps=1, logger=logger, callbacks=callbacks, **quiet)
+    trainer.fit(task, DataLoader(batches, batch_size=None))
+    with (Path(logger.log_dir) / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    key = "norms/network.blocks.0.attention.query.weight"
+    deviations = [float(row[f"{key}/deviation"]) for row in rows if row.get(f"{key}/deviation")]
+    assert len(deviations) >= 5
+    assert all(math.isfinite(value) and value > 0 for value in deviations)
+    assert all(not row.get(f"{key}/measured_rate") or math.isnan(float(row[f"{key}/measured_rate"])) for row in rows)
+    names = {name for name in rows[0] if name.startswith("lr-AdamW/")}
+    assert len(names) == len(trainer.optimizers[0].param_groups) > 4
+    rates = {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}
+    assert rates["norms"] == pytest.approx(2 * rates["rest*0.5"])
