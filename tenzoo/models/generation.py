@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tenzoo.layers import TensorizedLayer
-from tenzoo.models.decoder import Cache, Decoder
+from tenzoo.layers import TensorizedEmbedding, TensorizedLayer, TensorizedLinear
+from tenzoo.models.decoder import Attention, Block, Cache, Decoder, FeedForward
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,7 @@ def _tokens(
     model: Decoder, prompt: Tensor, length: int, sampling: Sampling, generator: torch.Generator | None
 ) -> Iterator[Tensor]:
     context = model.architecture.context
-    layers = [module for module in model.modules() if isinstance(module, TensorizedLayer)]
-    if layers and all(layer.implementation != "contract" for layer in layers):
+    if _can_be_rebuilt(model):
         model = model.to_dense()
     seen = new = prompt[:, -context:]
     cache = Cache()
@@ -160,6 +159,24 @@ def _tokens(
         new = sampling.draw(logits, generator)[:, None]
         seen = torch.cat([seen, new], dim=1)[:, -context:]
         yield new[:, 0]
+
+
+_OWN = frozenset(
+    (
+        *(Decoder, Block, Attention, FeedForward, TensorizedLinear, TensorizedEmbedding),
+        *(nn.ModuleList, nn.Embedding, nn.Linear, nn.RMSNorm, nn.LayerNorm, nn.Dropout),
+    )
+)
+"""What a decoder makes."""
+
+
+def _can_be_rebuilt(model: Decoder) -> bool:
+    """Whether there are cores to rebuild, and a dense copy computes the same: no hooks, and no layers of others."""
+    layers = [part for part in model.modules() if isinstance(part, TensorizedLayer)]
+    cores = {id(part) for layer in layers for part in layer.factorization.modules()}
+    others = [part for part in model.modules() if id(part) not in cores]
+    changed = any(type(part) not in _OWN or part._forward_hooks or part._forward_pre_hooks for part in others)
+    return bool(layers) and not changed and all(layer.implementation != "contract" for layer in layers)
 
 
 @contextmanager

@@ -69,6 +69,23 @@ def test_random_numbers_of_others_stay(variant):
     assert torch.get_rng_state().equal(before)
 
 
+def test_hooks_and_layers_of_others_act_in_generation():
+    """The dense copy that saves time has none of them, so it is not taken."""
+    decoder, tokens, seen = model(factorization="tt", rank=3), prompt(), []
+    before = torch.stack(list(generate(decoder, tokens, 8, sampling=GREEDY)))
+    decoder.blocks[0].register_forward_hook(lambda block, inputs, output: seen.append(output.shape))
+    assert torch.stack(list(generate(decoder, tokens, 8, sampling=GREEDY))).equal(before)
+    assert len(seen) == 8
+
+    class Zero(torch.nn.Module):
+        def forward(self, x):
+            return torch.zeros_like(x)
+
+    decoder.blocks[0].feed_forward = Zero()
+    found = torch.stack(list(generate(decoder, tokens, 8, sampling=GREEDY)), dim=1)
+    assert found.equal(without_cache(decoder, tokens, 8))
+
+
 def test_layers_that_contract_are_not_rebuilt(monkeypatch):
     decoder, tokens = model(factorization="tt", rank=3), prompt()
     expected = torch.stack(list(generate(decoder, tokens, 12, sampling=GREEDY)))
