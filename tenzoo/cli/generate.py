@@ -1,7 +1,7 @@
 """``tenzoo generate``: the continuation of a prompt by a trained language model."""
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from tenzoo.models import Decoder
 from tenzoo.models.generation import Continuation
 from tenzoo.tasks import CausalLMTask
 
-_UNFINISHED = "\ufffd"
-"""What stands for bytes that are no character yet."""
-
 
 def generate_command(argv: Sequence[str]) -> int:
     """Print a prompt and its continuation, token by token."""
-    arguments = _parser().parse_args(list(argv))
+    try:
+        arguments = _parser().parse_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise ValueError(f"expected valid arguments for tenzoo generate, got: {error}") from error
     for name in ("ckpt_path", "prompt"):
         if getattr(arguments, name) is None:
             raise ValueError(f"expected `--{name}` for tenzoo generate, got none")
@@ -32,7 +32,7 @@ def generate_command(argv: Sequence[str]) -> int:
         raise ValueError("expected a text of at least one token in `prompt`, got none")
     print(arguments.prompt, end="", flush=True)
     tokens = continuation.of(model, prompt[None])
-    for text in _texts(vocabulary, (int(token) for token in tokens)):
+    for text in vocabulary.continued(prompt.tolist(), (int(token) for token in tokens)):
         print(text, end="", flush=True)
     print()
     return 0
@@ -81,15 +81,3 @@ def _read(path: Path) -> tuple[Decoder, Vocabulary]:
             f"expected a checkpoint of a Decoder in `ckpt_path`, got a {type(task.network).__name__}: {str(path)!r}"
         )
     return task.network, vocabulary_of(state["vocabulary"])
-
-
-def _texts(vocabulary: Vocabulary, tokens: Iterator[int]) -> Iterator[str]:
-    """The text that each token adds; bytes wait until they are a character."""
-    waiting: list[int] = []
-    for token in tokens:
-        waiting.append(token)
-        text = vocabulary.decode(waiting)
-        if not text.endswith(_UNFINISHED):
-            yield text
-            waiting = []
-    yield vocabulary.decode(waiting)

@@ -143,6 +143,10 @@ class Decoder(nn.Module):
         if num_tokens is None:
             raise ValueError("expected an int >= 1 in `num_tokens`, got None, which only a config with a text can have")
         check_sizes(width=width)
+        if not isinstance(tied, bool):
+            raise TypeError(f"expected True or False in `tied`, got {tied!r}")
+        if isinstance(factorization, Mapping) and not any(factorization.values()):
+            raise ValueError(f"expected a format for some part in `factorization`, got {factorization!r}")
         if hidden_width is None:
             hidden_width = 4 * width if activation == "gelu" else 8 * math.ceil(width / 3)
         self.architecture = Architecture(

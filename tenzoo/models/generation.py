@@ -31,7 +31,12 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.temperature, bool) or not (math.isfinite(self.temperature) and self.temperature >= 0):
+        for name in ("temperature", "top_p"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int | float):
+                raise TypeError(f"expected a number in `{name}`, got {getattr(self, name)!r}")
+        if self.top_k is not None and not isinstance(self.top_k, int):
+            raise TypeError(f"expected an int >= 1 or None in `top_k`, got {self.top_k!r}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"expected a finite number >= 0 in `temperature`, got {self.temperature}")
         if self.top_k is not None and (isinstance(self.top_k, bool) or self.top_k < 1):
             raise ValueError(f"expected an int >= 1 or None in `top_k`, got {self.top_k}")
@@ -52,7 +57,9 @@ class Sampling:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """What tokens are drawn with, ``(N, num_tokens)``, in single precision or a higher one; temperature above 0."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+        kind = torch.promote_types(logits.dtype, torch.float32)
+        logits = logits.double()
+        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # at most 0, however low it is
         values, order = logits.sort(-1, descending=True)
         if self.top_k is not None:
             values[..., self.top_k :] = -math.inf
@@ -60,7 +67,7 @@ class Sampling:
         before = sorted_probabilities.cumsum(-1) - sorted_probabilities
         sorted_probabilities[before >= self.top_p] = 0
         sorted_probabilities /= sorted_probabilities.sum(-1, keepdim=True)
-        return torch.zeros_like(logits).scatter(-1, order, sorted_probabilities)
+        return torch.zeros_like(logits).scatter(-1, order, sorted_probabilities).to(kind)
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,8 @@ class Continuation(Sampling):
         super().__post_init__()
         for name, least in (("length", 1), ("seed", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"expected an int >= {least} in `{name}`, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+                raise ValueError(f"expected an int from {least} to 2^63 - 1 in `{name}`, got {value!r}")
 
     def of(self, model: Decoder, prompt: Tensor, number: int = 0) -> Iterator[Tensor]:
         """The tokens that continue a prompt, one after the other; see :func:`generate`.

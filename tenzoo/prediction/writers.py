@@ -283,11 +283,18 @@ class ContinuationsWriter(_Writer):
 
     @override
     def _arrays(self, prediction: Any) -> Mapping[str, Tensor]:
+        prompts, continuations = (prediction[name].tolist() for name in ("prompt", "continuation"))
+        texts = {
+            "prompt": [self._vocabulary.decode(row) for row in prompts],
+            "continuation": [
+                "".join(self._vocabulary.continued(*row)) for row in zip(prompts, continuations, strict=True)
+            ],
+        }
         arrays = {}
-        for name, tokens in prediction.items():
-            texts = self._texts.setdefault(name, [])
-            arrays[name] = torch.arange(len(texts), len(texts) + len(tokens))
-            texts += [self._vocabulary.decode(row) for row in tokens.tolist()]
+        for name, new in texts.items():
+            known = self._texts.setdefault(name, [])
+            arrays[name] = torch.arange(len(known), len(known) + len(new))
+            known += new
         return arrays
 
     @override

@@ -15,6 +15,7 @@ from tenzoo.data.corpus.blocks import IGNORED
 from tenzoo.models import Decoder
 from tenzoo.models.generation import Continuation
 from tenzoo.prediction import ContinuationsWriter
+from tenzoo.tasks.command_line import Evaluation
 from tenzoo.tasks.supervised import SupervisedTask
 
 
@@ -60,6 +61,8 @@ class CausalLMTask(SupervisedTask):
             **kwargs,
         )
         self.save_hyperparameters()
+        if not isinstance(continuation, Continuation | None):
+            raise TypeError(f"expected a Continuation or None in `continuation`, got {type(continuation).__name__}")
         self.continuation = continuation or Continuation()
         self._block = 1
         self.judge_by({"accuracy": _Accuracy(), "perplexity": _Perplexity()}, counts_correct=True)
@@ -72,10 +75,16 @@ class CausalLMTask(SupervisedTask):
         given = getattr(data, "num_tokens", self.num_classes)
         if self.num_classes and given != self.num_classes:
             raise ValueError(f"expected {given} in `num_tokens` of the network, as in the data, got {self.num_classes}")
+        length = getattr(data, "hparams", {}).get("context")
+        if isinstance(self.network, Decoder) and length is not None and length > self.network.architecture.context:
+            context = self.network.architecture.context
+            raise ValueError(
+                f"expected at most {context}, the context of the network, in `context` of the data, got {length}"
+            )
         texts: Mapping[str, Any] = getattr(data, "splits", {})
         for split in ("val", "test"):
             text: Any = texts.get(split) or texts.get("val")
-            if hasattr(text, "characters"):
+            if getattr(text, "characters", 0):
                 rate = (len(text.tokens) - 1) / text.characters
                 self.metrics[f"{split}/bits_per_character"] = _BitsPerCharacter(rate)
 
@@ -88,6 +97,9 @@ class CausalLMTask(SupervisedTask):
         """
         logits: Tensor = self.network(tokens)
         logits = getattr(logits, "logits", logits)
+        logits = logits[0] if isinstance(logits, tuple) and logits else logits
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"expected logits as a tensor from `network`, got {type(logits).__name__}")
         if logits.ndim != 3 or logits.shape[:2] != tokens.shape:
             raise ValueError(
                 f"expected logits of shape (N, T, num_tokens) from `network` for (N, T) = {tuple(tokens.shape)}, got "
@@ -137,6 +149,15 @@ class CausalLMTask(SupervisedTask):
         prompt = batch["tokens"]
         tokens = torch.stack(list(self.continuation.of(self.network, prompt, batch_idx)), dim=1)
         return {"prompt": prompt, "continuation": tokens}
+
+    @override
+    def final_evaluations(self) -> tuple[Evaluation, ...]:
+        """Of the texts that the data has: one of validation, and one of its own for the test."""
+        texts = getattr(getattr(self.trainer, "datamodule", None), "splits", None)
+        evaluations = super().final_evaluations()
+        if texts is None:
+            return evaluations
+        return tuple(each for each in evaluations if {"validate": "val", "test": "test"}[each] in texts)
 
     @override
     def prediction_writer(self) -> ContinuationsWriter:

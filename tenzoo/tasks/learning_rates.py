@@ -1,12 +1,12 @@
 """Learning rates that follow the widths of a network and the structure of its weights."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import ASGD, SGD, Optimizer
 
 from tenzoo.factorizations.init import core_std
 from tenzoo.layers.factorized import FactorizedModule
@@ -34,10 +34,29 @@ def check_adaptive(optimizer: Optimizer) -> None:
     Raises:
         ValueError: Naming it.
     """
-    if isinstance(optimizer, SGD):
+    if isinstance(optimizer, SGD | ASGD):
         raise ValueError(
             "expected an optimizer whose steps do not grow with the gradients, such as Adam or AdamW, with "
             f"`base_width`, got {type(optimizer).__name__}"
+        )
+
+
+def check_scaled(before: Sequence[Any], after: Sequence[Any], scheduler: object) -> None:
+    """Refuse a scheduler that gives all groups of parameters the same learning rate, whatever they had.
+
+    Args:
+        before: The rates of the groups.
+        after: The same once there is a scheduler.
+        scheduler: For the message.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    ratios = [float(new) / float(old) for old, new in zip(before, after, strict=True) if float(old)]
+    if ratios and max(ratios) - min(ratios) > 1e-6 * max(ratios):
+        raise ValueError(
+            "expected a scheduler that multiplies learning rates in `lr_scheduler` with `base_width`, got "
+            f'{type(scheduler).__name__}, which replaces them; "one_cycle" and "cosine" multiply'
         )
 
 

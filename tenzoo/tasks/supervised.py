@@ -18,7 +18,13 @@ from typing_extensions import override
 from tenzoo.cores import find_core_groups
 from tenzoo.distributed import own_items
 from tenzoo.tasks.base import Task
-from tenzoo.tasks.learning_rates import by_learning_rate, check_adaptive, check_base_width, learning_rate_factors
+from tenzoo.tasks.learning_rates import (
+    by_learning_rate,
+    check_adaptive,
+    check_base_width,
+    check_scaled,
+    learning_rate_factors,
+)
 from tenzoo.training import EpochMean, batch_weight, logs_this_step
 
 _NO_WEIGHT = 1e-30
@@ -214,6 +220,14 @@ class SupervisedTask(Task):
         elif not decays:
             return optimizer
         return self._optimizer_of(groups)
+
+    @override
+    def _build_scheduler(self, optimizer: Optimizer) -> Any:
+        before = [group["lr"] for group in optimizer.param_groups]
+        scheduler = super()._build_scheduler(optimizer)
+        if self._base_width is not None:
+            check_scaled(before, [group["lr"] for group in optimizer.param_groups], scheduler)
+        return scheduler
 
     @property
     @override

@@ -7,7 +7,6 @@ import torch
 import yaml
 
 from tenzoo.cli import main
-from tenzoo.cli.generate import _texts
 from tenzoo.data.corpus.vocabulary import vocabulary_of
 from tenzoo.models.generation import Sampling, generate
 from tenzoo.tasks import CausalLMTask
@@ -69,9 +68,10 @@ def test_tokens_of_bytes_wait_until_they_are_characters(tmp_path, capsys):
     state = torch.load(checkpoint, weights_only=True)["TextCorpusDataModule"]
     vocabulary = vocabulary_of(state["vocabulary"])
     tokens = vocabulary.encode("the föx 😀!", arg="prompt").tolist()
-    parts = list(_texts(vocabulary, iter(tokens)))
-    assert "".join(parts) == "the föx 😀!"
-    assert "\ufffd" not in "".join(parts)
+    for cut in range(1, 4):
+        parts = list(vocabulary.continued(tokens[:cut], iter(tokens[cut:])))
+        assert vocabulary.decode(tokens[:cut]) + "".join(parts) == "the föx 😀!"
+        assert "\ufffd" not in "".join(parts)
     capsys.readouterr()
     assert main(["generate", "--ckpt_path", checkpoint, "--prompt", "für", "--length", "5"]) == 0
     assert capsys.readouterr().out.startswith("für")
@@ -82,7 +82,11 @@ def test_tokens_of_bytes_wait_until_they_are_characters(tmp_path, capsys):
     [
         (["--prompt", "The §"], "the 30 characters of the training text in `prompt`, got '§' at place 4"),
         (["--prompt", ""], "a text of at least one token in `prompt`, got none"),
-        (["--prompt", "The", "--length", "0"], "an int >= 1 in `length`, got 0"),
+        (["--prompt", "The", "--length", "0"], "an int from 1 to 2^63 - 1 in `length`, got 0"),
+        (
+            ["--length", "abc"],
+            "expected valid arguments for tenzoo generate, got: argument --length: invalid int value: 'abc'",
+        ),
         (["--prompt", "The", "--temperature", "-1"], "in `temperature`, got -1.0"),
         (["--prompt", "The", "--top_p", "2"], "a number in (0, 1] in `top_p`, got 2.0"),
         (["--prompt", "The", "--top_k", "many"], "'many'"),
@@ -164,3 +168,15 @@ def test_a_config_keeps_its_number_for_its_own_text(tmp_path, capsys):
     capsys.readouterr()
     assert main(["fit", "--config", str(tmp_path / "config.yaml")]) == 2
     assert "expected 30 in `num_tokens` of the network, as in the data, got 29" in "".join(capsys.readouterr())
+
+
+def test_without_a_text_of_validation_a_fit_ends_well(tmp_path, capsys):
+    trained(tmp_path, validation_fraction=0)
+    assert "│ test" not in capsys.readouterr().out
+
+
+def test_the_text_of_validation_is_not_called_a_test(tmp_path, capsys):
+    trained(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert any("validation" in line for line in lines)
+    assert not any("│ test" in line for line in lines)

@@ -152,3 +152,17 @@ def test_prompts_that_do_not_fit():
     with pytest.raises(ValueError, match="an int >= 0 in `length`, got -1"):
         generate(model(), prompt(), -1)
     assert list(generate(model(), prompt(), 0)) == []
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-300, 1e300])
+def test_extreme_temperatures(temperature):
+    drawn = Sampling(temperature=temperature).probabilities(torch.tensor([[1.0, 3.0, 2.0]]))
+    expected = [[0.0, 1.0, 0.0]] if temperature < 1 else [[1 / 3] * 3]
+    torch.testing.assert_close(drawn, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 2.5}, {"top_k": "a"}, {"top_p": True}, {"temperature": "x"}])
+def test_settings_of_other_types(settings):
+    (name,) = settings
+    with pytest.raises(TypeError, match=rf"^expected .* in `{name}`, got"):
+        Sampling(**settings)

@@ -68,8 +68,7 @@ def test_metrics_are_those_of_all_tokens(file, stride):
     assert found["val/loss"] == pytest.approx(loss, rel=1e-5)
     assert found["val/perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
     assert found["val/accuracy"] == pytest.approx(float(torch.cat(right).mean()), rel=1e-6)
-    expected = loss / math.log(2) * (len(tokens) - 1) / len(tokens)
-    assert found["val/bits_per_character"] == pytest.approx(expected, rel=1e-5)
+    assert found["val/bits_per_character"] == pytest.approx(loss / math.log(2), rel=1e-5)
 
 
 def test_batches_of_another_size_give_the_same(file):
@@ -206,9 +205,10 @@ def test_each_prompt_has_random_numbers_of_its_own_seed(file, tmp_path, words):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"length": 0}, r"^expected an int >= 1 in `length`, got 0$"),
-        ({"seed": -1}, r"^expected an int >= 0 in `seed`, got -1$"),
-        ({"length": True}, r"^expected an int >= 1 in `length`, got True$"),
+        ({"length": 0}, r"^expected an int from 1 to 2\^63 - 1 in `length`, got 0$"),
+        ({"seed": -1}, r"^expected an int from 0 to 2\^63 - 1 in `seed`, got -1$"),
+        ({"seed": 2**64}, r"^expected an int from 0 to 2\^63 - 1 in `seed`, got 18446744073709551616$"),
+        ({"length": True}, r"^expected an int from 1 to 2\^63 - 1 in `length`, got True$"),
         ({"temperature": -1.0}, r"^expected a finite number >= 0 in `temperature`, got -1\.0$"),
     ],
 )
@@ -239,3 +239,35 @@ def test_another_network_cannot_continue(file, tmp_path, words):
     module = CausalLMTask(nn.Sequential(nn.Embedding(words, 8), nn.Linear(8, words)))
     with pytest.raises(TypeError, match=r"^expected a Decoder in `network` to continue prompts, got Sequential$"):
         Trainer(**QUIET).predict(module, data(file, predict=str(tmp_path / "prompts.txt")))
+
+
+class Pair(nn.Module):
+    """Logits and something else, as many write it."""
+
+    def __init__(self, number, output=lambda logits: (logits, None)):
+        super().__init__()
+        self.layer, self.output = nn.Embedding(number, number), output
+
+    def forward(self, tokens):
+        return self.output(self.layer(tokens))
+
+
+def test_the_first_of_several_outputs_are_the_logits(file):
+    alone, pair = (CausalLMTask(Pair(30, output)) for output in (lambda logits: logits, lambda logits: (logits, None)))
+    pair.load_state_dict(alone.state_dict())
+    found = [Trainer(**QUIET).validate(each, data(file), verbose=False)[0] for each in (alone, pair)]
+    assert found[0] == found[1]
+    with pytest.raises(TypeError, match=r"^expected logits as a tensor from `network`, got dict$"):
+        Trainer(**QUIET).validate(CausalLMTask(Pair(30, lambda logits: {})), data(file), verbose=False)
+
+
+def test_a_context_beyond_that_of_the_network_is_refused_before_training(file):
+    with pytest.raises(
+        ValueError, match=r"^expected at most 16, the context of the network, in `context` of the data, got 17"
+    ):
+        Trainer(**QUIET, max_steps=1).fit(task(), data(file, context=17))
+
+
+def test_a_continuation_of_another_type():
+    with pytest.raises(TypeError, match=r"^expected a Continuation or None in `continuation`, got dict$"):
+        task(continuation={"length": 3})

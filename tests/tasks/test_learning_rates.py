@@ -161,11 +161,30 @@ def test_a_rate_in_a_tensor_stays_one():
             ValueError,
             r"^expected an optimizer whose steps do not grow with the gradients, .* with `base_width`, got SGD$",
         ),
+        (
+            {"base_width": 64, "optimizer": lambda p: torch.optim.ASGD(p, lr=0.1)},
+            ValueError,
+            r"^expected an optimizer whose steps do not grow with the gradients, .* with `base_width`, got ASGD$",
+        ),
     ],
 )
 def test_bad_settings(settings, error, message):
     with pytest.raises(error, match=message):
         CausalLMTask(decoder(), **settings).build_optimizer()
+
+
+def test_a_scheduler_that_replaces_the_rates_is_refused():
+    def one_rate(optimizer):
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=10)
+
+    task = CausalLMTask(decoder(), optimizer=adamw, base_width=32, lr_scheduler=one_rate, lr_scheduler_interval="step")
+    with pytest.raises(
+        ValueError, match=r"^expected a scheduler that multiplies .* got OneCycleLR, which replaces them"
+    ):
+        task.configure_optimizers()
+    CausalLMTask(
+        decoder(), optimizer=adamw, base_width=32, lr_scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 3)
+    ).configure_optimizers()
 
 
 @pytest.mark.parametrize("module", [nn.Bilinear(4, 4, 3), nn.MultiheadAttention(8, 2), TensorRegression])

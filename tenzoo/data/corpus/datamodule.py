@@ -26,7 +26,7 @@ class Text:
 
     Args:
         tokens: int32 ``(n,)``.
-        characters: How many characters they stand for.
+        characters: How many characters those after the first stand for; 0 if some are not known to the vocabulary.
     """
 
     tokens: Array
@@ -212,9 +212,17 @@ class TextCorpusDataModule(ValidatedDataModule[PreparedCorpus, BlockLoader]):
             least = given["context"] + 1 if name == "train" else 2
             if len(tokens) < least:
                 raise ValueError(f"expected at least {least} tokens for {name} in `{arg}`, got {len(tokens)}")
-            splits[name] = Text(tokens, sum(map(len, texts)))
+            splits[name] = Text(tokens, _characters(texts, tokens, vocabulary))
         seen = {name: _checksum(splits[name].tokens) for name in ("train", "val") if name in splits}
         return PreparedCorpus(splits, vocabulary, {"vocabulary": vocabulary.state, "checksum": seen})
+
+
+def _characters(texts: list[str], tokens: Array, vocabulary: Vocabulary) -> int:
+    unknown = 0 if vocabulary.unknown is None else int((tokens == vocabulary.unknown).sum())
+    if unknown:
+        rank_zero_info(f"{unknown:,} of {len(tokens):,} tokens are unknown to the tokenizer: no bits per character")
+        return 0
+    return sum(map(len, texts)) - len(vocabulary.decode(tokens[:1].tolist()))
 
 
 def _cut(documents: list[str], fraction: float) -> tuple[list[str], list[str]]:

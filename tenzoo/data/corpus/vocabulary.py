@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,11 @@ Array = npt.NDArray[np.int32]
 
 BORDER = "<|endoftext|>"
 """The token between two documents."""
+
+_UNFINISHED = "\ufffd"
+"""What stands for bytes that are no character yet."""
+_REMEMBERED = 16
+"""Tokens that are decoded together with a new one: many decoders treat the first one otherwise."""
 
 
 class Vocabulary(ABC):
@@ -51,6 +56,24 @@ class Vocabulary(ABC):
     @abstractmethod
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens."""
+
+    def continued(self, prompt: Sequence[int], tokens: Iterable[int]) -> Iterator[str]:
+        """The text that each token adds to a prompt; bytes wait until they are a character."""
+        seen = list(prompt)[-_REMEMBERED:]
+        before = self.decode(seen)
+        for token in tokens:
+            seen.append(token)
+            text = self.decode(seen)
+            if not text.endswith(_UNFINISHED):
+                yield text[len(before) :]
+                seen = seen[-_REMEMBERED:]
+                before = self.decode(seen)
+        yield self.decode(seen)[len(before) :]
+
+    @property
+    def unknown(self) -> int | None:
+        """The token of what is not known; None where all text is known, or refused."""
+        return None
 
     def encode_all(self, documents: Sequence[str], *, arg: str) -> Array:
         """The tokens of all documents, with a border after each where there is one.
@@ -132,6 +155,8 @@ class BytePairs(Vocabulary):
             self._tokenizer = _tokenizers().Tokenizer.from_str(tokenizer)
         except Exception as error:  # the package raises no other class
             raise ValueError(f"expected a tokenizer of the package tokenizers in `tokenizer`, got {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         self._border = self._tokenizer.token_to_id(BORDER) if border else None
         if border and self._border is None:
             raise ValueError(f"expected a tokenizer with the token {BORDER!r} for several documents, got one without")
@@ -169,7 +194,30 @@ class BytePairs(Vocabulary):
 
     @override
     def encode(self, text: str, *, arg: str) -> Array:
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        lost = next((letter for letter in sorted(set(text)) if self._loses(letter)), None)
+        if lost is not None:
+            raise ValueError(
+                f"expected a tokenizer that knows all characters of `{arg}`, got one without {lost!r} at place "
+                f"{text.index(lost)}; tokenizer 'bpe' takes any text"
+            )
+        return np.array(self._ids(text), dtype=np.int32)
+
+    def _ids(self, text: str) -> list[int]:
+        try:
+            found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the package raises no other class
+            raise ValueError(f"expected a tokenizer that takes any text in `tokenizer`, got {error}") from error
+        return found
+
+    def _loses(self, letter: str) -> bool:
+        """Whether no token stands for a character; white space and control characters may go."""
+        return letter.isprintable() and not letter.isspace() and not self._ids(letter)
+
+    @property
+    @override
+    def unknown(self) -> int | None:
+        token = getattr(self._tokenizer.model, "unk_token", None)
+        return None if token is None else self._tokenizer.token_to_id(str(token))
 
     @override
     def decode(self, tokens: Sequence[int]) -> str:

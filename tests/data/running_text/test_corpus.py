@@ -107,7 +107,7 @@ def test_a_folder_is_several_documents(tmp_path):
     border = module.vocabulary.border
     assert module.num_tokens == len(set("first second")) + 1
     assert (text.tokens == border).nonzero()[0].tolist() == [54, 118]
-    assert text.characters == 54 + 63
+    assert text.characters == 54 + 63 - 1
     assert module.eval_split_names == ()
 
 
@@ -132,7 +132,10 @@ def test_byte_pairs(file):
     train = module.splits["train"]
     assert 257 < module.num_tokens <= 300
     assert len(train.tokens) < train.characters / 2
-    assert module.vocabulary.decode(train.tokens.tolist()) == TEXT[: train.characters]
+    assert (
+        module.vocabulary.decode(train.tokens.tolist())
+        == TEXT[: train.characters + len(module.vocabulary.decode(train.tokens[:1].tolist()))]
+    )
     again = vocabulary_of(module.vocabulary.state)
     assert (
         again.encode("über the fox", arg="prompt").tolist() == module.vocabulary.encode("über the fox", arg="").tolist()
@@ -161,9 +164,9 @@ def test_a_test_text_and_a_text_of_validation(file, tmp_path):
     (tmp_path / "other.txt").write_text("dog over fox\n" * 4)
     module = data(file, validation=str(tmp_path / "other.txt"), test=file)
     assert {name: text.characters for name, text in module.splits.items()} == {
-        "train": len(TEXT),
-        "val": 52,
-        "test": len(TEXT),
+        "train": len(TEXT) - 1,
+        "val": 52 - 1,
+        "test": len(TEXT) - 1,
     }
 
 
@@ -265,3 +268,77 @@ def test_characters_of_the_end_that_is_held_out_are_known(tmp_path):
     assert data.num_tokens == 5
     assert data.vocabulary.decode(data.splits["val"].tokens[-3:].tolist()) == "ßßß"
     assert not (data.splits["train"].tokens == data.vocabulary.encode("ß", arg="prompt")[0]).any()
+
+
+# --- tokenizers of others ------------------------------------------------------------------------------------------
+
+
+def given(folder, model, **settings):
+    """A tokenizer of the package, as a file."""
+    tokenizers = pytest.importorskip("tokenizers", reason="needs the extra text: pip install tenzoo[text]")
+    made = tokenizers.Tokenizer(model(tokenizers))
+    for name, value in settings.items():
+        setattr(made, name, value(tokenizers))
+    return made, folder / "tokenizer.json"
+
+
+def corpus(folder, tokenizer, text):
+    (folder / "text.txt").write_text(text)
+    data = TextCorpusDataModule(str(folder / "text.txt"), tokenizer=str(tokenizer), context=8)
+    data.setup("fit")
+    return data
+
+
+def letters(text, *more):
+    return {letter: number for number, letter in enumerate([*more, *sorted(set(text))])}
+
+
+def test_truncation_and_padding_of_a_tokenizer_do_not_cut_the_text(tmp_path):
+    text = "abc cab bac " * 40
+    made, path = given(tmp_path, lambda package: package.models.BPE(letters(text), []))
+    made.enable_truncation(16)
+    made.enable_padding(length=32)
+    made.save(str(path))
+    assert sum(len(split.tokens) for split in corpus(tmp_path, path, text).splits.values()) == len(text)
+
+
+def test_a_tokenizer_that_loses_characters_is_refused(tmp_path):
+    text = "abc cab bac " * 40
+    made, path = given(tmp_path, lambda package: package.models.BPE(letters("ab "), []))
+    made.save(str(path))
+    with pytest.raises(
+        ValueError, match=r"^expected a tokenizer that knows all characters of `train`, got one without 'c'"
+    ):
+        corpus(tmp_path, path, text)
+
+
+def test_unknown_words_leave_no_bits_per_character(tmp_path, caplog):
+    words = {"[UNK]": 0, "abc": 1, "cab": 2}
+    made, path = given(
+        tmp_path,
+        lambda package: package.models.WordLevel(words, unk_token="[UNK]"),
+        pre_tokenizer=lambda package: package.pre_tokenizers.Whitespace(),
+    )
+    made.save(str(path))
+    with caplog.at_level("INFO"):
+        data = corpus(tmp_path, path, "abc cab bac " * 40)
+    assert {split.characters for split in data.splits.values()} == {0}
+    assert "tokens are unknown to the tokenizer: no bits per character" in caplog.text
+
+
+def test_spaces_stay_between_tokens_that_are_decoded_one_by_one(tmp_path):
+    text = "once upon a time there was a girl " * 8
+    made, path = given(
+        tmp_path,
+        lambda package: package.models.WordLevel(
+            letters("", "[UNK]", *(f"▁{word}" for word in sorted(set(text.split())))), unk_token="[UNK]"
+        ),
+        pre_tokenizer=lambda package: package.pre_tokenizers.Metaspace(),
+        decoder=lambda package: package.decoders.Metaspace(),
+    )
+    made.save(str(path))
+    vocabulary = corpus(tmp_path, path, text.strip()).vocabulary
+    tokens = vocabulary.encode("once upon a time there was a girl", arg="prompt").tolist()
+    assert "".join(vocabulary.continued(tokens[:2], tokens[2:])) == " a time there was a girl"
+    long = tokens * 6
+    assert "".join(vocabulary.continued(long[:1], long[1:])) == vocabulary.decode(long)[len("once") :]
