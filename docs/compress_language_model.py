@@ -33,18 +33,6 @@ FORMATS = {"svd": "ar,rb->ab"}
 """Of this script; others are tenzoo's own."""
 
 
-class Roots(nn.Module):
-    """Square roots of the probabilities of the next tokens, ``(N, T, num_tokens)``."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """For tokens ``(N, T)``."""
-        return (self.model(input_ids=tokens, use_cache=False).logits.log_softmax(-1) / 2).exp()
-
-
 class Logits(nn.Module):
     """Logits of a model of transformers."""
 
@@ -55,6 +43,14 @@ class Logits(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """For tokens ``(N, T)``."""
         return self.model(input_ids=tokens, use_cache=False).logits
+
+
+class Roots(Logits):
+    """Square roots of the probabilities of the next tokens, ``(N, T, num_tokens)``."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """For tokens ``(N, T)``."""
+        return (super().forward(tokens).log_softmax(-1) / 2).exp()
 
 
 def loaded(folder: str) -> tuple[nn.Module, Any]:

@@ -36,9 +36,8 @@ class TensorAdapterConfig(PeftConfig):  # type: ignore[misc]
         alpha: Numerator of the scaling.
         use_rslora: Scale by ``alpha / sqrt(r)`` (Kalajdzievski 2023, arXiv:2312.03732).
         factorization: Name of a format, such as ``"tt"``, or an einsum.
-        rank: Of the tensor networks: an int, a fraction of the dense parameters, or a list of ranks. None is r. One
-            number is cut to what a small layer can use.
-            Not for ``flora``.
+        rank: Of the tensor networks: an int, which is cut to what a small layer can use, a fraction of the dense
+            parameters, or a list of ranks. None is r. Not for ``flora``.
         modes: Maps a width that a target has to its modes. For ``network`` they multiply to the width; for ``lora`` and
             ``bottleneck`` to the width times r, the size of a factor. By default modes that are alike.
         dropout: Probability with which an element of the adapter's input is dropped in training.

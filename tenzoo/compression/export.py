@@ -163,9 +163,9 @@ def _axes(example: Call, *, dynamic_batch: bool, dynamic_length: bool) -> list[_
     """The sizes that may change; a batch or a length that no input has is none."""
     wanted = {"batch": dynamic_batch, "length": dynamic_length}
     axes = []
-    for dim, name in enumerate(name for name in wanted):
+    for dim, name in enumerate(wanted):
         size = next((x.shape[dim] for x in example.tensors if x.ndim > dim), 0)
-        if wanted[name] and size == 0 and name == "length":
+        if name == "length" and dynamic_length and size == 0:
             raise ValueError(
                 "expected an input of shape (N, T, …) in `example_input` with dynamic_length=True, got none"
             )

@@ -26,7 +26,7 @@ from tenzoo.factorizations.decomposition import (
 from tenzoo.factorizations.errors import Errors, errors_of_tree, fitted_errors, interpolated
 from tenzoo.factorizations.fitting import fit_network, fit_tree, network_fit_size, tree_fit_size
 from tenzoo.factorizations.gather import first_outside, gather_modes, whole_with_sparse_grad
-from tenzoo.factorizations.init import check_init_std, core_std, init_cores_
+from tenzoo.factorizations.init import check_init_std, init_cores_
 from tenzoo.factorizations.masks import masked, masked_dims
 from tenzoo.factorizations.network import Holder, Leg, Legs, Network, OrderError, Schedule, schedule
 from tenzoo.factorizations.rank import Rank, check_shape, resolve_rank
@@ -428,8 +428,7 @@ class Factorization(nn.Module, CoreProvider):
 
     def reset_parameters(self) -> None:
         """Draw the cores anew: independent normal entries with which ``E[T²] = init_std²`` in every entry."""
-        num_monomials = self.network(len(self.shape)).num_monomials(self.rank)
-        init_cores_(self.cores, core_std(self.init_std, num_monomials=num_monomials, num_cores=len(self.cores)))
+        init_cores_(self.cores, self.network(len(self.shape)).core_std(self.init_std, self.rank))
 
     @property
     def elements_per_entry(self) -> int:

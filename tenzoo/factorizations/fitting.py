@@ -9,7 +9,6 @@ from torch import Tensor
 
 from tenzoo.factorizations.als import SWEEPS, repeated, solved
 from tenzoo.factorizations.decomposition import svd_size, truncated_svd
-from tenzoo.factorizations.init import core_std
 from tenzoo.factorizations.network import Edge, Leg, Network, Schedule, schedule
 
 _BEGUN, _STARTS = 10, 2
@@ -234,7 +233,7 @@ def _noise(tensor: Tensor, network: Network, rank: Sequence[int], seed: int) -> 
     generator = torch.Generator().manual_seed(seed)
     sizes = network.sizes(tensor.shape, rank)
     size = float(torch.linalg.vector_norm(tensor)) / math.sqrt(tensor.numel())
-    std = core_std(size, num_monomials=network.num_monomials(rank), num_cores=len(network.legs))
+    std = network.core_std(size, rank)
     shapes = [tuple(sizes[leg] for leg in core) for core in _shared_legs(network)]
     return [(std * torch.randn(s, generator=generator, dtype=torch.float64)).to(tensor.device) for s in shapes]
 

@@ -14,6 +14,8 @@ import opt_einsum
 import torch
 from torch import Tensor
 
+from tenzoo.factorizations.init import core_std
+
 Leg: TypeAlias = int | str
 """A mode of the tensor, counted from 0, or the name of a bond."""
 
@@ -247,6 +249,13 @@ class Network:
     def num_monomials(self, rank: Sequence[int]) -> int:
         """How many products of core elements sum up to one entry of the tensor."""
         return math.prod(1 if place is None else rank[place] for place in self.rank_of.values())
+
+    def core_std(self, init_std: float, rank: Sequence[int]) -> float:
+        """Standard deviation of the cores' entries that gives the tensor's the root mean square ``init_std``.
+
+        See :func:`~tenzoo.factorizations.init.core_std`.
+        """
+        return core_std(init_std, num_monomials=self.num_monomials(rank), num_cores=len(self.legs))
 
     def fan_ins(self, shape: Sequence[int], rank: Sequence[int], inputs: Collection[int]) -> tuple[int, ...]:
         """How many products are summed where each core is multiplied to what comes from an input.

@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 from torch.optim import ASGD, SGD, Optimizer
 
-from tenzoo.factorizations.init import core_std
 from tenzoo.layers.factorized import FactorizedModule
 from tenzoo.layers.fan_in import TABLES, core_fan_ins, fan_in
 
@@ -136,8 +135,7 @@ def _factors(layer: Any, size: int, factor: float) -> Mapping[int, float]:
     if fans is None:
         return {id(layer.weight): factor}
     cores = layer.factorization
-    number = cores.network(len(cores.shape)).num_monomials(cores.rank)
-    std = core_std(size**-0.5, num_monomials=number, num_cores=len(fans))
+    std = cores.network(len(cores.shape)).core_std(size**-0.5, cores.rank)
     return {
         id(core): factor * size * std / math.sqrt(fan) / len(fans) for core, fan in zip(cores.cores, fans, strict=True)
     }
