@@ -77,7 +77,7 @@ def largest_rank(kind: type[Factorization], shape: Sequence[int], rank: int) -> 
         >>> largest_rank(factorization_class("tt"), (4, 4), 3), largest_rank(factorization_class("tt"), (4, 4), 100)
         (3, 4)
     """
-    return min(rank, max(kind.usable_rank(tuple(shape), kind.resolve_rank(shape, rank))))
+    return min(rank, max(kind.clipped_rank(tuple(shape), rank)))
 
 
 def used_rank(kind: type[Factorization], shape: Sequence[int], rank: Rank) -> Rank:

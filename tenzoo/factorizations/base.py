@@ -238,6 +238,17 @@ class Factorization(nn.Module, CoreProvider):
         return cls.network(len(shape)).rank_of_cores(shape, cls.admitted_rank(shape, rank))
 
     @classmethod
+    def clipped_rank(cls, shape: tuple[int, ...], rank: Rank) -> tuple[int, ...]:
+        """The :meth:`usable_rank` of a rank as the constructor takes it.
+
+        Example:
+            >>> from tenzoo.factorizations import TensorTrain
+            >>> TensorTrain.clipped_rank((3, 4, 5), 100)
+            (3, 5)
+        """
+        return cls.usable_rank(shape, cls.resolve_rank(shape, rank))
+
+    @classmethod
     def num_parameters(cls, shape: Sequence[int], rank: Rank) -> int:
         """Number of parameters that an instance of this shape and rank has, without making one.
 
@@ -300,7 +311,7 @@ class Factorization(nn.Module, CoreProvider):
         if is_distributed(tensor):
             raise TypeError("expected a whole tensor in `tensor`, got one that is sharded; take its full_tensor()")
         shape = check_shape(tuple(tensor.shape))
-        ranks = cls.usable_rank(shape, cls.resolve_rank(shape, rank))
+        ranks = cls.clipped_rank(shape, rank)
         dtype = torch.promote_types(tensor.dtype, torch.float32)
         check_memory(cls.fit_size(shape, ranks) * dtype.itemsize)
         check_finite(tensor)
@@ -376,7 +387,7 @@ class Factorization(nn.Module, CoreProvider):
         """
         shape, network = tuple(tensor.shape), cls.network(tensor.ndim)
         if not tensor.any():
-            return {cls.usable_rank(shape, cls.resolve_rank(shape, 1)): 0.0}
+            return {cls.clipped_rank(shape, 1): 0.0}
         tensor, _ = scaled_to_safety(tensor)
         if network.is_tree:
             return errors_of_tree(tensor, cls)

@@ -73,7 +73,7 @@ def fitted_errors(
     tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
     def usable(rank: int) -> tuple[int, ...]:
-        return kind.usable_rank(shape, kind.resolve_rank(shape, rank))
+        return kind.clipped_rank(shape, rank)
 
     def smaller(rank: int) -> bool:
         return rank <= math.prod(shape) and kind.network(len(shape)).num_parameters(shape, usable(rank)) < math.prod(

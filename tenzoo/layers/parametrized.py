@@ -61,8 +61,9 @@ class TensorizedWeight(FactorizedModule):
         self.shape = (rows, columns)
         self.place: int | None = None
         """Among the parameters of the module that had it, when it became cores; None if that is not known."""
-        usable = kind.usable_rank(modes, kind.resolve_rank(modes, rank))
-        self.factorization = kind(modes, usable, init_std=math.sqrt(2 / columns), device=device, dtype=dtype)
+        self.factorization = kind(
+            modes, kind.clipped_rank(modes, rank), init_std=math.sqrt(2 / columns), device=device, dtype=dtype
+        )
 
     def forward(self) -> Tensor:
         """W."""

@@ -125,7 +125,7 @@ class Parts:
         try:
             if isinstance(rank, Integral) and not isinstance(rank, bool):
                 empty = kind(first, second, device="meta", **settings).factorization
-                settings = settings | {"rank": usable_rank(empty, empty.rank)}
+                settings = settings | {"rank": list(empty.clipped_rank(empty.shape, empty.rank))}
             return kind(first, second, **settings)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{error} in {name}") from error
@@ -160,7 +160,7 @@ class Parts:
 
         def number(rank: int) -> int:
             return others + sum(
-                type(cores).num_parameters(cores.shape, usable_rank(cores, rank)) for cores, _ in self.made
+                cores.num_parameters(cores.shape, cores.clipped_rank(cores.shape, rank)) for cores, _ in self.made
             )
 
         if number(1) > allowed:
@@ -174,9 +174,3 @@ class Parts:
         while step := step // 2:
             rank += step if number(rank + step) <= allowed else 0
         return rank
-
-
-def usable_rank(cores: Factorization, rank: Rank) -> list[int]:
-    """The ranks of a format and a shape, cut to what each bond can use."""
-    kind = type(cores)
-    return list(kind.usable_rank(cores.shape, kind.resolve_rank(cores.shape, rank)))

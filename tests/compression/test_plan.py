@@ -106,7 +106,7 @@ def with_full_rank(model, layer, factorization):
     dense = model.get_submodule(layer.name)
     made = TENSORIZED[type(dense)].empty_like(dense, factorization=factorization, rank=1)
     kind = type(made.factorization)
-    rank = kind.usable_rank(made.factorization.shape, kind.resolve_rank(made.factorization.shape, 1000))
+    rank = kind.clipped_rank(made.factorization.shape, 1000)
     full = TENSORIZED[type(dense)].empty_like(
         dense, factorization=factorization, rank=rank, tensorization=layer.tensorization
     )

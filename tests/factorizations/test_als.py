@@ -84,6 +84,6 @@ def test_terms_that_cancel_each_other_stay_small_at_the_same_error(kind, rank, m
 def test_the_quick_error_is_near_that_of_the_decomposition(kind):
     tensor = weight()
     for fraction in (0.1, 0.3, 0.6):
-        rank = kind.usable_rank(tuple(tensor.shape), kind.resolve_rank(tuple(tensor.shape), fraction))
+        rank = kind.clipped_rank(tuple(tensor.shape), fraction)
         error = float(torch.dist(kind.decompose(tensor, rank).reconstruct().detach(), tensor))
         assert error <= kind.quick_error(tensor, rank) <= 1.1 * error + 0.03

@@ -198,7 +198,7 @@ def test_a_stated_multiple_of_the_weights_memory_is_not_exceeded(name, shape, fr
     if name == "btt":
         shape = {2: (10, 10, 10, 8, 8, 8), 3: (4, 4, 4, 9, 4, 4, 4, 1)}[len(shape)]
     kind = FACTORIZATIONS[name]
-    ranks = kind.usable_rank(shape, kind.resolve_rank(shape, fraction))
+    ranks = kind.clipped_rank(shape, fraction)
     size, dense = kind.fit_size(shape, ranks), math.prod(shape)
     assert size <= (25 if name in ("cp", "tr") else 9) * dense
 

@@ -64,7 +64,8 @@ class TextCorpusDataModule(ValidatedDataModule[PreparedCorpus, BlockLoader]):
         predict: Source of the prompts that prediction continues: a text file with one in each line, or any other
             source, of which each document is one.
         tokenizer: ``"characters"``, those of ``train``; ``"bpe"``, byte pairs of the text that is trained on; or a
-            tokenizer, the JSON file of the package tokenizers or a folder with a ``tokenizer.json``.
+            tokenizer, the JSON file of the package tokenizers or a folder with a ``tokenizer.json``. The token between
+            documents is the ``eos_token`` of the folder's ``tokenizer_config.json``, else ``<|endoftext|>``.
         vocabulary_size: Largest number of tokens of ``"bpe"``.
         context: Tokens of a block.
         stride: Tokens between the windows of validation and test (see :class:`~tenzoo.data.WindowLoader`); ``None`` is

@@ -15,7 +15,7 @@ from tenzoo.data.checks import MISSING_EXTRA
 Array = npt.NDArray[np.int32]
 
 BORDER = "<|endoftext|>"
-"""The token between two documents."""
+"""The token between two documents, where a tokenizer does not name its own."""
 
 _UNFINISHED = "\ufffd"
 """What stands for bytes that are no character yet."""
@@ -142,14 +142,14 @@ class BytePairs(Vocabulary):
 
     Args:
         tokenizer: A tokenizer of the package ``tokenizers``, as its JSON.
-        border: Whether documents have borders.
+        border: The token between documents; ``None`` if there is none.
 
     Raises:
         ImportError: If the package is not installed.
-        ValueError: If it is no tokenizer.
+        ValueError: If it is no tokenizer, or does not know the border.
     """
 
-    def __init__(self, tokenizer: str, *, border: bool) -> None:
+    def __init__(self, tokenizer: str, *, border: str | None) -> None:
         self._json = tokenizer
         try:
             self._tokenizer = _tokenizers().Tokenizer.from_str(tokenizer)
@@ -157,9 +157,12 @@ class BytePairs(Vocabulary):
             raise ValueError(f"expected a tokenizer of the package tokenizers in `tokenizer`, got {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._border = self._tokenizer.token_to_id(BORDER) if border else None
-        if border and self._border is None:
-            raise ValueError(f"expected a tokenizer with the token {BORDER!r} for several documents, got one without")
+        self._border = border
+        if border is not None and self.border is None:
+            raise ValueError(
+                f"expected a tokenizer with the token {border!r} for several documents in `tokenizer`, got one "
+                "without; a folder with a tokenizer_config.json names another one in `eos_token`"
+            )
 
     @classmethod
     def trained(cls, documents: Sequence[str], size: int, *, border: bool) -> "BytePairs":
@@ -175,7 +178,7 @@ class BytePairs(Vocabulary):
             show_progress=False,
         )
         tokenizer.train_from_iterator(documents, trainer)
-        return cls(tokenizer.to_str(), border=border)
+        return cls(tokenizer.to_str(), border=BORDER if border else None)
 
     @property
     @override
@@ -185,12 +188,13 @@ class BytePairs(Vocabulary):
     @property
     @override
     def border(self) -> int | None:
-        return self._border
+        token: int | None = None if self._border is None else self._tokenizer.token_to_id(self._border)
+        return token
 
     @property
     @override
     def state(self) -> dict[str, Any]:
-        return {"tokenizer": self._json, "border": self._border is not None}
+        return {"tokenizer": self._json, "border": self._border}
 
     @override
     def encode(self, text: str, *, arg: str) -> Array:
@@ -222,7 +226,7 @@ class BytePairs(Vocabulary):
     @override
     def decode(self, tokens: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=False)
-        return text.replace(BORDER, "\n")
+        return text if self._border is None else text.replace(self._border, "\n")
 
 
 def vocabulary_of(state: dict[str, Any]) -> Vocabulary:
@@ -250,18 +254,31 @@ def make_vocabulary(tokenizer: str, documents: Sequence[str], size: int | None) 
     if tokenizer == "bpe":
         assert size is not None
         return BytePairs.trained(documents, size, border=border)
-    path = Path(tokenizer)
-    path = path / "tokenizer.json" if path.is_dir() else path
+    folder = Path(tokenizer)
+    path = folder / "tokenizer.json" if folder.is_dir() else folder
     if not path.is_file():
         raise ValueError(
             f"expected 'characters', 'bpe', or a file or folder of a tokenizer in `tokenizer`, got {tokenizer!r}"
         )
+    return BytePairs(_read(path)[0], border=_border_of(folder) if border else None)
+
+
+def _read(path: Path) -> tuple[str, Any]:
+    """A JSON file: its text, and what it says."""
     try:
         text = path.read_text(encoding="utf-8")
-        json.loads(text)
+        return text, json.loads(text)
     except ValueError as error:
         raise ValueError(f"expected a JSON file of a tokenizer in `tokenizer`, got {str(path)!r}: {error}") from error
-    return BytePairs(text, border=border)
+
+
+def _border_of(folder: Path) -> str:
+    """The end of a text, as the settings of transformers beside a tokenizer name it."""
+    path = folder / "tokenizer_config.json"
+    settings = _read(path)[1] if path.is_file() else {}
+    token = settings.get("eos_token") if isinstance(settings, dict) else None
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else BORDER
 
 
 def _tokenizers() -> Any:

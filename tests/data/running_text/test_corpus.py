@@ -1,6 +1,7 @@
 """Running text: what is read, how it is cut into blocks and windows, and that blocks resume exactly."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -150,6 +151,25 @@ def test_a_tokenizer_of_a_file(file, tmp_path):
     for source in (tmp_path, tmp_path / "tokenizer.json"):
         module = data(file, tokenizer=str(source))
         assert np.array_equal(module.splits["train"].tokens, trained.splits["train"].tokens)
+
+
+@pytest.mark.parametrize("eos_token", ["</s>", {"content": "</s>"}])
+def test_a_folder_of_a_tokenizer_names_the_border_of_documents(file, tmp_path, eos_token):
+    pytest.importorskip("tokenizers", reason="pip install 'tenzoo[text]'")
+    trained = data(file, tokenizer="bpe", vocabulary_size=300).vocabulary.state["tokenizer"]
+    (tmp_path / "tokenizer.json").write_text(trained.replace("<|endoftext|>", "</s>"))
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for name in "ab":
+        (texts / f"{name}.txt").write_text(f"the {name} fox " * 9)
+    with pytest.raises(ValueError, match=r"^expected a tokenizer with the token '<\|endoftext\|>' .* in `tokenizer`"):
+        data(str(texts), tokenizer=str(tmp_path), validation_fraction=0)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos_token}))
+    module = data(str(texts), tokenizer=str(tmp_path), validation_fraction=0)
+    tokens = module.splits["train"].tokens
+    assert (tokens == module.vocabulary.border).sum() == 2
+    read = vocabulary_of(module.vocabulary.state)
+    assert read.decode(tokens.tolist()) == "the a fox " * 9 + "\n" + "the b fox " * 9 + "\n"
 
 
 @pytest.mark.parametrize("stride", [None, 4])
