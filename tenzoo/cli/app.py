@@ -4,19 +4,32 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jsonargparse import ArgumentParser
 
-from tenzoo.cli.causes import raised_by_own_code
+from tenzoo.causes import raised_by_own_code
 from tenzoo.cli.checks import check_command
-from tenzoo.cli.commands import COMMANDS
+from tenzoo.cli.commands import copy_command, describe_command, list_command
+from tenzoo.cli.compress import compress_command
+from tenzoo.cli.generate import generate_command
 from tenzoo.cli.messages import answer
-from tenzoo.cli.trainer import TenzooCLI, build, quiet
+from tenzoo.cli.trainer import TenzooCLI, build
 from tenzoo.distributed import is_first_process
 from tenzoo.jobs import Preempted
 from tenzoo.training import DivergenceError
+from tenzoo.zoo.catalog import with_paths
+from tenzoo.zoo.reading import quiet
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "list": list_command,
+    "describe": describe_command,
+    "copy": copy_command,
+    "compress": compress_command,
+    "generate": generate_command,
+}
+"""Those that do not train, by name."""
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -45,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> int:
             if argv and argv[0] in COMMANDS:
                 return COMMANDS[argv[0]](argv[1:])
             check_command(argv, [*COMMANDS, *TenzooCLI.subcommands()])
-            build(cli, argv)
+            build(cli, with_paths(argv))
     except BrokenPipeError:
         raise
     except Preempted as stop:

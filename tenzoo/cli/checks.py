@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -95,6 +96,8 @@ def check_command(argv: Sequence[str], commands: Sequence[str]) -> None:
     """
     if not argv or (argv[0] not in commands and not argv[0].startswith("-")):
         got = repr(argv[0]) if argv else "none"
+        if argv and (similar := get_close_matches(argv[0], commands, n=1)):
+            got += f"; did you mean {similar[0]!r}?"
         raise ValueError(f"expected a command, one of {', '.join(sorted(commands))}, got {got}")
 
 

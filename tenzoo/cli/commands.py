@@ -1,46 +1,24 @@
-"""``tenzoo list``, ``describe``, ``compress`` and ``generate``: commands that train nothing."""
+"""``tenzoo list``, ``describe``, ``copy``: commands that show what the zoo holds."""
 
 import argparse
-import logging
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from lightning.pytorch import Trainer
-from typing_extensions import override
-
-from tenzoo.cli.causes import chain
-from tenzoo.cli.compress import compress_command
-from tenzoo.cli.generate import generate_command
+from tenzoo.atomic import atomic_write
 from tenzoo.cli.messages import Answer, answer
-from tenzoo.cli.trainer import TenzooCLI, build
-from tenzoo.cli.zoo import Entry, describe, print_entries, print_layers, read_results, totals
-from tenzoo.models import CompressedNetwork
-from tenzoo.models.compressed_network import NotCompressedYetError
-from tenzoo.models.pretrained_transformer import NoPretrainedModelError, NoTextPackagesError
-
-PARTS = ("adapters", "few_shot", "methods", "schedules", "compress")
-"""Folders of configs that are composed over others."""
+from tenzoo.cli.tables import print_layers, print_models, print_parts
+from tenzoo.zoo import catalog
+from tenzoo.zoo.description import describe
+from tenzoo.zoo.models import ModelInfo, info_of
+from tenzoo.zoo.reading import read
+from tenzoo.zoo.results import Results, read_results
 
 
-class _ModelOnly(TenzooCLI):
-    """Reads a config as ``fit`` does, and makes the task and the data module alone."""
-
-    @override
-    def _parse_ckpt_path(self) -> None:
-        pass
-
-    @override
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-
-
-def _parser(command: str, purpose: str) -> argparse.ArgumentParser:
+def _parser(command: str, purpose: str, *, as_json: bool = True) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"tenzoo {command}", description=purpose, exit_on_error=False)
-    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    if as_json:
+        parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
     return parser
 
 
@@ -48,13 +26,14 @@ def describe_command(argv: Sequence[str]) -> int:
     """Print the layers of the model of a config."""
     parser = _parser("describe", "Show the layers of a model; --config and overrides are those of tenzoo fit.")
     chosen, rest = parser.parse_known_args(list(argv))
-    cli = _read(rest)
-    inputs = cli.model.example_input(cli.datamodule)
-    network = cli.model.described_network(cli.datamodule)
+    task, data = read(catalog.with_paths(rest))
+    inputs = task.example_input(data)
+    network = task.described_network(data)
     layers = describe(network, inputs)
     if any(layer.multiplications is None for layer in layers):
-        task, data = type(cli.model).__name__, type(cli.datamodule).__name__
-        print(f"tenzoo: multiplications are not counted: {task}.example_input() gives none for {data}", file=sys.stderr)
+        model, source = type(task).__name__, type(data).__name__
+        said = f"multiplications are not counted: {model}.example_input() gives none for {source}"
+        print(f"tenzoo: {said}", file=sys.stderr)
     print_layers(layers, None if inputs is None else len(inputs), as_json=chosen.json)
     parameters = list(network.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
@@ -64,93 +43,72 @@ def describe_command(argv: Sequence[str]) -> int:
 
 
 def list_command(argv: Sequence[str]) -> int:
-    """Print the entries of the zoo, and on stderr what cannot be read, which makes the exit code that of an error."""
-    parser = _parser("list", "Show the configs of a folder: model, size, published and measured results.")
-    parser.add_argument("--configs", type=Path, default=Path("configs"), metavar="DIR", help="default: %(default)s")
+    """Print the models of the zoo, and on stderr what cannot be read, which makes the exit code that of an error."""
+    parser = _parser("list", "Show the models of the zoo: size, published and measured results.")
+    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="such as 'tr_*' or 'methods/*'")
+    parser.add_argument(
+        "--configs", type=Path, metavar="DIR", help="show this folder; default: the zoo, and the folder configs here"
+    )
     chosen, rest = parser.parse_known_args(list(argv))
     if rest:
-        raise ValueError(f"expected only --configs and --json for tenzoo list, got {' '.join(rest)}")
-    if not chosen.configs.is_dir():
-        raise ValueError(f"expected a folder of configs in `--configs`, got {str(chosen.configs)!r}")
-    results = read_results(chosen.configs)
-    paths = sorted(path for path in chosen.configs.rglob("*.yaml") if path.parent.name not in PARTS)
-    entries: list[Entry] = []
+        raise ValueError(f"expected only a pattern, --configs and --json for tenzoo list, got {' '.join(rest)}")
+    folder: Path | None = chosen.configs
+    if folder is not None and not folder.is_dir():
+        raise ValueError(f"expected a folder of configs in `--configs`, got {str(folder)!r}")
+    folders = [folder] if folder is not None else [catalog.folder(), *_own()]
+    models: list[ModelInfo] = []
     refused: list[Answer] = []
-    for path in paths:
+    for name, path, results in _configs(folders, chosen.pattern):
         try:
-            with _offline():
-                entries.append(_entry(path, {"published": None, "measured": None, **results.get(path.stem, {})}))
-        except Exception as error:  # the other entries are shown
+            models.append(info_of(name, path, results))
+        except Exception as error:  # the other models are shown
             said = answer(error)
             if said is None:
                 raise
             named = said.line if str(path) in said.line else f"{said.line} (in {str(path)!r})"
             refused.append(Answer(named, said.code))
-    print_entries(entries, as_json=chosen.json)
+    parts = [] if folder is not None else [name for name in catalog.names(chosen.pattern) if catalog.is_part(name)]
+    if not models and not refused and not parts:
+        raise ValueError(f"expected a pattern of names in `PATTERN`, got {chosen.pattern!r}, which none matches")
+    print_models(models, as_json=chosen.json)
+    if parts and not chosen.json:
+        print_parts(parts)
     for said in refused:
         print(said.line, file=sys.stderr)
     return max((said.code for said in refused), default=0)
 
 
-def _read(argv: Sequence[str]) -> _ModelOnly:
-    cli = _ModelOnly.__new__(_ModelOnly)
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
+def copy_command(argv: Sequence[str]) -> int:
+    """Write a config of the zoo to a file of one's own."""
+    parser = _parser("copy", "Write a config of the zoo to a file that you can edit.", as_json=False)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="such as covid_tucker or methods/das")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(), metavar="DIR", help="default: this folder")
     try:
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        build(cli, [*argv, "--seed_everything", "false"], run=False)
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-    return cli
+        chosen = parser.parse_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise ValueError(f"expected valid arguments for tenzoo copy, got: {error}") from error
+    if chosen.name is None:
+        raise ValueError("expected `NAME` of a config for tenzoo copy, got none; tenzoo list shows them")
+    source = catalog.find(chosen.name)
+    target: Path = chosen.folder / source.name
+    if target.exists():
+        raise ValueError(f"expected a folder without {source.name} in `DIR`, got {str(chosen.folder)!r} with one")
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(target) as unfinished:
+        unfinished.write_bytes(source.read_bytes())
+    print(f"Written: {target}. Train it: tenzoo fit --config {target}")
+    return 0
 
 
-@contextmanager
-def _offline() -> Iterator[None]:
-    """Without the hub: a list fetches no models."""
-    before = os.environ.get("HF_HUB_OFFLINE")
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["HF_HUB_OFFLINE"]
-        else:
-            os.environ["HF_HUB_OFFLINE"] = before
+def _own() -> list[Path]:
+    """The folder ``configs`` of a project, unless it is the zoo's."""
+    own = Path("configs")
+    return [own] if own.is_dir() and own.resolve() != catalog.folder().resolve() else []
 
 
-def _entry(path: Path, results: dict[str, str | None]) -> Entry:
-    try:
-        cli = _read(["--config", str(path)])
-    except Exception as error:
-        for cause in chain(error):
-            for kind, instead in _NOT_THERE.items():
-                if isinstance(cause, kind):
-                    return Entry(str(path), instead, "", None, None, **results)
-        raise
-    network = cli.model.described_network(cli.datamodule)
-    layers = describe(network)
-    formats = sorted({layer.factorization for layer in layers if layer.factorization is not None})
-    if isinstance(network, CompressedNetwork):
-        network = network.network
-    name = f"{type(network).__name__}-{getattr(network, 'depth', '')}".rstrip("-")
-    data = cli.datamodule.hparams.get("dataset") or type(cli.datamodule).__name__.removesuffix("DataModule")
-    number, dense = totals(layers)
-    model = " ".join([*formats, name])
-    return Entry(str(path), model, data, number, dense / number, **results)
-
-
-_NOT_THERE: dict[type[Exception], str] = {
-    NotCompressedYetError: "(made by tenzoo compress)",
-    NoPretrainedModelError: "(weights not there)",
-    NoTextPackagesError: "(needs pip install tenzoo[text])",
-}
-"""What is shown for models that cannot be made yet."""
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "list": list_command,
-    "describe": describe_command,
-    "compress": compress_command,
-    "generate": generate_command,
-}
+def _configs(folders: Sequence[Path], pattern: str) -> Iterator[tuple[str, Path, Results]]:
+    for folder in folders:
+        results = read_results(folder)
+        for name in catalog.names(pattern, folder):
+            if not catalog.is_part(name):
+                yield name, folder / f"{name}.yaml", results.get(name, Results())

@@ -19,7 +19,6 @@ from torch import nn
 import tenzoo.data
 import tenzoo.models  # noqa: F401  (their classes can be named without their modules)
 from tenzoo.atomic import atomic_write
-from tenzoo.cli.configs import PARSER_MODE, check_configs
 from tenzoo.cli.messages import RefusedError, explain
 from tenzoo.compression import Plan, apply_, plan, refine_
 from tenzoo.compression.calls import Call, said
@@ -27,6 +26,8 @@ from tenzoo.compression.progress import LOGGER
 from tenzoo.compression.reading import SAMPLES, read_batches
 from tenzoo.compression.samples import divider
 from tenzoo.weight_files import load_weights_
+from tenzoo.zoo.catalog import with_paths
+from tenzoo.zoo.yaml_files import PARSER_MODE, check_configs
 
 PLAN, WEIGHTS = "plan.json", "weights.pt"
 """Names of the files that are written."""
@@ -96,6 +97,7 @@ def compress(
 
 def compress_command(argv: Sequence[str]) -> int:
     """Compress the network of a config, and print the plan and how to train the network further."""
+    argv = with_paths(argv)
     check_configs(argv)
     parser = ArgumentParser(prog="tenzoo compress", exit_on_error=False, allow_abbrev=False, parser_mode=PARSER_MODE)
     parser.add_argument("--config", action="config", help="YAML file of the arguments below; several are composed")

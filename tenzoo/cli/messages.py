@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from tenzoo.cli.causes import by_tenzoo, chain, in_a_library, in_own_code, missing_name, under_the_parser
+from tenzoo.causes import by_tenzoo, chain, in_a_library, in_own_code, missing_name, under_the_parser
 from tenzoo.data import LabelNoise
 from tenzoo.tasks import Task
 

@@ -1,32 +1,28 @@
 """LightningCLI with tenzoo's defaults, and errors of one line."""
 
 import itertools
-import logging
-import warnings
 from pathlib import Path
 from typing import Any, Self
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, StochasticWeightAveraging
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
-import tenzoo.data  # noqa: F401  (its classes can be named without their module)
 from tenzoo import __version__
 from tenzoo.callbacks import RankWatch
 from tenzoo.cli import cluster, resumed_run
 from tenzoo.cli.checkpoints import read_checkpoint
 from tenzoo.cli.checks import check_callbacks, check_environment, check_seed, check_trainer
-from tenzoo.cli.configs import PARSER_MODE, check_configs
-from tenzoo.cli.layers import settle
 from tenzoo.cli.log_folders import LogFolders
 from tenzoo.cli.report import print_metrics, tell_of_early_stops
 from tenzoo.jobs import ExactResume
 from tenzoo.tasks import Task
 from tenzoo.training import NoProfiler
+from tenzoo.zoo import reading
 
 _REFRESH_RATE = 25
 """Batches between two updates of the progress bar: a step of a small model takes less time than an update."""
@@ -68,8 +64,8 @@ class _SaveConfig(SaveConfigCallback):
             checkpoint[resumed_run.KEY] = resumed_run.record(self.config)
 
 
-class TenzooCLI(LightningCLI):
-    """Adds to LightningCLI: both loggers in one directory, a progress bar, a report, and checks of checkpoints.
+class TenzooCLI(reading.ConfigCLI):
+    """Adds to Lightning's: both loggers in one directory, a progress bar, a report, and checks of checkpoints.
 
     Attributes:
         training_start: Whether training began.
@@ -91,9 +87,7 @@ class TenzooCLI(LightningCLI):
         super().parse_arguments(parser, args)
         if isinstance(args, list):
             name = self.config.get("subcommand")
-            config = self.config[name] if name else self.config
-            check_seed(config.get("seed_everything"))
-            settle(config, args, name)
+            check_seed((self.config[name] if name else self.config).get("seed_everything"))
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -217,30 +211,6 @@ def _any_of(callbacks: Any, kind: type) -> bool:
     return any(isinstance(callback, kind) for callback in (callbacks if isinstance(callbacks, list) else [callbacks]))
 
 
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
-
-
-def quiet() -> None:
-    """Keep out what nobody who runs a config can act on."""
-    lightnings_own = (
-        ".*LeafSpec.*is deprecated",
-        "(?s).*JsonargparseDeprecationWarning",
-        "(?s).*was deprecated in v4",
-        "(?s).*Unable to serialize instance cpu",  # a default of its weight averaging
-    )
-    expected = (
-        "Experiment logs directory .* exists",  # it is TensorBoard's of this very run: a version is always a new one
-        "The dirpath has changed",
-        "Couldn't infer the batch indices",
-        ".*does not have many workers",
-        "LightningCLI's args parameter",
-    )
-    for message in (*lightnings_own, *expected):
-        warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
-
-
 def build(cli: TenzooCLI, argv: list[str], *, run: bool = True) -> None:
     """Initialize a command line, and run its command.
 
@@ -250,24 +220,9 @@ def build(cli: TenzooCLI, argv: list[str], *, run: bool = True) -> None:
         run: Whether ``argv`` begins with a subcommand.
     """
     check_environment()
-    check_configs(argv)
-    strict = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": PARSER_MODE}
-    commands = {name: dict(strict) for name in TenzooCLI.subcommands()}
     description = (
         "Train tensorized networks, and evaluate them. Three more commands, each with --help: "
         "`tenzoo list` shows the zoo, `tenzoo describe` a network, `tenzoo compress` makes a trained network smaller."
     )
-    main = {"prog": "tenzoo", "version": __version__, "description": description}
-    kwargs: dict[str, Any] = {**strict, **main, **commands}
-    cli.__init__(  # type: ignore[misc]
-        Task,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        save_config_callback=_SaveConfig,
-        seed_everything_default=0,
-        parser_kwargs=kwargs,
-        args=argv,
-        run=run,
-    )
+    parser = {"prog": "tenzoo", "version": __version__, "description": description}
+    reading.build(cli, argv, run=run, parser=parser, save_config_callback=_SaveConfig, seed_everything_default=0)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from tenzoo.cli.configs import read_config
 from tenzoo.compression import plan
+from tenzoo.zoo.yaml_files import read_config
 from tests.cli.refused import refused
 from tests.cli.test_commands import CONFIG, config  # noqa: F401  (a fixture)
 from tests.hostile import BOMBS, Bomb, little_memory, memory_bomb

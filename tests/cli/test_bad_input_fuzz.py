@@ -12,8 +12,8 @@ import yaml
 from torch import nn
 
 from tenzoo.cli import main
-from tenzoo.cli.configs import MAX_VALUES, read_config
 from tenzoo.compression import Plan, restore_
+from tenzoo.zoo.yaml_files import MAX_VALUES, read_config
 from tests.fuzz import damaged, rounds
 from tests.hostile import little_memory
 

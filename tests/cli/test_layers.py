@@ -11,8 +11,10 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
-from tenzoo.cli import layers, main
-from tenzoo.cli.trainer import TenzooCLI, build, quiet
+from tenzoo.cli import main
+from tenzoo.cli.trainer import TenzooCLI, build
+from tenzoo.zoo import composition
+from tenzoo.zoo.reading import quiet
 
 ROOT = Path(__file__).parents[2] / "configs"
 MODELS = sorted(path for path in ROOT.glob("*.yaml"))
@@ -30,7 +32,7 @@ class Parsed(TenzooCLI):
 @pytest.fixture
 def said(monkeypatch):
     lines: list[str] = []
-    monkeypatch.setattr(layers, "rank_zero_info", lines.append)
+    monkeypatch.setattr(composition, "rank_zero_info", lines.append)
     return lines
 
 
@@ -166,7 +168,7 @@ def last_step(name, scale):
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "LBFGS"])
 def test_the_gradient_is_bounded_for_optimizers_whose_steps_are_as_large_as_it(name):
     ratio = last_step(name, 1000.0) / last_step(name, 1.0)
-    assert ratio == pytest.approx(1000.0 if name in layers._PROPORTIONAL else 1.0, rel=0.02)
+    assert ratio == pytest.approx(1000.0 if name in composition._PROPORTIONAL else 1.0, rel=0.02)
 
 
 def test_the_gradient_is_not_bounded_for_lbfgs_which_finds_its_steps_by_itself():
@@ -182,10 +184,10 @@ def test_the_gradient_is_not_bounded_for_lbfgs_which_finds_its_steps_by_itself()
         optimizer.step(closure)
         ends.append(weight.detach())
     torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-5)
-    assert "LBFGS" not in layers._PROPORTIONAL
+    assert "LBFGS" not in composition._PROPORTIONAL
 
 
-@pytest.mark.parametrize("name", sorted(layers._ADAPTIVE))
+@pytest.mark.parametrize("name", sorted(composition._ADAPTIVE))
 def test_a_learning_rate_is_kept_where_it_is_the_size_of_a_step(name):
     assert 0.002 < last_step(name, 1.0) / 4 < 0.02  # root mean square over sixteen entries, at a rate of 0.01
 

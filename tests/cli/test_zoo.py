@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tenzoo.cli import main
-from tenzoo.cli.zoo import describe, read_results, totals
+from tenzoo.cores import find_core_groups
 from tenzoo.layers import TensorizedConv2d, TensorizedLinear
 from tenzoo.layers.cost import Positions
+from tenzoo.tasks import ImageClassificationTask
+from tenzoo.zoo import create_model, list_models, load_task, model_info
+from tenzoo.zoo.description import describe, totals
+from tenzoo.zoo.results import read_results
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RING = ("--config", str(CONFIGS / "tr_resnet20_cifar10.yaml"))
@@ -35,11 +40,98 @@ def test_every_config_is_listed_with_its_size(capsys):
     assert (small["model"], small["parameters"]) == ("(made by tenzoo compress)", None)
     missing = {"(weights not there)", "(needs pip install tenzoo[text])"}
     assert entries["minilm_sst2_loretta"]["model"] in missing
-    assert "57.33" in entries["tr_resnet32_label_noise"]["published"]
+    assert 0.5733 in [result["value"] for result in entries["tr_resnet32_label_noise"]["published"]]
 
 
 def test_results_are_those_of_configs():
-    assert set(read_results(CONFIGS)) <= {path.stem for path in CONFIGS.glob("*.yaml")}
+    results = read_results(CONFIGS)
+    assert set(results) <= set(list_models())
+    measured = [each for found in results.values() for each in found.measured]
+    assert all(each.command.startswith("tenzoo fit --config zoo:") and each.seeds for each in measured)
+    assert all(each.source for found in results.values() for each in found.published)
+
+
+def test_numbers_are_the_same_in_python_and_on_the_command_line(capsys):
+    (entry,) = printed(capsys, "list", "tr_resnet20_cifar10")
+    info = model_info("tr_resnet20_cifar10")
+    assert entry == json.loads(json.dumps(asdict(info)))
+    assert info.measured[0].value == 0.8573
+    network = create_model("tr_resnet20_cifar10")
+    assert sum(parameter.numel() for parameter in network.parameters()) == info.parameters
+    assert isinstance(load_task("zoo:tr_resnet20_cifar10"), ImageClassificationTask)
+
+
+def test_a_model_is_made_with_other_arguments():
+    small = create_model("tr_resnet20_cifar10", rank=5)
+    rings = [layer.factorization for layer in small.modules() if isinstance(layer, TensorizedConv2d)]
+    assert {rank for ring in rings for rank in ring.rank} == {5}
+    completion = create_model("covid_tucker", rank=[2, 2, 2])
+    assert find_core_groups(completion)[0].cores[0].shape == (2, 2, 2)
+    with pytest.raises(ValueError, match="got 'methods/das', a config that is composed over one"):
+        create_model("methods/das")
+    with pytest.raises(ValueError, match="got 'covid'"):
+        model_info("covid")
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_list_fits_the_terminal(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["list", "t*"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    (ring,) = (line.split() for line in lines if "tr_resnet20_cifar10" in line)
+    data = ["CIFAR10"] if columns == 120 else []
+    assert ring == ["tr_resnet20_cifar10", "tr", "CIFARResNet-20", *data, "55,826", "4.8", "85.73", "%"]
+
+
+def test_a_list_of_one_says_where_its_numbers_are_from(capsys):
+    assert main(["list", "covid_tucker_paper"]) == 0
+    said = capsys.readouterr().out
+    assert "published: r2 observed 0.9482: Adam\n    arXiv:2508.10435\n" in said
+    assert "measured: r2 held out -279: Adam, seeds 42, 87, 100\n    tenzoo fit --config zoo:covid_tucker_" in said
+
+
+def test_parts_are_listed_apart(capsys):
+    assert main(["list", "methods/*"]) == 0
+    assert "methods/  adam adamw asam das das_gauge_fixed rebalance sam sgd" in capsys.readouterr().out
+    assert main(["list", "nothing*"]) == 2
+    assert "`PATTERN`, got 'nothing*', which none matches" in capsys.readouterr().err
+
+
+def test_configs_of_the_folder_are_listed_beside_those_of_the_zoo(tmp_path, monkeypatch, capsys):
+    (tmp_path / "configs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["copy", "covid_tucker", "configs"]) == 0
+    (tmp_path / "configs" / "covid_tucker.yaml").rename(tmp_path / "configs" / "covid_mine.yaml")
+    capsys.readouterr()
+    names = [entry["name"] for entry in printed(capsys, "list", "covid*")]
+    assert names == ["covid_tucker", "covid_tucker_paper", "covid_mine"]
+
+
+# --- names of configs ------------------------------------------------------------------------------------------------
+
+
+def test_a_name_serves_as_a_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    by_path = printed(capsys, "describe", "--config", str(CONFIGS / "covid_tucker.yaml"))
+    for words in (["--config", "zoo:covid_tucker"], ["-c", "covid_tucker"], ["--config=covid_tucker"]):
+        assert printed(capsys, "describe", *words) == by_path
+    (tmp_path / "covid_tucker").write_text((CONFIGS / "covid_tucker_paper.yaml").read_text())
+    (own,) = printed(capsys, "describe", "--config", "covid_tucker")
+    assert own["rank"] == [8, 6, 8]
+    assert printed(capsys, "describe", "--config", "zoo:covid_tucker") == by_path
+
+
+def test_a_copy_is_the_config_and_overwrites_nothing(tmp_path, capsys):
+    folder = tmp_path / "new"
+    assert main(["copy", "zoo:methods/das", str(folder)]) == 0
+    copied = folder / "das.yaml"
+    assert copied.read_bytes() == (CONFIGS / "methods" / "das.yaml").read_bytes()
+    assert str(copied) in capsys.readouterr().out
+    copied.write_text("mine")
+    assert main(["copy", "methods/das", str(folder)]) == 2
+    assert "`DIR`" in capsys.readouterr().err
+    assert copied.read_text() == "mine"
 
 
 def test_a_described_network_adds_up(capsys):
@@ -155,6 +247,12 @@ def test_a_layer_that_takes_both_ways_says_so():
     [
         (["list", "--configs", "nowhere"], ["`--configs`", "'nowhere'"]),
         (["list", "--foo"], ["--foo"]),
+        (["copy"], ["tenzoo copy", "NAME"]),
+        (["copy", "methods/dsa"], ["'methods/dsa'; did you mean 'methods/sam'?"]),
+        (["describe", "--config", "covid_tuker"], ["`--config`", "did you mean 'covid_tucker'?"]),
+        (["describe", "--config", "zoo:das"], ["'zoo:das'; did you mean 'methods/das'?"]),
+        (["fit", "--config", "configs/covid.yaml"], ["'configs/covid.yaml', which does not exist"]),
+        (["lst"], ["got 'lst'; did you mean 'list'?"]),
         (["describe"], ["the following arguments are required: data, model"]),
         (["describe", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
         (["describe", *RING, "--model.init_args.network.init_args.rank=0"], ["`rank`, got 0", "conv1"]),

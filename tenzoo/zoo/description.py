@@ -1,29 +1,19 @@
-"""What the zoo holds: ``tenzoo list`` its entries, ``tenzoo describe`` the layers of one of them."""
+"""What a model is made of, layer by layer."""
 
 import copy
 import functools
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from tenzoo.cores import find_core_groups
 from tenzoo.factorizations import Factorization
 from tenzoo.layers import TensorizedLayer
 from tenzoo.layers.cost import Counter
-
-RESULTS = "results.json"
-"""Beside the configs: by the name of a config, what was published of it and what was measured."""
-
-_MIN_WIDTH = 120
-"""Columns of a terminal that the tables need."""
 
 
 @dataclass(frozen=True)
@@ -193,124 +183,3 @@ def _dense(name: str, module: nn.Module, number: int, seen: _Calls | None) -> La
     multiplications = None if seen is None else seen.multiplications
     kind, shape = type(module).__name__, tuple(next(module.parameters(recurse=False)).shape)
     return Layer(name, kind, shape, None, None, None, number, number, multiplications, None, None, None)
-
-
-def print_layers(layers: Sequence[Layer], batch_size: int | None, *, as_json: bool) -> None:
-    """Print what :func:`describe` found."""
-    if as_json:
-        print(json.dumps([{**asdict(layer), "compression": layer.compression} for layer in layers], indent=1))
-        return
-    per_batch = "" if batch_size is None else f" for a batch of {batch_size}"
-    table = Table(title=f"Layers; millions of multiplications{per_batch}, estimated ms of each way in a training step")
-    for column in ("layer", "weight", "cores", "core group"):
-        table.add_column(column, overflow="fold")
-    for column in ("parameters", "÷", "mult.", "way", "reconstruct", "contract"):
-        table.add_column(column, justify="right", no_wrap=True)
-    weights = [layer for layer in layers if len(layer.shape) > 1]
-    for layer in weights:
-        made = "" if layer.rank is None or layer.modes is None else f"{layer.factorization} {_ranks(layer.rank)}"
-        modes = "" if layer.modes is None or tuple(layer.modes) == tuple(layer.shape) else f" of {_times(layer.modes)}"
-        times = layer.milliseconds or {}
-        table.add_row(
-            layer.name or layer.kind,
-            _times(layer.shape),
-            made + modes,
-            layer.core_group or "",
-            f"{layer.parameters:,}",
-            f"{layer.compression:.1f}" if layer.rank else "",
-            "" if layer.multiplications is None else f"{layer.multiplications / 1e6:,.2f}",
-            layer.contraction or "",
-            *(f"{times[key]:.2f}" if key in times else "" for key in ("reconstruct", "contract")),
-        )
-    number, dense = totals(layers)
-    multiplications = [layer.multiplications for layer in layers if layer.multiplications is not None]
-    others = sum(layer.parameters for layer in layers if len(layer.shape) <= 1)
-    if others:
-        table.add_row("norms", "", "", "", f"{others:,}", "", "", "", "", "")
-    table.add_section()
-    table.add_row(
-        "total", "", "", "", f"{number:,}", f"{dense / number:.1f}", f"{sum(multiplications) / 1e6:,.2f}", "", "", ""
-    )
-    _wide_console().print(table)
-
-
-def _times(sizes: Sequence[int]) -> str:
-    return "×".join(map(str, sizes))
-
-
-def _ranks(rank: Sequence[int]) -> str:
-    return f"rank {rank[0]}" if len(set(rank)) == 1 else f"ranks {', '.join(map(str, rank))}"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One config, as ``tenzoo list`` shows it.
-
-    Args:
-        config: Path.
-        model: What is trained, and in which format; how to make it first, if that is missing.
-        data: On what.
-        parameters: Number of parameters; None of a network that is not made yet.
-        compression: Dense parameters per parameter; likewise.
-        published: Of a paper, if there is such a result.
-        measured: With this very config.
-    """
-
-    config: str
-    model: str
-    data: str
-    parameters: int | None
-    compression: float | None
-    published: str | None
-    measured: str | None
-
-
-def read_results(folder: Path) -> dict[str, dict[str, str]]:
-    """Results by name of a config; none if there is no such file.
-
-    Raises:
-        ValueError: If the file holds something else.
-    """
-    path = folder / RESULTS
-    if not path.is_file():
-        return {}
-    try:
-        results: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"expected JSON in {str(path)!r}, got {error}") from error
-    if not isinstance(results, dict) or not all(map(_is_result, results.values())):
-        raise ValueError(f"expected names of configs with texts `published` and `measured` in {str(path)!r}")
-    return results
-
-
-def _is_result(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        name in ("published", "measured") and isinstance(text, str) for name, text in value.items()
-    )
-
-
-def print_entries(entries: Sequence[Entry], *, as_json: bool) -> None:
-    """Print the entries of the zoo."""
-    if as_json:
-        print(json.dumps([asdict(entry) for entry in entries], indent=1))
-        return
-    table = Table(title="The zoo; ÷ is how many times fewer parameters than dense")
-    for column in ("config", "model", "data"):
-        table.add_column(column, overflow="fold", min_width=len(column), no_wrap=column == "config")
-    for column in ("parameters", "÷"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for column in ("published", "measured"):
-        table.add_column(column, overflow="fold")
-    for entry in entries:
-        number = "" if entry.parameters is None else f"{entry.parameters:,}"
-        ratio = "" if entry.compression is None else f"{entry.compression:,.1f}"
-        table.add_row(
-            Path(entry.config).stem, entry.model, entry.data, number, ratio, entry.published or "", entry.measured or ""
-        )
-    _wide_console().print(table)
-
-
-def _wide_console() -> Console:
-    """In a narrow terminal, or in none, columns would shrink to nothing."""
-    console = Console()
-    return console if console.width >= _MIN_WIDTH else Console(width=_MIN_WIDTH)

@@ -15,9 +15,9 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
-from tenzoo.cli.configs import load
 from tenzoo.data import TextCorpusDataModule
 from tenzoo.data.completion import DATASETS
+from tenzoo.zoo.yaml_files import load
 
 OPTIMIZER = "model.optimizer"
 _ADAPTIVE = frozenset({"Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SparseAdam", "RMSprop"})

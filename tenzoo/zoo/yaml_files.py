@@ -118,7 +118,7 @@ def load(text: str) -> Any:
         >>> load("{rank: 1, rank: 2}")
         Traceback (most recent call last):
             ...
-        tenzoo.cli.configs.RefusedYAMLError: expected each key once, got 'rank' again in line 1
+        tenzoo.zoo.yaml_files.RefusedYAMLError: expected each key once, got 'rank' again in line 1
     """
     check(text)
     try:
