@@ -6,12 +6,11 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-import torch
 from jsonargparse import ArgumentParser
 
 from tenzoo.causes import raised_by_own_code
 from tenzoo.cli.checks import check_command
-from tenzoo.cli.commands import copy_command, describe_command, list_command
+from tenzoo.cli.commands import copy_command, describe_command, init_command, list_command
 from tenzoo.cli.compress import compress_command
 from tenzoo.cli.generate import generate_command
 from tenzoo.cli.messages import answer
@@ -26,6 +25,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "list": list_command,
     "describe": describe_command,
     "copy": copy_command,
+    "init": init_command,
     "compress": compress_command,
     "generate": generate_command,
 }
@@ -38,11 +38,11 @@ def _parser_of(args: Sequence[str], parsers: dict[str, ArgumentParser]) -> Argum
     return next((parsers[arg] for arg in args if arg in parsers), None)
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def execute(argv: list[str]) -> int:
     """Run a command in this process.
 
     Args:
-        args: As on the command line, without the program's name; None takes ``sys.argv``.
+        argv: As on the command line, without the program's name.
 
     Returns:
         0; or, after one line on stderr and with nothing trained, 2 if the input was refused, and 1 if a user's own
@@ -50,7 +50,6 @@ def main(args: Sequence[str] | None = None) -> int:
         or the disk was full or could not be written to, and 128 and its number if a signal stopped it. Other errors
         during training are raised. With ``JSONARGPARSE_DEBUG=true`` in the environment all errors are.
     """
-    argv = list(sys.argv[1:] if args is None else args)
     cli = TenzooCLI.__new__(TenzooCLI)  # its parsers are wanted below also if it fails while being built
     try:
         with warnings.catch_warnings():
@@ -80,16 +79,3 @@ def main(args: Sequence[str] | None = None) -> int:
         print(found.line, file=sys.stderr)
         return found.code
     return 0
-
-
-def run() -> None:
-    """The console script."""
-    try:
-        code = main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # a reader such as head has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # at the interpreter's end its threads may abort a finished process
-    raise SystemExit(code)

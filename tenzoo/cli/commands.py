@@ -1,4 +1,4 @@
-"""``tenzoo list``, ``describe``, ``copy``: commands that show what the zoo holds."""
+"""``tenzoo list``, ``describe``, ``copy`` and ``init``: what the zoo holds, and the first files of a project."""
 
 import argparse
 import sys
@@ -97,6 +97,28 @@ def copy_command(argv: Sequence[str]) -> int:
     with atomic_write(target) as unfinished:
         unfinished.write_bytes(source.read_bytes())
     print(f"Written: {target}. Train it: tenzoo fit --config {target}")
+    return 0
+
+
+def init_command(argv: Sequence[str]) -> int:
+    """Write a project of one's own: a network with tensorized layers, a task, data, a config and a test."""
+    parser = _parser(
+        "init", "Begin a project: a network with tensorized layers, a task, a config, a test.", as_json=False
+    )
+    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="a new folder, or an empty one")
+    try:
+        folder: Path | None = parser.parse_args(list(argv)).folder
+    except argparse.ArgumentError as error:
+        raise ValueError(f"expected valid arguments for tenzoo init, got: {error}") from error
+    if folder is None:
+        raise ValueError("expected a new folder in `DIR` for tenzoo init, got none")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"expected a new or empty folder in `DIR`, got {str(folder)!r}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in sorted((Path(__file__).parent / "project").glob("*.txt")):
+        with atomic_write(folder / source.stem) as unfinished:
+            unfinished.write_bytes(source.read_bytes())
+    print(f"Written: {folder}. Train its network: cd {folder} && tenzoo fit --config stripes.yaml")
     return 0
 
 

@@ -220,9 +220,5 @@ def build(cli: TenzooCLI, argv: list[str], *, run: bool = True) -> None:
         run: Whether ``argv`` begins with a subcommand.
     """
     check_environment()
-    description = (
-        "Train tensorized networks, and evaluate them. Three more commands, each with --help: "
-        "`tenzoo list` shows the zoo, `tenzoo describe` a network, `tenzoo compress` makes a trained network smaller."
-    )
-    parser = {"prog": "tenzoo", "version": __version__, "description": description}
+    parser = {"prog": "tenzoo", "version": __version__}
     reading.build(cli, argv, run=run, parser=parser, save_config_callback=_SaveConfig, seed_everything_default=0)

@@ -2,15 +2,19 @@
 
 import json
 import logging
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.cli import LightningCLI
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tenzoo.cli import main
+from tenzoo.cli.app import COMMANDS
 from tenzoo.cores import find_core_groups
 from tenzoo.layers import TensorizedConv2d, TensorizedLinear
 from tenzoo.layers.cost import Positions
@@ -106,6 +110,40 @@ def test_configs_of_the_folder_are_listed_beside_those_of_the_zoo(tmp_path, monk
     capsys.readouterr()
     names = [entry["name"] for entry in printed(capsys, "list", "covid*")]
     assert names == ["covid_tucker", "covid_tucker_paper", "covid_mine"]
+
+
+# --- a project of one's own ------------------------------------------------------------------------------------------
+
+
+def test_a_project_trains_and_passes_its_tests(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "project"
+    assert main(["init", str(folder)]) == 0
+    assert {path.name for path in folder.iterdir()} == {"README.md", "stripes.py", "stripes.yaml", "test_stripes.py"}
+    monkeypatch.chdir(folder)
+    words = ["-p", "no:cacheprovider", "-q", "-k", "found or das"]
+    tests = subprocess.run([sys.executable, "-m", "pytest", *words], capture_output=True, text=True, check=False)
+    assert "2 passed" in tests.stdout, tests.stdout
+    fit = [sys.executable, "-c", "from tenzoo.cli import run; run()", "fit", "--config", "stripes.yaml"]
+    few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=8", "--config", "methods/das"]
+    trained = subprocess.run([*fit, *few], capture_output=True, text=True, check=False)
+    assert trained.returncode == 0, trained.stderr
+    assert "validation" in trained.stdout
+    (folder / "stripes.py").write_text("mine")
+    assert main(["init", str(folder)]) == 2
+    assert "`DIR`" in capsys.readouterr().err
+    assert (folder / "stripes.py").read_text() == "mine"
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    code = "import sys; from tenzoo.cli import main; main(['--help']); print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.endswith("\nFalse\n")
+    named = {line.split()[0] for line in said.splitlines() if line.startswith("  ") and "tenzoo" not in line}
+    assert named == {*COMMANDS, *LightningCLI.subcommands()}
+    assert all(len(line) <= 80 for line in said.splitlines() if not line.startswith("  tenzoo"))
 
 
 # --- names of configs ------------------------------------------------------------------------------------------------
@@ -248,6 +286,7 @@ def test_a_layer_that_takes_both_ways_says_so():
         (["list", "--configs", "nowhere"], ["`--configs`", "'nowhere'"]),
         (["list", "--foo"], ["--foo"]),
         (["copy"], ["tenzoo copy", "NAME"]),
+        (["init"], ["tenzoo init", "DIR"]),
         (["copy", "methods/dsa"], ["'methods/dsa'; did you mean 'methods/sam'?"]),
         (["describe", "--config", "covid_tuker"], ["`--config`", "did you mean 'covid_tucker'?"]),
         (["describe", "--config", "zoo:das"], ["'zoo:das'; did you mean 'methods/das'?"]),
