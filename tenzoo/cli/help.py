@@ -10,7 +10,7 @@ GROUPS = {
         "predict": "write what a checkpoint predicts to a file",
     },
     "The zoo": {
-        "list": "show the models, their sizes and results, and what composes over them",
+        "list": "show the models: sizes, results, and what composes over them",
         "describe": "show a model layer by layer: cores, ranks, operations",
         "copy": "write a config of the zoo to a file that you can edit",
         "init": "begin a project: a network, a task, data, a config, a test",
