@@ -31,6 +31,7 @@ from tenzoo.tasks.hooks import (
 )
 from tenzoo.tasks.hyperparameters import note_arguments, noted_arguments, only_plain
 from tenzoo.tasks.optimized import OptimizedModule
+from tenzoo.tasks.pretrained import PretrainedMethods
 from tenzoo.tasks.quiet import QuietCheckpoints
 from tenzoo.tasks.sam import SAM
 from tenzoo.tasks.sam_step import sam_step
@@ -38,7 +39,7 @@ from tenzoo.tasks.schedulers import Schedule
 from tenzoo.training import check_finite
 
 
-class Task(OptimizedModule, CoreContainer, CommandLineMethods):
+class Task(OptimizedModule, CoreContainer, PretrainedMethods, CommandLineMethods):
     """A LightningModule whose subclasses write :meth:`loss`, and which trains it with or without SAM.
 
     Without ``sam`` Lightning optimizes automatically. With it the task optimizes manually: a backward pass to find the

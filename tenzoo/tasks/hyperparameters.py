@@ -39,6 +39,12 @@ def noted_arguments(instance: object) -> dict[str, Any]:
     return noted
 
 
+def own_arguments(instance: object) -> dict[str, Any]:
+    """The noted arguments of the constructor of its class, without those that it passes to its base class itself."""
+    noted = noted_arguments(instance)
+    return {name: noted[name] for name in instance.__dict__.get("_names_of_own_arguments", ()) if name in noted}
+
+
 def only_plain(values: Mapping[str, Any], *, ignore: str | Sequence[str] | None) -> dict[str, Any]:
     """The values that consist of builtins, without those of some names; the settings of SAM become a dict."""
     left_out = [ignore] if isinstance(ignore, str) else ignore or ()
@@ -60,8 +66,10 @@ def _noting(constructor: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(constructor)
     def __init__(self: object, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        named = _by_name(signature, self, *args, **kwargs)
+        self.__dict__.setdefault("_names_of_own_arguments", tuple(named))
         noted = noted_arguments(self)
-        for name, value in only_plain(_by_name(signature, self, *args, **kwargs), ignore=None).items():
+        for name, value in only_plain(named, ignore=None).items():
             # The constructor of a subclass has begun earlier. A list may change after it.
             noted.setdefault(name, copy.deepcopy(value))
         constructor(self, *args, **kwargs)
