@@ -1,7 +1,9 @@
 """What a finished run prints."""
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -10,8 +12,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.table import Table
 
+from tenzoo.atomic import atomic_write
 from tenzoo.callbacks import NormDynamicsMonitor
 from tenzoo.training import DivergenceError
+
+METRICS = "metrics.json"
+"""In the folder of a run: the metrics of the weights that it ends with."""
 
 _TITLES = {"train": "train", "val": "validation", "held_out": "held out"}
 
@@ -50,6 +56,16 @@ def print_metrics(trainer: Trainer, logged: Mapping[str, Any], *, weights: str) 
             f"{key} is {value}, and no number to compare by: training diverged (lower the learning rate, or bound the "
             "gradient with model.init_args.gradient_clip_val), or the values of a split are all alike"
         )
+
+
+def write_metrics(trainer: Trainer, logged: Mapping[str, Any], *, weights: str) -> None:
+    """Write what :func:`print_metrics` prints to ``metrics.json`` in the log directory, if there is one."""
+    directory = trainer.log_dir
+    if directory is None or not trainer.is_global_zero or not Path(directory).is_dir():
+        return
+    content = {"weights": weights, "metrics": {key: float(value) for key, value in logged.items()}}
+    with atomic_write(Path(directory) / METRICS) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _print_table(metrics: Mapping[str, float], weights: str) -> None:

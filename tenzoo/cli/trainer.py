@@ -17,8 +17,10 @@ from tenzoo.callbacks import RankWatch
 from tenzoo.cli import cluster, resumed_run
 from tenzoo.cli.checkpoints import read_checkpoint
 from tenzoo.cli.checks import check_callbacks, check_environment, check_seed, check_trainer
+from tenzoo.cli.environment import write_environment
 from tenzoo.cli.log_folders import LogFolders
-from tenzoo.cli.report import print_metrics, tell_of_early_stops
+from tenzoo.cli.report import print_metrics, tell_of_early_stops, write_metrics
+from tenzoo.cli.start import ZOO, StartWeights, start_of
 from tenzoo.jobs import ExactResume
 from tenzoo.tasks import Task
 from tenzoo.training import NoProfiler
@@ -27,6 +29,9 @@ from tenzoo.zoo import reading
 _REFRESH_RATE = 25
 """Batches between two updates of the progress bar: a step of a small model takes less time than an update."""
 
+
+_PRETRAINED = "weights to start from, or to judge: `zoo`, `zoo:NAME`, a folder of save_pretrained, a name on the hub"
+_INIT_FROM = "a checkpoint whose weights a new run starts from; `ckpt_path` goes on with its run"
 
 _NEEDED = {"validate": ("val_dataloader", "validation_step"), "test": ("test_dataloader", "test_step")}
 """Methods of the data module and the task without which the Trainer cannot evaluate."""
@@ -56,6 +61,8 @@ class _SaveConfig(SaveConfigCallback):
             return
         if trainer.is_global_zero and not self.already_saved:
             self.config_filename = _free(Path(folder), "config", ".yaml", "-").name
+            if trainer.state.fn == TrainerFn.FITTING:
+                write_environment(Path(folder))
         super().setup(trainer, pl_module, stage)
 
     @override
@@ -70,36 +77,54 @@ class TenzooCLI(reading.ConfigCLI):
     Attributes:
         training_start: Whether training began.
         log_folders: Those of this run.
+        start: Weights that are loaded before the first step.
     """
 
     training_start: TrainingStart
     log_folders: LogFolders
+    start: Path | str | None
+    _words: list[str]
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
         """Make the attributes that are read also where ``__init__`` fails."""
         cli = super().__new__(cls)
         cli.training_start = TrainingStart()
         cli.log_folders = LogFolders()
+        cli.start, cli._words = None, []
         return cli
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
         if isinstance(args, list):
+            self._words = args
             name = self.config.get("subcommand")
             check_seed((self.config[name] if name else self.config).get("seed_everything"))
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        if parser is not self.parser:
+            parser.add_argument("--pretrained", type=str | None, default=None, nargs="?", const=ZOO, help=_PRETRAINED)
+            parser.add_argument("--init_from", type=str | None, default=None, help=_INIT_FROM)
 
     @override
     def _parse_ckpt_path(self) -> None:
         # In place of Lightning's, which lets the checkpoint's settings win over the command line without a word.
         config = self.config[self.config.subcommand]
         given = config.get("ckpt_path")
-        if given is None and self.config.subcommand != "fit":
-            raise ValueError(f"expected a checkpoint in `ckpt_path` for {self.config.subcommand}, got none")
+        self.start = start_of(config.get("pretrained"), config.get("init_from"), self._words)
+        if self.config.subcommand != "fit" and (given is None) == (self.start is None):
+            got = "none" if given is None else f"both, {given!r} and {str(self.start)!r}"
+            raise ValueError(
+                f"expected a checkpoint in `ckpt_path`, or `pretrained`, for {self.config.subcommand}, got {got}"
+            )
         if given is None:
-            given = config.ckpt_path = cluster.where_it_goes_on(_root(config.trainer))
+            given = config.ckpt_path = (
+                cluster.where_it_goes_on(_root(config.trainer)) if self.config.subcommand == "fit" else None
+            )
         if given is None:
             return
+        self.start = None  # the run that goes on has begun with it
         checkpoint = read_checkpoint(Path(given))
         if self.config.subcommand == "fit":
             resumed_run.check_same_run(checkpoint, config, Path(given))
@@ -130,6 +155,9 @@ class TenzooCLI(reading.ConfigCLI):
             extra.append(RichProgressBar(refresh_rate=_REFRESH_RATE, leave=False))
         if self.subcommand == "predict":
             extra += _writers(self.model, callbacks)
+        if self.start is not None:
+            own = callbacks if isinstance(callbacks, list) else [callbacks]
+            kwargs["callbacks"] = [StartWeights(self.start), *own]  # before what looks at the norms of the cores
         trainer = self._instantiate_trainer({**settings, **kwargs}, extra)
         self.log_folders.claim(trainer.loggers)
         cluster.prepare(trainer, _root(settings))
@@ -165,11 +193,13 @@ class TenzooCLI(reading.ConfigCLI):
                 metrics.update(trainer.logged_metrics)
         cluster.forget(trainer, _root(self._get(self.config_init, "trainer", default={})))
         print_metrics(trainer, metrics, weights=weights)
+        write_metrics(trainer, metrics, weights=weights)
 
     def after_validate(self) -> None:
         """Print the metrics."""
         metrics = self.trainer.logged_metrics
-        print_metrics(self.trainer, metrics, weights=f"the weights of {self.config[self.config.subcommand].ckpt_path}")
+        judged = self.config[self.config.subcommand].ckpt_path or self.start
+        print_metrics(self.trainer, metrics, weights=f"the weights of {judged}")
 
     def after_test(self) -> None:
         """Print the metrics."""

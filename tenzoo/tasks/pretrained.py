@@ -18,7 +18,7 @@ from tenzoo.distributed import is_first_process
 from tenzoo.messages import shown
 from tenzoo.state_dicts import kind_differences, shape_differences
 from tenzoo.tasks.hyperparameters import own_arguments
-from tenzoo.weight_files import read_weights
+from tenzoo.weight_files import load_torch, read_weights
 
 SETTINGS, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 """Files of a folder."""
@@ -78,13 +78,14 @@ class PretrainedMethods(LightningModule):
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **arguments: Any) -> Self:
-        """The task of a folder, or of a repository on the Hugging Face hub.
+        """The task of a folder, of a repository on the Hugging Face hub, or of a checkpoint of the command line.
 
         The classes that the settings name are imported, as those of a config are. All weights must be there, with
         the shapes of the task, and no others.
 
         Args:
-            source: A folder of :meth:`save_pretrained`, or the name of a repository, such as ``"user/name"``.
+            source: A folder of :meth:`save_pretrained`; the name of a repository, such as ``"user/name"``; or a file
+                of ``tenzoo fit``.
             **arguments: Of the constructor; they replace those that were saved.
 
         Raises:
@@ -92,34 +93,33 @@ class PretrainedMethods(LightningModule):
             ValueError: If a file is damaged, the task is of another class, or a weight is missing, has another shape,
                 or is one too many.
         """
-        folder = pretrained_folder(source)
-        settings = read_settings(folder)
-        kind = _class_of(settings["task"], cls, folder)
+        settings = _settings(source)
+        kind = _class_of(settings["task"], cls, source)
         given = {**settings["arguments"], **arguments}
-        missing = sorted(set(settings["objects"]) - set(given))
-        if missing:
+        if missing := sorted(set(settings["objects"]) - set(given)):
+            names = ", ".join(f"`{name}`" for name in missing)
             raise ValueError(
-                f"expected {', '.join(f'`{name}`' for name in missing)} for {str(folder)!r}, got none: "
-                "the task was saved with objects made in Python"
+                f"expected {names} for {str(source)!r}, got none: it was saved with objects made in Python"
             )
         task: Self = _made(kind, given)
-        task.load_pretrained(folder)
+        task.load_pretrained(source)
         return task.eval()
 
     def load_pretrained(self, source: str | Path) -> None:
-        """Load the weights of a folder of :meth:`save_pretrained` into this task.
+        """Load weights into this task, which may differ from the task that was saved in all but the shapes of weights.
+
+        Args:
+            source: A folder of :meth:`save_pretrained`, a repository of the hub, or a checkpoint of Lightning.
 
         Raises:
+            FileNotFoundError: If it is none of them.
             ValueError: As :meth:`from_pretrained`; the task then stays as it is.
         """
-        folder = pretrained_folder(source)
-        settings = read_settings(folder)
-        weights = read_weights(folder / WEIGHTS)
-        weights |= {name: weights[other] for name, other in settings["alike"].items() if other in weights}
-        content: dict[str, Any] = {"state_dict": weights, **settings["state"]}
-        check_same(self.state_dict(), weights, folder, whole=not settings["state"])
+        weights, state, place = _read(source)
+        content: dict[str, Any] = {"state_dict": weights, **state}
+        check_same(self.state_dict(), weights, place, whole="pretrained" not in state)
         self.on_load_checkpoint(content)  # which may add frozen weights by what the state says
-        check_same(self.state_dict(), content["state_dict"], folder, whole=True)
+        check_same(self.state_dict(), content["state_dict"], place, whole=True)
         self.load_state_dict(content["state_dict"])
 
     def push_to_hub(
@@ -158,6 +158,20 @@ class PretrainedMethods(LightningModule):
         return weights, {name: value for name, value in content.items() if name not in _RUN}
 
 
+def _read(source: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
+    """Weights, what else a checkpoint has, and the place, for messages."""
+    path = Path(source)
+    if path.is_file():
+        weights = read_weights(path)
+        content = load_torch(path, "a checkpoint of tensors and builtins in `source`")
+        return weights, {name: content[name] for name in content if name not in {"state_dict", *_RUN}}, path
+    folder = pretrained_folder(source)
+    settings = read_settings(folder)
+    weights = read_weights(folder / WEIGHTS)
+    weights |= {name: weights[other] for name, other in settings["alike"].items() if other in weights}
+    return weights, settings["state"], folder
+
+
 def pretrained_folder(source: str | Path) -> Path:
     """A folder, or a copy of a repository of the hub.
 
@@ -174,6 +188,19 @@ def pretrained_folder(source: str | Path) -> Path:
         except ImportError as error:
             raise FileNotFoundError(f"expected a folder in `source`, got {name!r}; {error}") from error
     raise FileNotFoundError(f"expected a folder in `source`, got {name!r}, which does not exist")
+
+
+def _settings(source: str | Path) -> dict[str, Any]:
+    """What is needed to make the task again, of a folder or of a checkpoint."""
+    path = Path(source)
+    if not path.is_file():
+        return read_settings(pretrained_folder(source))
+    content = load_torch(path, "a checkpoint of tensors and builtins in `source`")
+    arguments = content.get("hyper_parameters") if isinstance(content, Mapping) else None
+    if not isinstance(arguments, Mapping) or not isinstance(arguments.get("_class_path"), str):
+        raise ValueError(f"expected a checkpoint of tenzoo fit in `source`, got another file: {str(path)!r}")
+    own = {name: value for name, value in arguments.items() if name != "_class_path"}
+    return {"task": arguments["_class_path"], "arguments": own, "objects": []}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -202,13 +229,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return dict(settings)
 
 
-def check_same(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], folder: Path, *, whole: bool) -> None:
+def check_same(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], place: Path, *, whole: bool) -> None:
     """Refuse weights that are not those of a task.
 
     Args:
         own: Of the task.
         weights: Of the file.
-        folder: For the message.
+        place: For the message.
         whole: Whether all must be there.
 
     Raises:
@@ -217,15 +244,15 @@ def check_same(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], folder:
     for name, mine, other in shape_differences(own, weights):
         if other is not None or whole:
             expected = "no such weight" if mine is None else f"the shape {mine}"
-            raise ValueError(f"expected {expected} for {name!r} in {str(folder)!r}, got {other or 'none'}")
+            raise ValueError(f"expected {expected} for {name!r} in {str(place)!r}, got {other or 'none'}")
     for name, kind, other_kind in kind_differences(own, weights):
-        raise ValueError(f"expected {kind} for {name!r} in {str(folder)!r}, got {other_kind}")
+        raise ValueError(f"expected {kind} for {name!r} in {str(place)!r}, got {other_kind}")
     for name, value in weights.items():
         if not value.isfinite().all():
-            raise ValueError(f"expected finite numbers in {name!r} in {str(folder)!r}, got NaN or infinity")
+            raise ValueError(f"expected finite numbers in {name!r} in {str(place)!r}, got NaN or infinity")
 
 
-def _class_of(name: str, cls: type, folder: Path) -> type:
+def _class_of(name: str, cls: type, source: str | Path) -> type:
     """The class of a task: one of tenzoo, or one that the program has imported."""
     known = {f"{each.__module__}.{each.__qualname__}": each for each in _with_subclasses(cls)}
     if name not in known and name.startswith(_OWN):
@@ -235,7 +262,7 @@ def _class_of(name: str, cls: type, folder: Path) -> type:
             return found
     if name not in known:
         raise ValueError(
-            f"expected a {cls.__name__} in {str(folder)!r}, got {name!r}; if it is a class of your own, import it first"
+            f"expected a {cls.__name__} in {str(source)!r}, got {name!r}; if it is a class of your own, import it first"
         )
     return known[name]
 

@@ -73,6 +73,25 @@ def find(name: str) -> Path:
     raise ValueError(f"expected a name of the zoo (see `tenzoo list`), got {name!r}{_similar(bare)}")
 
 
+def model_of(argv: Sequence[str]) -> str | None:
+    """The name of the first model of the zoo among the configs of a command line, as :func:`with_paths` gives it.
+
+    Example:
+        >>> model_of(with_paths(["fit", "--config", "methods/das", "--config", "covid_tucker"]))
+        'covid_tucker'
+    """
+    root = folder()
+    for before, word in zip(["", *argv], argv, strict=False):
+        option, equals, value = word.partition("=")
+        given = value if equals and option in _OPTIONS else word if before in _OPTIONS else None
+        if given is None or root not in Path(given).resolve().parents:
+            continue
+        name = Path(given).resolve().relative_to(root).with_suffix("").as_posix()
+        if not is_part(name):
+            return name
+    return None
+
+
 def with_paths(argv: Sequence[str]) -> list[str]:
     """A command line in which names of the zoo that follow ``--config`` are replaced by the paths of their files.
 

@@ -1,0 +1,41 @@
+"""The trained weights that come with the package."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from tenzoo.tasks.pretrained import WEIGHTS
+
+_FOLDER = Path(__file__).parent / "weights"
+_SUMS = "SHA256.json"
+"""In the folder of all weights: from a name to the digest of its file."""
+
+
+def names() -> list[str]:
+    """Of all weights; those of a config have its name, and others a dash and a word behind it.
+
+    Example:
+        >>> "covid_tucker" in names()
+        True
+    """
+    return sorted(path.parent.name for path in _FOLDER.glob(f"*/{WEIGHTS}"))
+
+
+def folder_of(name: str) -> Path:
+    """The folder of weights, as ``save_pretrained`` writes it.
+
+    Raises:
+        ValueError: If the zoo has none of this name, or the file is not the one that was published with it.
+    """
+    folder = _FOLDER / name
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"expected a name of weights of the zoo, one of {', '.join(names())}, got {name!r}")
+    expected = json.loads((_FOLDER / _SUMS).read_text(encoding="utf-8")).get(name)
+    if digest(folder) != expected:
+        raise ValueError(f"expected {str(folder / WEIGHTS)!r} as it was published, got another file; install again")
+    return folder
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the weights of a folder, in hexadecimal digits."""
+    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
