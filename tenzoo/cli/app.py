@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 
 from tenzoo.causes import raised_by_own_code
 from tenzoo.cli.checks import check_command
-from tenzoo.cli.commands import copy_command, describe_command, init_command, list_command
+from tenzoo.cli.commands import copy_command, describe_command, init_command, list_command, save_command
 from tenzoo.cli.compress import compress_command
 from tenzoo.cli.generate import generate_command
 from tenzoo.cli.messages import answer
@@ -27,6 +27,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "copy": copy_command,
     "init": init_command,
     "compress": compress_command,
+    "save": save_command,
     "generate": generate_command,
 }
 """Those that do not train, by name."""

@@ -16,6 +16,7 @@ GROUPS = {
         "init": "begin a project: a network, a task, data, a config, a test",
     },
     "Trained networks": {
+        "save": "write a trained model as a folder with weights, settings and a card",
         "compress": "make a trained network smaller",
         "generate": "continue a prompt with a language model",
     },

@@ -61,7 +61,7 @@ class PretrainedMethods(LightningModule):
             "alike": alike,
         }
         text = json.dumps(settings, indent=1, ensure_ascii=False)
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         kept = {name: weights[name].detach().cpu().contiguous() for name in weights if name not in alike}
         if dtype is not None:
@@ -71,7 +71,7 @@ class PretrainedMethods(LightningModule):
             return
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / WEIGHTS) as unfinished:
-            save_file(kept, unfinished)
+            unfinished.write_bytes(save(kept))  # save_file would make a file that its owner alone can read
         for name, content in ((SETTINGS, text + "\n"), (CARD, card or _short_card(self, weights))):
             with atomic_write(folder / name) as unfinished:
                 unfinished.write_text(content, encoding="utf-8")
@@ -185,8 +185,9 @@ def pretrained_folder(source: str | Path) -> Path:
     if name.count("/") == 1 and not name.startswith((".", "/")):
         try:
             return Path(_hub().snapshot_download(name, allow_patterns=[SETTINGS, WEIGHTS, CARD]))
-        except ImportError as error:
-            raise FileNotFoundError(f"expected a folder in `source`, got {name!r}; {error}") from error
+        except Exception as error:  # of the network, of the hub, of a missing package: each has its own
+            said = " ".join(str(error).split())[:200]
+            raise FileNotFoundError(f"expected a folder or a repository of the hub, got {name!r}: {said}") from error
     raise FileNotFoundError(f"expected a folder in `source`, got {name!r}, which does not exist")
 
 

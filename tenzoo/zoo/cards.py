@@ -1,0 +1,127 @@
+"""Model cards: what was trained, on what, how, with which result; written from the folder of a run."""
+
+import csv
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tenzoo.tasks import Task
+from tenzoo.zoo.description import describe, totals
+
+_ROWS = 8
+"""Of the curve."""
+_SPLITS = {"val": "validation", "held_out": "held out"}
+
+
+def card(run: Path, title: str, task: Task) -> str:
+    """The card of a run, in Markdown.
+
+    Args:
+        run: Folder with ``config.yaml``, ``metrics.csv``, ``metrics.json`` and ``environment.json``; what is not there
+            is left out.
+        title: Its first line.
+        task: With the trained weights.
+    """
+    config = _config(run / "config.yaml")
+    environment, judged = _json(run / "environment.json"), _json(run / "metrics.json")
+    parts = [
+        "---\nlibrary_name: tenzoo\ntags: [tensor-decomposition, pytorch-lightning]\n---",
+        f"# {title}",
+        "\n".join(f"- **{name}:** {text}" for name, text in _facts(config, task)),
+    ]
+    if judged:
+        parts += ["## Metrics", f"Of {judged['weights']}.", _table(judged["metrics"])]
+    if curve := _curve(run / "metrics.csv"):
+        parts += ["## Training", curve]
+    if environment:
+        versions = ", ".join(f"{name} {environment[name]}" for name in ("tenzoo", "torch", "lightning", "python"))
+        hardware = ", ".join(environment["gpus"]) or f"{environment['processor']}, {environment['threads']} threads"
+        changed = " with changes" if environment.get("changed") else ""
+        commit = f"; commit {environment['commit'][:12]}{changed}" if environment.get("commit") else ""
+        parts.append(f"```bash\n{shlex.join(environment['command'])}\n```\n\n{versions}; {hardware}{commit}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _facts(config: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:
+    layers = describe(task)
+    number, dense = totals(layers)
+    yield "task", type(task).__name__
+    network = getattr(task, "network", None)
+    if network is not None:
+        yield "network", _said(task.hparams.get("network")) or type(network).__name__
+    formats = sorted({layer.factorization for layer in layers if layer.factorization})
+    yield "parameters", f"{number:,}, dense {dense:,}" + (f"; {', '.join(formats)}" if formats else "")
+    if data := config.get("data"):
+        yield "data", _said(data)
+    yield "optimizer", _said(task.hparams.get("optimizer")) or "given in Python"
+    if (schedule := task.hparams.get("lr_scheduler")) is not None:
+        yield "learning rate", _said(schedule) or str(schedule)
+    methods = [] if task.sam is None else [f"SAM, ρ = {task.sam.rho:g}"]
+    callbacks = config.get("trainer", {}).get("callbacks") or []
+    names = [str(each.get("class_path")) for each in callbacks]
+    ours = [name.startswith("tenzoo.callbacks.") and "Monitor" not in name for name in names]
+    methods += [_said(each) for each, own in zip(callbacks, ours, strict=True) if own]
+    yield "method", "; ".join(methods) or "plain"
+    if "seed_everything" in config:
+        yield "seed", str(config["seed_everything"])
+
+
+def _said(value: Any) -> str:
+    """A class and what was set for it, in a line."""
+    if not isinstance(value, Mapping) or "class_path" not in value:
+        return ""
+    arguments = value.get("init_args") or {}
+    given = (f"{key} {_said(each) or each}" for key, each in arguments.items() if each not in (None, False, {}, []))
+    name = str(value["class_path"]).rpartition(".")[2]
+    return f"{name} ({', '.join(given)})" if arguments else name
+
+
+def _table(metrics: Mapping[str, float]) -> str:
+    names = list(dict.fromkeys(key.partition("/")[2] for key in metrics))
+    rows = [["split", *names], ["---", *("---:" for _ in names)]]
+    for split in dict.fromkeys(key.partition("/")[0] for key in metrics):
+        values = [metrics.get(f"{split}/{name}") for name in names]
+        rows.append([_SPLITS.get(split, split), *("" if value is None else f"{value:.4f}" for value in values)])
+    return _markdown(rows)
+
+
+def _curve(path: Path) -> str:
+    """The metrics of validation at a few steps."""
+    if not path.is_file():
+        return ""
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = [row for row in csv.DictReader(file) if any(name.startswith("val/") and row[name] for name in row)]
+    if not lines:
+        return ""
+    names = [name for name in lines[0] if name.startswith("val/")]
+    steps = {int(row["step"]): [row[name] for name in names] for row in lines if row["step"]}
+    every = sorted(steps)
+    if len(every) > 1 and steps[every[-1]] in [steps[step] for step in every[:-1]]:
+        every.pop()  # of the best weights, which are judged again at the end
+    number = min(_ROWS, len(every))
+    chosen = [every[round(place * (len(every) - 1) / max(number - 1, 1))] for place in range(number)]
+    rows = [["step", *names], *[["---:"] * (1 + len(names))]]
+    rows += [[str(step + 1), *(f"{float(value):.4f}" if value else "" for value in steps[step])] for step in chosen]
+    return _markdown(rows)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}

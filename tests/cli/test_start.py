@@ -1,0 +1,115 @@
+"""Weights that a run starts from, that are judged, and that are saved with a card."""
+
+import json
+
+import pytest
+import torch
+
+from tenzoo.cli import main
+from tenzoo.tasks import Task
+from tenzoo.zoo import weights
+from tenzoo.zoo.catalog import model_of
+
+QUIET = [f"--trainer.{name}=false" for name in ("enable_progress_bar", "enable_model_summary")]
+FIT = ["fit", "--config", "covid_tucker", *QUIET]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The folder of a run of two epochs."""
+    monkeypatch.chdir(tmp_path)
+    assert main([*FIT, "--trainer.max_epochs=2"]) == 0
+    return tmp_path / "runs" / "covid_tucker" / "version_0"
+
+
+def metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())["metrics"]
+
+
+def test_a_run_notes_where_it_was_made_and_how_it_ended(run):
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__
+    assert {"command", "tenzoo", "lightning", "python", "processor", "threads", "gpus"} <= set(environment)
+    assert set(metrics(run)) == {f"{split}/{name}" for split in ("train", "val", "held_out") for name in ("r2", "rmse")}
+
+
+def test_a_new_run_starts_from_a_checkpoint_with_other_settings(run, capsys):
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    still = ["--trainer.max_epochs=1", "--model.init_args.optimizer.init_args.lr=0.0"]
+    assert main([*FIT, *still, "--init_from", str(checkpoint)]) == 0
+    again = run.parent / "version_1"
+    before, after = (Task.from_pretrained(folder / "checkpoints" / "last.ckpt") for folder in (run, again))
+    assert all(torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())
+    resumed = torch.load(again / "checkpoints" / "last.ckpt", weights_only=True)
+    assert resumed["epoch"] == 0
+    assert resumed["global_step"] == 25
+    # A run that goes on has begun with these weights, and does not begin with them again.
+    config = ["fit", "--config", str(again / "config.yaml"), "--trainer.max_epochs=2", *QUIET]
+    assert main([*config, "--ckpt_path", str(again / "checkpoints" / "last.ckpt")]) == 0
+    capsys.readouterr()
+
+
+def test_a_saved_model_is_judged_as_its_run_was(run, tmp_path, capsys):
+    best = next((run / "checkpoints").glob("epoch=*.ckpt"))
+    assert main(["save", "--ckpt_path", str(best), "--output", str(tmp_path / "model"), "--title", "Serology"]) == 0
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "# Serology\n" in card
+    assert "- **parameters:** 24,349, dense 28,908; tucker\n" in card
+    for name, value in metrics(run).items():
+        assert f"{value:.4f}" in card, name
+    assert "| 50 |" in card
+    capsys.readouterr()
+    words = ["--config", "covid_tucker", *QUIET, "--pretrained", str(tmp_path / "model")]
+    for command in ("test", "validate"):
+        assert main([command, *words]) == 0
+        table = capsys.readouterr().out
+        assert str(tmp_path / "model") in "".join(table.split())
+        assert all(f"{value:.4f}" in table for value in metrics(run).values())
+    assert main(["predict", *words, "--trainer.logger=false"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["test", "--config", "covid_tucker"],
+            "expected a checkpoint in `ckpt_path`, or `pretrained`, for test, got none",
+        ),
+        (["test", "--config", "covid_tucker", "--pretrained", "nowhere"], "got 'nowhere', which does not exist"),
+        (["fit", "--config", "covid_tucker", "--init_from", "nowhere"], "in `init_from`, got 'nowhere'"),
+        (["fit", "--config", "covid_tucker", "--init_from", ".", "--pretrained", "."], "got both, '.' and '.'"),
+        (["fit", "--config", "covid_tucker", "--pretrained", "zoo:other"], "got 'other'"),
+        (["fit", "--config", "covid_tucker_paper", "--pretrained"], "got 'covid_tucker_paper'"),
+        (["save", "--ckpt_path", "nowhere", "--output", "x"], "in `ckpt_path`, got 'nowhere'"),
+        (["save", "--ckpt_path", "x"], "expected `--output` for tenzoo save, got none"),
+    ],
+)
+def test_what_is_refused_before_anything_runs(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert said in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_weights_of_another_model_are_refused(run, capsys):
+    small = ["--model.init_args.rank=[2,2,2]", "--trainer.max_epochs=1"]
+    assert main([*FIT, *small, "--init_from", str(run / "checkpoints" / "last.ckpt")]) == 2
+    assert "expected the shape" in capsys.readouterr().err
+    assert not (run.parent / "version_1").exists()
+
+
+# --- the weights of the package --------------------------------------------------------------------------------------
+
+
+def test_names_of_models():
+    assert model_of(["fit", "--config", "mine.yaml"]) is None
+
+
+def test_weights_that_are_not_those_that_were_published(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "model.safetensors").write_bytes(b"other")
+    (tmp_path / "SHA256.json").write_text('{"a": "0"}')
+    monkeypatch.setattr(weights, "_FOLDER", tmp_path)
+    with pytest.raises(ValueError, match="as it was published, got another file; install again"):
+        weights.folder_of("a")
