@@ -7,6 +7,9 @@ from typing import Any
 MISSING_EXTRA = "pip install 'tenzoo[text]'"
 """What installs the packages that data of text need."""
 
+MISSING_TABLES = "pip install 'tenzoo[tables]'"
+"""What installs the packages that tables with labels need."""
+
 
 def check_int(value: object, *, arg: str, least: int) -> int:
     """An integer that is large enough.

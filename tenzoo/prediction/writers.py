@@ -105,6 +105,9 @@ class _Writer(Callback):
 class CompletedEntriesWriter(_Writer):
     """Write the completed entries to ``completed.npz`` in the log directory: ``indices`` (n, order), ``values`` (n,).
 
+    Of a table with labels there is an array for each mode by its name, with the labels in ``{name}_names``; a ``.csv``
+    file has the labels themselves.
+
     A message says how many of them are in cells without a known value, and how many such cells there are. An existing
     file is never overwritten: a number is appended to the name. Under DDP every rank predicts all entries and the first
     one writes.
@@ -128,19 +131,32 @@ class CompletedEntriesWriter(_Writer):
     def __init__(self, name: str = "completed.npz") -> None:
         super().__init__(name)
         self._missing = 0
+        self._labels: dict[str, list[str]] = {}
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count cells without a known value."""
         self._missing = 0
+        names, labels = (getattr(trainer.datamodule, name, None) for name in ("mode_names", "labels"))  # type: ignore[attr-defined]
+        if names is not None and labels is not None:
+            self._labels = {name: [str(label) for label in known] for name, known in zip(names, labels, strict=True)}
         super().on_predict_start(trainer, pl_module)
 
     @override
     def _arrays(self, prediction: Any) -> Mapping[str, Tensor]:
+        if self._labels:
+            modes = zip(self._labels, prediction.index.unbind(1), strict=True)
+            return {**dict(modes), "values": prediction.value}
         return {"indices": prediction.index, "values": prediction.value}
 
     @override
+    def _words(self, trainer: Trainer) -> Mapping[str, Sequence[str]]:
+        return self._labels
+
+    @override
     def _column_names(self, name: str, count: int) -> list[str]:
+        if name in self._labels:
+            return [name]
         return ["value"] if name == "values" else [f"i{mode}" for mode in range(count)]
 
     @override

@@ -13,7 +13,7 @@ from tenzoo.data.checks import check_bool, check_fraction, check_int
 from tenzoo.data.completion.entries import CompletionBatch, Entries, look_up
 from tenzoo.data.completion.loaders import EVALUATION_BATCH_SIZE, EntryLoader, SequentialLoader
 from tenzoo.data.completion.preparation import PreparedData, check_predict_index, prepare, summary
-from tenzoo.data.completion.sources import DATASETS, check_source
+from tenzoo.data.completion.sources import DATASETS, check_missing_values, check_source, check_table
 from tenzoo.data.completion.splits import SPLIT_NAMES
 from tenzoo.data.completion.unseen import UnseenLoader
 from tenzoo.data.resumable import ResumableDataModule
@@ -48,7 +48,11 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
         num_entries: Number of known entries of ``"synthetic"``.
         predict_index: The cells to predict: ``None`` means all cells that are not in ``train``, up to a billion;
             ``"held_out"`` means that split; else the path of a ``.csv`` or ``.npz`` file with indices, whose columns
-            have the names of the data where both have names.
+            have the names of the data where both have names. Of a table with labels, it has labels, too.
+        index_columns: Names of the columns of a table that say where an entry is, one for each mode; they may hold any
+            labels. The table is a ``.csv``, ``.tsv``, ``.csv.gz``, ``.parquet``, ``.feather`` or ``.arrow`` file.
+        value_column: Name of the column of its values.
+        missing_values: Numbers in a file that mean a missing value, such as −999.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -81,9 +85,18 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
         shape: Sequence[int] | None = None,
         num_entries: int | None = None,
         predict_index: str | None = None,
+        index_columns: Sequence[str] | None = None,
+        value_column: str | None = None,
+        missing_values: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        sizes = check_source(dataset, shape=shape, num_entries=num_entries)
+        columns = check_table(dataset, index_columns, value_column, shape)
+        sizes = None if columns is not None else check_source(dataset, shape=shape, num_entries=num_entries)
+        index_columns = None if columns is None else list(columns.index)
+        known_missing = check_missing_values(missing_values)
+        missing_values = None if missing_values is None else list(known_missing)
+        if known_missing and dataset in DATASETS:
+            raise ValueError(f"expected `missing_values` only for a file, got {missing_values} with {dataset!r}")
         shape = None if sizes is None else list(sizes)
         if observed_fraction is not None:
             observed_fraction = check_fraction(observed_fraction, arg="observed_fraction", positive=True)
@@ -107,12 +120,24 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
             shape=shape,
             num_entries=num_entries,
             predict_index=predict_index,
+            columns=columns,
+            missing_values=known_missing,
         )
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The tensor's mode sizes, known after ``setup``."""
         return self._data.shape
+
+    @property
+    def mode_names(self) -> tuple[str, ...] | None:
+        """The names of the modes, if the data has any; known after ``setup``."""
+        return self._data.known.mode_names
+
+    @property
+    def labels(self) -> tuple[tuple[str | int, ...], ...] | None:
+        """What each index of each mode stands for, if the data says so; known after ``setup``."""
+        return self._data.known.labels
 
     @property
     def num_known(self) -> int:

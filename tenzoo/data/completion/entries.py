@@ -1,7 +1,7 @@
 """The known entries of a tensor: indexed values, checked once."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ class Entries:
         index: Shape ``(n, order)``, int64.
         value: Shape ``(n,)``, float32.
         mode_names: The names of the modes, if the data has any.
+        labels: What each index of a mode stands for, a string or an int, if the data says so.
 
     Example:
         >>> entries = Entries(torch.tensor([[0, 1], [2, 0]]), torch.tensor([1.0, -1.0]))
@@ -46,13 +47,14 @@ class Entries:
     index: Tensor
     value: Tensor
     mode_names: tuple[str, ...] | None = None
+    labels: tuple[tuple[str | int, ...], ...] | None = None
 
     def __len__(self) -> int:
         return self.value.numel()
 
     def take(self, rows: Tensor) -> "Entries":
         """The entries of the given rows, in the order of ``rows``, shape ``(m,)``."""
-        return Entries(self.index[rows], self.value[rows], self.mode_names)
+        return Entries(self.index[rows], self.value[rows], self.mode_names, self.labels)
 
 
 def dense_entries(values: Array, *, arg: str) -> tuple[Entries, tuple[int, ...]]:
@@ -77,7 +79,7 @@ def dense_entries(values: Array, *, arg: str) -> tuple[Entries, tuple[int, ...]]
 
 
 def sparse_entries(
-    index: Array, values: Array, shape: Sequence[int] | None, *, arg: str
+    index: Array, values: Array, shape: Sequence[int] | None, *, arg: str, named: Callable[[tuple[int, ...]], str] = str
 ) -> tuple[Entries, tuple[int, ...]]:
     """The known entries of a list of entries, in lexicographic order; equal duplicates are merged, NaN is dropped.
 
@@ -86,6 +88,7 @@ def sparse_entries(
         values: Shape ``(n,)``.
         shape: The mode sizes; ``None`` takes the largest index of each mode plus 1.
         arg: Name of the argument, for the error.
+        named: What an index is called in the error.
 
     Raises:
         ValueError: If an index or value is not valid, or an index occurs twice with different values.
@@ -112,7 +115,7 @@ def sparse_entries(
         row = np.flatnonzero(differs)[0]
         raise ValueError(
             f"expected one value per index in `{arg}`, got {converted[order][first][group][row]} and "
-            f"{converted[order][row]} at {tuple(index[order][row].tolist())}; remove one of them"
+            f"{converted[order][row]} at {named(tuple(index[order][row].tolist()))}; remove one of them"
         )
     kept = order[first]
     return Entries(torch.from_numpy(index[kept]), torch.from_numpy(converted[kept])), sizes

@@ -23,17 +23,21 @@ from tenzoo.data.completion.ambiguity import (
 from tenzoo.data.completion.csv_files import Table, csv_fault, parse_csv
 from tenzoo.data.completion.entries import Entries, dense_entries, sparse_entries
 from tenzoo.data.completion.entry_checks import check_index, check_shape
-from tenzoo.data.completion.missing_values import check_markers
+from tenzoo.data.completion.missing_values import check_markers, without_markers
 from tenzoo.weight_files import OversizedError, load_torch
 
 FILE_ENDINGS = (".csv", ".npy", ".npz", ".pt")
 INDEX_ENDINGS = (".csv", ".npz")
 SPARSE_ENDINGS = (".csv", ".npz")
+_NO_VALUES = ("indices", "shape")
+"""Arrays of an ``.npz`` file that hold no values."""
 
 T = TypeVar("T")
 
 
-def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset") -> tuple[Entries, tuple[int, ...]]:
+def read_entries(
+    path: Path, shape: Sequence[int] | None, *, missing_values: Sequence[float] = (), arg: str = "dataset"
+) -> tuple[Entries, tuple[int, ...]]:
     r"""The known entries of a file, and the tensor's shape.
 
     Ambiguous files are refused: indices that count from 1 or are ids, a column of row numbers, zeros in a dense array
@@ -46,6 +50,7 @@ def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset
             separated by commas, whose last column is the value and whose other columns are the indices, with or
             without a header line).
         shape: The mode sizes of a list of entries; ``None`` takes those of the file, else the largest index plus 1.
+        missing_values: Numbers that mean a missing value.
         arg: Name of the argument, for the errors.
 
     Raises:
@@ -64,21 +69,25 @@ def read_entries(path: Path, shape: Sequence[int] | None, *, arg: str = "dataset
     """
     match path.suffix.lower():
         case ".npy":
-            return _dense(_read(path, read_npy, arg), arg)
+            return _dense(without_markers(_read(path, read_npy, arg), missing_values), arg)
         case ".pt":
-            return _dense(_tensor_values(_read(path, _parse_pt, arg), arg), arg)
+            return _dense(without_markers(_tensor_values(_read(path, _parse_pt, arg), arg), missing_values), arg)
         case ".csv":
             table = _table(path, arg)
             check_columns(table.names, arg=arg)
             check_no_times(table.numbers[:, -1], table.names, arg=arg)
-            entries, sizes = _sparse(table.numbers[:, :-1], table.numbers[:, -1], shape, table.names, arg)
+            values = without_markers(table.numbers[:, -1], missing_values)
+            entries, sizes = _sparse(table.numbers[:, :-1], values, shape, table.names, arg)
             if table.names is not None:
                 return replace(entries, mode_names=tuple(table.names[:-1])), sizes
             if shape is None:
                 check_last_columns(table.numbers, padded=table.padded, arg=arg)
             return entries, sizes
         case ".npz":
-            return _npz_entries(_read(path, read_npz, arg), shape, arg)
+            arrays = _read(path, read_npz, arg)
+            for name in set(arrays).difference(_NO_VALUES):
+                arrays[name] = without_markers(arrays[name], missing_values)
+            return _npz_entries(arrays, shape, arg)
     raise ValueError(f"expected a file ending in {', '.join(FILE_ENDINGS)} in `{arg}`, got {str(path)!r}")
 
 

@@ -1,5 +1,6 @@
 """Numbers that mark missing values: what they look like, and when they are refused."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,20 @@ class _Rest:
         return max(self.low - value, value - self.high)
 
 
+def without_markers(values: Array, markers: Sequence[float]) -> Array:
+    """The values with NaN in place of the numbers that a user says mark missing ones.
+
+    Example:
+        >>> without_markers(np.array([1, -999, 2]), [-999]).tolist()
+        [1.0, nan, 2.0]
+    """
+    if not len(markers):
+        return values
+    kind = values.dtype if values.dtype.kind == "f" else np.dtype(np.float64)
+    found = np.isin(values.astype(kind), np.asarray(markers, dtype=np.float64).astype(kind))
+    return np.where(found, np.asarray(np.nan, dtype=kind), values.astype(kind))
+
+
 def check_markers(values: Array, *, arg: str, rated: bool = False) -> None:
     """Refuse markers of missing values: the usual ones if they are far from all others, and any other far value.
 
@@ -102,7 +117,7 @@ def check_markers(values: Array, *, arg: str, rated: bool = False) -> None:
         floats = "" if values.dtype.kind == "f" else "save floats, "
         raise ValueError(
             f"expected NaN for missing values in `{arg}`, got {named} where all others are from {others[0]:.6g} to "
-            f"{others[-1]:.6g}; {floats}write NaN for it, or {advice}"
+            f"{others[-1]:.6g}; {floats}write NaN for it, name it in `missing_values`, or {advice}"
         )
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tenzoo.data.completion.entries import Entries
 from tenzoo.data.completion.files import INDEX_ENDINGS, read_index
-from tenzoo.data.completion.sources import DATASETS, load_entries
+from tenzoo.data.completion.labels import read_labels
+from tenzoo.data.completion.sources import DATASETS, Columns, load_entries
 from tenzoo.data.completion.splits import split_entries
 
 BENCHMARK_FRACTION = 0.3
@@ -55,6 +56,8 @@ def prepare(
     shape: Sequence[int] | None,
     num_entries: int | None,
     predict_index: str | None,
+    columns: Columns | None = None,
+    missing_values: Sequence[float] = (),
 ) -> PreparedData:
     """Loads, checks and splits. For the arguments see :class:`tenzoo.data.CompletionDataModule`.
 
@@ -68,7 +71,9 @@ def prepare(
         >>> sum(len(split) for split in data.splits.values()) == len(data.known)
         True
     """
-    known, sizes = load_entries(dataset, shape=shape, num_entries=num_entries, seed=seed)
+    known, sizes = load_entries(
+        dataset, shape=shape, num_entries=num_entries, seed=seed, columns=columns, missing_values=missing_values
+    )
     if observed_fraction is None:
         observed_fraction = BENCHMARK_FRACTION if dataset in DATASETS else 1.0
         _check_something_missing(dataset, known, sizes, observed_fraction)
@@ -86,6 +91,8 @@ def prepare(
         "num_entries": {name: len(split) for name, split in splits.items()},
         "checksum": {name: checksum(split) for name, split in splits.items()},
     }
+    if known.labels is not None:
+        fingerprint["labels"] = dict(zip(known.mode_names or (), map(list, known.labels), strict=True))
     chosen = _chosen_index(predict_index, splits, sizes)
     return PreparedData(known, sizes, splits, location, scale, chosen, fingerprint)
 
@@ -114,8 +121,10 @@ def summary(dataset: str, data: PreparedData) -> str:
     size = {name: len(split) for name, split in data.splits.items()}
     value = data.known.value
     zeros = int((value == 0).sum())
+    names = data.known.mode_names if data.known.labels is not None else None
+    sizes = " × ".join(f"{size} {name}" for size, name in zip(data.shape, names or [""] * len(data.shape), strict=True))
     line = (
-        f"{dataset!r}: {' × '.join(map(str, data.shape))} cells, {count} known ({100 * count / cells:.3g} %) "
+        f"{dataset!r}: {sizes.replace('  ', ' ').rstrip()} cells, {count} known ({100 * count / cells:.3g} %) "
         f"from {value.min():.6g} to {value.max():.6g}{f', {zeros} of them 0' if zeros else ''}: "
         f"{size['train']} to train on, {size.get('val', 0)} to validate, {size.get(HELD_OUT, 0)} held out"
     )
@@ -132,6 +141,8 @@ def _chosen_index(predict_index: str | None, splits: dict[str, Entries], shape: 
     if predict_index is None:
         return None
     if predict_index != HELD_OUT:
+        if splits["train"].labels is not None:
+            return read_labels(Path(predict_index), splits["train"])
         return read_index(Path(predict_index), shape, names=splits["train"].mode_names)
     if HELD_OUT not in splits:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tenzoo.data.arrays import Array
 from tenzoo.data.completion.entries import Entries, dense_entries, group_rows
 from tenzoo.data.completion.entry_checks import check_shape
 from tenzoo.data.completion.files import FILE_ENDINGS, SPARSE_ENDINGS, read_entries
+from tenzoo.data.completion.labels import TABLE_ENDINGS, read_labelled
 
 SYNTHETIC_RANK = 4
 SYNTHETIC_NOISE = 0.1
@@ -35,6 +37,58 @@ _PUBLIC: dict[str, Callable[[], Array]] = {
 
 DATASETS = (*sorted(_PUBLIC), "synthetic")
 """The valid names in ``dataset``; paths of files are valid too."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How a table is read.
+
+    Args:
+        index: Names of the columns of indices.
+        value: Name of the column of values.
+    """
+
+    index: tuple[str, ...]
+    value: str
+
+
+def check_table(
+    dataset: str, index_columns: Sequence[str] | None, value_column: str | None, shape: object
+) -> Columns | None:
+    """Checks the arguments that name columns of a table, without reading it; None if there are none.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If one is missing, or has no meaning for this dataset.
+
+    Example:
+        >>> check_table("ratings.csv", ["user", "film"], "stars", None)
+        Columns(index=('user', 'film'), value='stars')
+    """
+    is_table = isinstance(dataset, str) and dataset.lower().endswith(TABLE_ENDINGS)
+    if index_columns is None and value_column is None:
+        if is_table and not dataset.lower().endswith(FILE_ENDINGS):
+            raise ValueError(
+                f"expected the names of its columns in `index_columns` and `value_column` for {dataset!r}, got none"
+            )
+        return None
+    if isinstance(index_columns, str) or not isinstance(index_columns, Sequence | None):
+        raise TypeError(f"expected a list of names in `index_columns`, got {index_columns!r}")
+    if not isinstance(value_column, str | None):
+        raise TypeError(f"expected a name in `value_column`, got {value_column!r}")
+    if index_columns is None or value_column is None:
+        missing, given = ("index_columns", "value_column")[:: 1 if index_columns is None else -1]
+        raise ValueError(f"expected `{missing}` beside `{given}`, got None")
+    names = [*index_columns, value_column]
+    if len(index_columns) < 2 or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"expected two or more different names in `index_columns`, got {[*index_columns]}")
+    if not is_table:
+        raise ValueError(
+            f"expected `index_columns` only for a table, a file ending in {', '.join(TABLE_ENDINGS)}, got {dataset!r}"
+        )
+    if shape is not None:
+        raise ValueError(f"expected no `shape` beside `index_columns`, got {shape}: each mode is as long as its labels")
+    return Columns(tuple(index_columns), value_column)
 
 
 def check_source(dataset: str, *, shape: Sequence[int] | None, num_entries: int | None) -> tuple[int, ...] | None:
@@ -91,8 +145,33 @@ def _check_synthetic(shape: tuple[int, ...] | None, num_entries: int | None) -> 
     return shape
 
 
+def check_missing_values(values: object) -> tuple[float, ...]:
+    """Checks the numbers that mean a missing value.
+
+    Raises:
+        TypeError: If they are no list of numbers.
+
+    Example:
+        >>> check_missing_values([-999]), check_missing_values(None)
+        ((-999.0,), ())
+    """
+    if values is None:
+        return ()
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise TypeError(f"expected a list of numbers in `missing_values`, got {values!r}")
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        raise TypeError(f"expected a list of numbers in `missing_values`, got {[*values]}")
+    return tuple(float(value) for value in values)
+
+
 def load_entries(
-    dataset: str, *, shape: Sequence[int] | None = None, num_entries: int | None = None, seed: int = 0
+    dataset: str,
+    *,
+    shape: Sequence[int] | None = None,
+    num_entries: int | None = None,
+    seed: int = 0,
+    columns: Columns | None = None,
+    missing_values: Sequence[float] = (),
 ) -> tuple[Entries, tuple[int, ...]]:
     """The known entries of a dataset, each index once, in lexicographic order, and the tensor's shape.
 
@@ -106,6 +185,8 @@ def load_entries(
         shape: Mode sizes, see :func:`check_source`.
         num_entries: Number of synthetic entries.
         seed: Chooses the synthetic tensor; the others ignore it.
+        columns: How a table is read, see :func:`~tenzoo.data.completion.labels.read_labelled`.
+        missing_values: Numbers in a file that mean a missing value.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -117,6 +198,10 @@ def load_entries(
         >>> math.prod(shape) - len(entries)
         192
     """
+    if columns is not None:
+        return read_labelled(
+            dataset, index_columns=columns.index, value_column=columns.value, missing_values=missing_values
+        )
     sizes = check_source(dataset, shape=shape, num_entries=num_entries)
     if dataset == "synthetic":
         assert sizes is not None
@@ -124,7 +209,7 @@ def load_entries(
         return synthetic_entries(sizes, num_entries, seed=seed), sizes
     if dataset in _PUBLIC:
         return dense_entries(_PUBLIC[dataset](), arg="dataset")
-    return read_entries(Path(dataset), sizes)
+    return read_entries(Path(dataset), sizes, missing_values=missing_values)
 
 
 def synthetic_entries(shape: tuple[int, ...], num_entries: int, *, seed: int) -> Entries:
