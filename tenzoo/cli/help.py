@@ -27,12 +27,12 @@ _EXAMPLES = (
     "tenzoo fit --config covid_tucker",
     "tenzoo fit --config covid_tucker --config methods/das",
     "tenzoo fit --config covid_tucker --model.init_args.sam.rho 0.03",
-    "tenzoo test --config covid_tucker --ckpt_path runs/covid_tucker/version_0/checkpoints/last.ckpt",
+    "tenzoo test --config covid_tucker --ckpt_path best",
 )
 
 
 def text() -> str:
-    """The help, in lines of at most 80 columns but for the examples."""
+    """The help, in lines of at most 80 columns."""
     groups = (
         "\n".join([f"{title}:", *(f"  {name:<10}{purpose}" for name, purpose in commands.items())])
         for title, commands in GROUPS.items()

@@ -20,6 +20,7 @@ from tenzoo.cli.checks import check_callbacks, check_environment, check_seed, ch
 from tenzoo.cli.environment import write_environment
 from tenzoo.cli.log_folders import LogFolders
 from tenzoo.cli.report import print_metrics, tell_of_early_stops, write_metrics
+from tenzoo.cli.run_folders import checkpoint_of
 from tenzoo.cli.start import ZOO, StartWeights, start_of
 from tenzoo.jobs import ExactResume
 from tenzoo.tasks import Task
@@ -125,6 +126,7 @@ class TenzooCLI(reading.ConfigCLI):
         if given is None:
             return
         self.start = None  # the run that goes on has begun with it
+        given = config.ckpt_path = checkpoint_of(str(given), _root(config.trainer))
         checkpoint = read_checkpoint(Path(given))
         if self.config.subcommand == "fit":
             resumed_run.check_same_run(checkpoint, config, Path(given))

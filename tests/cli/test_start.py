@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tenzoo.cli import main
+from tenzoo.cli.run_folders import checkpoint_of
 from tenzoo.tasks import Task
 from tenzoo.zoo import weights
 from tenzoo.zoo.catalog import model_of
@@ -66,6 +67,30 @@ def test_a_saved_model_is_judged_as_its_run_was(run, tmp_path, capsys):
         assert str(tmp_path / "model") in "".join(table.split())
         assert all(f"{value:.4f}" in table for value in metrics(run).values())
     assert main(["predict", *words, "--trainer.logger=false"]) == 0
+
+
+def test_checkpoints_by_what_they_are(run, tmp_path, capsys):
+    root = str(run.parent)
+    best = next((run / "checkpoints").glob("epoch=*.ckpt"))
+    last = run / "checkpoints" / "last.ckpt"
+    assert checkpoint_of("best", root) == str(best)
+    assert checkpoint_of("last", root) == checkpoint_of(f"{run}/last", "nowhere") == str(last)
+    capsys.readouterr()
+    assert main(["test", "--config", "covid_tucker", *QUIET, "--ckpt_path", "best"]) == 0
+    table = capsys.readouterr().out
+    assert all(f"{value:.4f}" in table for value in metrics(run).values())
+    assert main([*FIT, "--trainer.max_epochs=3", "--ckpt_path", "last"]) == 0
+    newer = run.parent / "version_2"
+    assert checkpoint_of("last", root) == str(newer / "checkpoints" / "last.ckpt")
+    moved = run.rename(tmp_path / "elsewhere")
+    assert checkpoint_of(f"{moved}/best", root) == str(moved / "checkpoints" / best.name)
+    (moved / "checkpoints" / best.name).unlink()
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        checkpoint_of(f"{moved}/best", root)
+    with pytest.raises(FileNotFoundError, match="expected a run in 'nowhere' for `ckpt_path` 'last', got none"):
+        checkpoint_of("last", "nowhere")
+    with pytest.raises(FileNotFoundError, match="expected a run with checkpoints in `ckpt_path`"):
+        checkpoint_of(f"{tmp_path}/last", root)
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_help_names_every_command_and_imports_nothing_heavy():
     assert said.endswith("\nFalse\n")
     named = {line.split()[0] for line in said.splitlines() if line.startswith("  ") and "tenzoo" not in line}
     assert named == {*COMMANDS, *LightningCLI.subcommands()}
-    assert all(len(line) <= 80 for line in said.splitlines() if not line.startswith("  tenzoo"))
+    assert max(map(len, said.splitlines())) <= 80
 
 
 # --- names of configs ------------------------------------------------------------------------------------------------

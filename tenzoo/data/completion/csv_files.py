@@ -56,7 +56,9 @@ def csv_fault(path: Path) -> tuple[str, str] | None:
         for number, line in enumerate(file, 1):
             fields, text = line.split(","), line.rstrip("\n")
             remedy = (
-                "write commas between columns, points in numbers" if ";" in text or "\t" in text else "check the line"
+                "write commas between columns, points in numbers"
+                if ";" in text or "\t" in text
+                else "check the line, or name the columns in `index_columns` and `value_column`"
             )
             given = f"{text if len(text) <= 60 else text[:60] + '…'!r}; {remedy}"
             header = number == 1 and len(fields) > 1 and _is_header(fields)
