@@ -14,23 +14,30 @@ from tenzoo.data.images import (
     SequentialImageLoader,
     SymmetricNoise,
 )
+from tenzoo.data.images.arrays import ImageArraysDataModule
 from tenzoo.data.images.cifar10 import CIFAR10DataModule
+from tenzoo.data.images.folder import ImageFolderDataModule
+from tenzoo.data.images.public import CIFAR100DataModule, MNISTDataModule
 from tenzoo.data.text import TextDataModule, TextLoader, Texts
 
 __all__ = [
     "AsymmetricNoise",
     "BlockLoader",
     "CIFAR10DataModule",
+    "CIFAR100DataModule",
     "CompletionBatch",
     "CompletionDataModule",
     "Entries",
     "EntryLoader",
     "HumanNoise",
+    "ImageArraysDataModule",
     "ImageBatch",
     "ImageDataModule",
+    "ImageFolderDataModule",
     "ImageLoader",
     "Images",
     "LabelNoise",
+    "MNISTDataModule",
     "MatrixNoise",
     "SequentialImageLoader",
     "SequentialLoader",

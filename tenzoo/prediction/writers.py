@@ -177,8 +177,10 @@ class CompletedEntriesWriter(_Writer):
 class PredictedClassesWriter(_Writer):
     """Write the predicted classes to ``classes.npz`` in the log directory: ``classes`` (n,), ``probabilities`` (n, C).
 
-    The images come in the order of the data. An existing file is never overwritten: a number is appended to the name.
-    Under DDP every rank predicts all images and the first one writes.
+    The images come in the order of the data. Where the data has ``predicted_names``, an array ``file`` says which image
+    each is, and where it has ``class_names``, these are in ``classes_names``; a ``.csv`` file has the names themselves.
+    An existing file is never overwritten: a number is appended to the name. Under DDP every rank predicts all images
+    and the first one writes.
 
     Args:
         name: File name. ``.csv`` writes a text file of classes and probabilities.
@@ -196,14 +198,33 @@ class PredictedClassesWriter(_Writer):
 
     def __init__(self, name: str = "classes.npz") -> None:
         super().__init__(name)
+        self._names: dict[str, list[str]] = {}
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the names of files and of classes from the data."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        found = {"file": getattr(data, "predicted_names", None), "classes": getattr(data, "class_names", None)}
+        self._names = {name: list(names) for name, names in found.items() if names}
+        super().on_predict_start(trainer, pl_module)
 
     @override
     def _arrays(self, prediction: Any) -> Mapping[str, Tensor]:
-        return {"classes": prediction.argmax(1), "probabilities": prediction}
+        predicted = {"classes": prediction.argmax(1), "probabilities": prediction}
+        if "file" not in self._names or self._growing is None:
+            return predicted
+        first = self._growing.count
+        return {"file": torch.arange(first, first + len(prediction)), **predicted}
+
+    @override
+    def _words(self, trainer: Trainer) -> Mapping[str, Sequence[str]]:
+        return self._names
 
     @override
     def _column_names(self, name: str, count: int) -> list[str]:
-        return ["class"] if name == "classes" else [f"p{k}" for k in range(count)]
+        if name == "probabilities":
+            return self._names.get("classes") or [f"p{k}" for k in range(count)]
+        return ["class" if name == "classes" else name]
 
     @override
     def _summary(self, trainer: Trainer, count: int) -> str:

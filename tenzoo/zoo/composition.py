@@ -4,6 +4,7 @@ Configs compose key by key. Where a later one names another optimizer, the learn
 where the command line names a file of one's own, the split or the vocabulary of a benchmark would.
 """
 
+import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
-from tenzoo.data import TextCorpusDataModule
+from tenzoo.data import ImageDataModule, TextCorpusDataModule
 from tenzoo.data.completion import DATASETS
 from tenzoo.zoo.yaml_files import load
 
@@ -85,6 +86,7 @@ def settle(config: Namespace, args: Sequence[str], subcommand: str | None) -> No
         _settle_optimizer(config, given),
         _settle_split(config, given),
         _settle_vocabulary(config, given),
+        _settle_classes(config, given),
     ):
         if line:
             rank_zero_info(line)
@@ -105,6 +107,32 @@ def _settle_vocabulary(config: Namespace, given: Sequence[Layer]) -> str | None:
         return None
     network.num_tokens = corpus.num_tokens
     return f"num_tokens {corpus.num_tokens}, as in the text" + ("" if old is None else f" (the config has {old})")
+
+
+def _settle_classes(config: Namespace, given: Sequence[Layer]) -> str | None:
+    """Give a network as many classes and channels as the images have, where the command line names other images."""
+    by_hand = {key for layer in given if layer.by_hand for key in layer.given}
+    data, task = config.get("data"), config.get("model.init_args")
+    if not {"data", "data.class_path", "data.root"} & by_hand or task is None or "num_classes" not in task:
+        return None
+    module, _, name = str(getattr(data, "class_path", "")).rpartition(".")
+    kind = getattr(importlib.import_module(module), name, None) if module else None
+    if not inspect.isclass(kind) or not issubclass(kind, ImageDataModule):
+        return None
+    where = {key: data.init_args[key] for key in ("root", "image_size", "grayscale") if key in data.init_args}
+    images = kind(**where) if isinstance(inspect.getattr_static(kind, "num_classes", None), property) else kind
+    settled = []
+    network = task.get("network.init_args")
+    for place, key, value in (
+        (task, "num_classes", images.num_classes),
+        (network, "num_classes", images.num_classes),
+        (network, "in_channels", images.num_channels),
+    ):
+        prefix = "model" if place is task else "model.network"
+        if place is not None and key in place and place[key] != value and f"{prefix}.{key}" not in by_hand:
+            settled.append(f"{key} {value} (the config has {place[key]})")
+            place[key] = value
+    return f"{' and '.join(dict.fromkeys(settled))}, as the images" if settled else None
 
 
 # --- the optimizer ---------------------------------------------------------------------------------------------------

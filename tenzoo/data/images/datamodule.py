@@ -96,9 +96,9 @@ class ImageDataModule(ValidatedDataModule[PreparedImages, ImageLoader]):
     image_size: ClassVar[int]
     """Height and width of an image, in pixels."""
     mean: tuple[float, ...]
-    """Mean of each channel, of values in [0, 1]."""
+    """Mean of each channel, of values in [0, 1]; those of the training images, where a class has none."""
     std: tuple[float, ...]
-    """Standard deviation of each channel, of values in [0, 1]."""
+    """Standard deviation of each channel, of values in [0, 1]; likewise."""
 
     def __init__(
         self,
@@ -229,6 +229,8 @@ class ImageDataModule(ValidatedDataModule[PreparedImages, ImageLoader]):
         if size > 0:
             splits["val"] = Images(whole.image, labels if self._noisy_validation else whole.label).take(val)
         splits["test"] = test
+        if not hasattr(self, "mean"):
+            self.mean, self.std = _moments(splits["train"].image)
         return PreparedImages(splits, whole.label[train], self._fingerprint(splits))
 
     def _fingerprint(self, splits: Mapping[str, Images]) -> dict[str, Any]:
@@ -245,3 +247,14 @@ class ImageDataModule(ValidatedDataModule[PreparedImages, ImageLoader]):
         digest = hashlib.blake2b(images.label.numpy().tobytes(), digest_size=16)
         digest.update(images.image.numpy().tobytes())
         return digest.hexdigest()
+
+
+def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, from how often each byte occurs; the least deviation is one step."""
+    level = torch.arange(256, dtype=torch.float64) / 255
+    channels = images.transpose(0, 1)
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in channels]).double()
+    share = counts / counts.sum(1, keepdim=True)
+    mean = share @ level
+    variance = (share * (level - mean[:, None]).square()).sum(1)
+    return tuple(mean.tolist()), tuple(variance.sqrt().clamp(min=1 / 255).tolist())
