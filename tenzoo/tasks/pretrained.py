@@ -16,7 +16,7 @@ from torch import Tensor
 from tenzoo.atomic import atomic_write
 from tenzoo.distributed import is_first_process
 from tenzoo.messages import shown
-from tenzoo.state_dicts import kind_differences, shape_differences
+from tenzoo.state_dicts import kind_differences, shape_differences, with_current_names
 from tenzoo.tasks.hyperparameters import own_arguments
 from tenzoo.weight_files import load_torch, read_weights
 
@@ -44,7 +44,8 @@ class PretrainedMethods(LightningModule):
             dtype: Of the floating-point weights in the file; None keeps theirs.
 
         Raises:
-            ValueError: If the folder has one of the files, or the task no weights yet.
+            ValueError: If the folder has one of the files, the task has no weights yet, weights are not finite in
+                ``dtype``, or a hook adds something to checkpoints that JSON cannot hold.
         """
         folder = Path(folder)
         for name in (SETTINGS, WEIGHTS, CARD):
@@ -60,7 +61,12 @@ class PretrainedMethods(LightningModule):
             "state": state,
             "alike": alike,
         }
-        text = json.dumps(settings, indent=1, ensure_ascii=False)
+        try:
+            text = json.dumps(settings, indent=1, ensure_ascii=False)
+        except TypeError as error:
+            raise ValueError(
+                f"expected builtins in what on_save_checkpoint() adds for `save_pretrained`: {error}"
+            ) from error
         from safetensors.torch import save
 
         kept = {name: weights[name].detach().cpu().contiguous() for name in weights if name not in alike}
@@ -116,10 +122,12 @@ class PretrainedMethods(LightningModule):
             ValueError: As :meth:`from_pretrained`; the task then stays as it is.
         """
         weights, state, place = _read(source)
+        own = self.state_dict()
+        weights = with_current_names(weights, own)
         content: dict[str, Any] = {"state_dict": weights, **state}
-        check_same(self.state_dict(), weights, place, whole="pretrained" not in state)
+        check_same(own, weights, place, whole="pretrained" not in state)
         self.on_load_checkpoint(content)  # which may add frozen weights by what the state says
-        check_same(self.state_dict(), content["state_dict"], place, whole=True)
+        check_same(own, content["state_dict"], place, whole=True)
         self.load_state_dict(content["state_dict"])
 
     def push_to_hub(
