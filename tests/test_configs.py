@@ -8,10 +8,10 @@ import torch
 import yaml
 
 from tenzoo.cli import main
-from tenzoo.cli.commands import PARTS
 from tenzoo.compression import Plan
 from tenzoo.data import ImageDataModule
 from tenzoo.models import CIFARResNet
+from tenzoo.zoo.catalog import PARTS
 
 ROOT = Path(__file__).parent.parent / "configs"
 MODELS = sorted(path for path in ROOT.rglob("*.yaml") if path.parent.name not in (*PARTS, "text"))
