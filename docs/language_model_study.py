@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+import torch
 from matplotlib import pyplot as plt
 
 METHODS = {
@@ -25,9 +26,12 @@ METHODS = {
     "sam": ["--model.init_args.sam.rho", "0.05"],
 }
 DECAYS, SEEDS = ("0", "0.1"), (0, 1, 2)
+PEAK, EVERY = 0.016, 20
+"""The highest learning rate of the recipe, and steps between two logged ones."""
 CURVES = {
     "val/perplexity": "perplexity, validation",
-    "norms/total/normalized_deviation": "Q / s̄², sum over the 28 groups",
+    "norms/total/deviation": "Q, sum over the 28 groups",
+    "norms/total/normalized_deviation": "Q / s̄²",
     "norms/total/covariance": "Cov of norms and gradient norms",
 }
 Points = dict[int, float]
@@ -43,7 +47,7 @@ def run(folder: Path, text: str, method: str, decay: str, seed: int, steps: int)
         "trainer.default_root_dir": folder,
         "trainer.max_steps": steps,
         "trainer.val_check_interval": steps // 4,
-        "trainer.log_every_n_steps": 20,
+        "trainer.log_every_n_steps": EVERY,
         "trainer.enable_progress_bar": "false",
         "model.init_args.optimizer.init_args.weight_decay": decay,
     }
@@ -65,6 +69,20 @@ def curve(folder: Path, name: str) -> Points:
     return points
 
 
+def predicted(folder: Path, steps: int) -> float:
+    """What the logged rates of the theory make of Q: their sum over the steps, times the learning rates."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, total_steps=steps)
+    rates = curve(folder, "norms/total/predicted_rate")
+    total = 0.0
+    for step in range(steps):
+        total += EVERY * schedule.get_last_lr()[0] * rates.get(step, 0.0)
+        optimizer.step()
+        if step < steps - 1:
+            schedule.step()
+    return total
+
+
 def common(curves: Sequence[Points]) -> tuple[list[int], list[list[float]]]:
     """The steps that all curves have, and the values there."""
     steps = sorted(set.intersection(*(set(points) for points in curves)))
@@ -74,7 +92,7 @@ def common(curves: Sequence[Points]) -> tuple[list[int], list[list[float]]]:
 def draw(folder: Path, figure: Path) -> None:
     """One column for each decay."""
     mpl.use("agg")
-    axes = plt.subplots(len(CURVES), len(DECAYS), figsize=(9, 9), sharex=True, squeeze=False)[1]
+    axes = plt.subplots(len(CURVES), len(DECAYS), figsize=(9, 11), sharex=True, squeeze=False)[1]
     for (row, (name, label)), (column, decay) in itertools.product(enumerate(CURVES.items()), enumerate(DECAYS)):
         own = axes[row][column]
         for method in METHODS:
@@ -107,19 +125,19 @@ def main() -> None:
         folder = given.folder / f"{method}_wd{decay}_s{seed}"
         if not (folder / "done").exists():
             run(folder, given.text, method, decay, seed, given.steps)
-    print(
-        "| weight decay | method | perplexity | Q / s̄² at the start | at the end | Cov, median |\n"
-        "|---|---|---:|---:|---:|---:|"
-    )
+    columns = ("weight decay", "method", "perplexity", "Q at the start", "at the end", "predicted change")
+    print(f"| {' | '.join(columns)} | Q / s̄² at the end | Cov, median |\n|---|---|{'---:|' * 6}")
     for decay, method in itertools.product(DECAYS, METHODS):
         runs = [given.folder / f"{method}_wd{decay}_s{seed}" for seed in SEEDS]
         best = [min(curve(each, "val/perplexity").values()) for each in runs]
-        spread = [list(curve(each, "norms/total/normalized_deviation").values()) for each in runs]
+        deviation = [list(curve(each, "norms/total/deviation").values()) for each in runs]
+        spread = [list(curve(each, "norms/total/normalized_deviation").values())[-1] for each in runs]
         covariance = [statistics.median(curve(each, "norms/total/covariance").values()) for each in runs]
         print(
             f"| {decay} | {method} | {statistics.mean(best):.3f} ± {statistics.stdev(best):.3f} "
-            f"| {statistics.mean(each[0] for each in spread):.3g} | {statistics.mean(each[-1] for each in spread):.3g} "
-            f"| {statistics.mean(covariance):.2g} |"
+            f"| {statistics.mean(each[0] for each in deviation):.3g} | {statistics.mean(e[-1] for e in deviation):.3g} "
+            f"| {statistics.mean(predicted(each, given.steps) for each in runs):.2g} "
+            f"| {statistics.mean(spread):.3g} | {statistics.mean(covariance):.2g} |"
         )
     draw(given.folder, given.figure)
 
