@@ -28,6 +28,7 @@ METHODS = {
 DECAYS, SEEDS = ("0", "0.1"), (0, 1, 2)
 PEAK, EVERY = 0.016, 20
 """The highest learning rate of the recipe, and steps between two logged ones."""
+LABELS = {"adam": "AdamW", "das": "DAS", "sam": "SAM"}
 CURVES = {
     "val/perplexity": "perplexity, validation",
     "norms/total/deviation": "Q, sum over the 28 groups",
@@ -97,11 +98,10 @@ def draw(folder: Path, figure: Path) -> None:
         own = axes[row][column]
         for method in METHODS:
             steps, values = common([curve(folder / f"{method}_wd{decay}_s{seed}", name) for seed in SEEDS])
-            line = own.plot(steps, [statistics.mean(each) for each in values], label=method)[0]
+            line = own.plot(steps, [statistics.mean(each) for each in values], label=LABELS[method])[0]
             own.fill_between(
                 steps, [min(v) for v in values], [max(v) for v in values], alpha=0.2, color=line.get_color()
             )
-        own.set_yscale("symlog" if "covariance" in name else "log")
         own.set_ylabel(label)
         if row == 0:
             own.set_title(f"weight decay {decay}")
@@ -134,7 +134,7 @@ def main() -> None:
         spread = [list(curve(each, "norms/total/normalized_deviation").values())[-1] for each in runs]
         covariance = [statistics.median(curve(each, "norms/total/covariance").values()) for each in runs]
         print(
-            f"| {decay} | {method} | {statistics.mean(best):.3f} ± {statistics.stdev(best):.3f} "
+            f"| {decay} | {LABELS[method]} | {statistics.mean(best):.3f} ± {statistics.stdev(best):.3f} "
             f"| {statistics.mean(each[0] for each in deviation):.3g} | {statistics.mean(e[-1] for e in deviation):.3g} "
             f"| {statistics.mean(predicted(each, given.steps) for each in runs):.2g} "
             f"| {statistics.mean(spread):.3g} | {statistics.mean(covariance):.2g} |"

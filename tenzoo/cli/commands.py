@@ -9,6 +9,7 @@ import torch
 
 from tenzoo.atomic import atomic_write
 from tenzoo.cli.messages import Answer, answer
+from tenzoo.cli.run_folders import RUNS, checkpoint_of
 from tenzoo.cli.tables import print_layers, print_models, print_parts
 from tenzoo.tasks import Task
 from tenzoo.zoo import catalog
@@ -130,7 +131,7 @@ def save_command(argv: Sequence[str]) -> int:
     """Write the model of a checkpoint as a folder of safetensors, settings and a card."""
     purpose = "Write a trained model as a folder: weights in safetensors, settings, and a card made from its run."
     parser = _parser("save", purpose, as_json=False)
-    parser.add_argument("--ckpt_path", type=Path, metavar="FILE", help="checkpoint of tenzoo fit")
+    parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint of tenzoo fit; or best, or last")
     parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder")
     parser.add_argument("--title", metavar="TEXT", help="of the card; default: the name of the folder")
     parser.add_argument("--half", action="store_true", help="write the weights in float16")
@@ -141,11 +142,11 @@ def save_command(argv: Sequence[str]) -> int:
     for name in ("ckpt_path", "output"):
         if getattr(chosen, name) is None:
             raise ValueError(f"expected `--{name}` for tenzoo save, got none")
-    source: Path = chosen.ckpt_path
+    source = Path(checkpoint_of(chosen.ckpt_path, RUNS))
     if not source.is_file():
         raise FileNotFoundError(f"expected an existing file in `ckpt_path`, got {str(source)!r}")
     task = Task.from_pretrained(source)
-    text = card(source.parent.parent, chosen.title or chosen.output.name, task)
+    text = card(source, chosen.title or chosen.output.name, task)
     task.save_pretrained(chosen.output, card=text, dtype=torch.float16 if chosen.half else None)
     print(f"Written: {chosen.output}. Judge it: tenzoo test --config CONFIG --pretrained {chosen.output}")
     return 0

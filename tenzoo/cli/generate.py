@@ -1,18 +1,17 @@
 """``tenzoo generate``: the continuation of a prompt by a trained language model."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from tenzoo.cli.checkpoints import read_checkpoint
+from tenzoo.cli.run_folders import RUNS, checkpoint_of
 from tenzoo.data.corpus.vocabulary import Vocabulary, vocabulary_of
 from tenzoo.models import Decoder
 from tenzoo.models.generation import Continuation
-from tenzoo.tasks import CausalLMTask
+from tenzoo.tasks import CausalLMTask, Task
 
 
 def generate_command(argv: Sequence[str]) -> int:
@@ -26,7 +25,7 @@ def generate_command(argv: Sequence[str]) -> int:
             raise ValueError(f"expected `--{name}` for tenzoo generate, got none")
     names = [field.name for field in fields(Continuation)]
     continuation = Continuation(**{name: getattr(arguments, name) for name in names})
-    model, vocabulary = _read(Path(arguments.ckpt_path))
+    model, vocabulary = _read(checkpoint_of(arguments.ckpt_path, RUNS))
     prompt = torch.from_numpy(vocabulary.encode(arguments.prompt, arg="prompt")).long()
     if not len(prompt):
         raise ValueError("expected a text of at least one token in `prompt`, got none")
@@ -41,7 +40,9 @@ def generate_command(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     purpose = "Continue a prompt with a language model that tenzoo fit has trained."
     parser = argparse.ArgumentParser(prog="tenzoo generate", description=purpose, exit_on_error=False)
-    parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint of a CausalLMTask")
+    parser.add_argument(
+        "--ckpt_path", metavar="FILE", help="checkpoint of a CausalLMTask, or a folder of tenzoo save; or best, or last"
+    )
     parser.add_argument("--prompt", metavar="TEXT", help="text that is continued")
     default = Continuation()
     parser.add_argument(
@@ -64,20 +65,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read(path: Path) -> tuple[Decoder, Vocabulary]:
-    """The network of a checkpoint, and the vocabulary of the data that it was trained on."""
-    checkpoint = read_checkpoint(path)
-    states = (checkpoint.get(name) for name in checkpoint if name.endswith("DataModule"))
-    state: Any = next((state for state in states if isinstance(state, Mapping) and "vocabulary" in state), None)
-    network = checkpoint.get("hyper_parameters", {}).get("network")
-    if state is None or not isinstance(network, Mapping):
-        raise ValueError(
-            f"expected a checkpoint of a language model that tenzoo fit has trained in `ckpt_path`, got another: "
-            f"{str(path)!r}"
-        )
-    task = CausalLMTask.load_from_checkpoint(path, weights_only=True, map_location="cpu")
+def _read(source: str) -> tuple[Decoder, Vocabulary]:
+    """The network of a checkpoint or a folder, and the vocabulary of the data that it was trained on."""
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"expected a checkpoint, or a folder of tenzoo save, in `ckpt_path`, got {source!r}")
+    task = Task.from_pretrained(path)
+    state = (task.trained_on or {}).get("vocabulary")
+    if not isinstance(task, CausalLMTask) or state is None:
+        what = "a checkpoint of a language model that tenzoo fit has trained"
+        raise ValueError(f"expected {what} in `ckpt_path`, got another: {source!r}")
     if not isinstance(task.network, Decoder):
-        raise ValueError(
-            f"expected a checkpoint of a Decoder in `ckpt_path`, got a {type(task.network).__name__}: {str(path)!r}"
-        )
-    return task.network, vocabulary_of(state["vocabulary"])
+        kind = type(task.network).__name__
+        raise ValueError(f"expected a checkpoint of a Decoder in `ckpt_path`, got a {kind}: {source!r}")
+    return task.network, vocabulary_of(state)

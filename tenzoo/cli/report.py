@@ -58,12 +58,20 @@ def print_metrics(trainer: Trainer, logged: Mapping[str, Any], *, weights: str) 
         )
 
 
-def write_metrics(trainer: Trainer, logged: Mapping[str, Any], *, weights: str) -> None:
-    """Write what :func:`print_metrics` prints to ``metrics.json`` in the log directory, if there is one."""
+def write_metrics(trainer: Trainer, logged: Mapping[str, Any], *, weights: str, checkpoint: str | None) -> None:
+    """Write what :func:`print_metrics` prints to ``metrics.json`` in the log directory, if there is one.
+
+    The file also has the name of the checkpoint that was judged, or null for the last weights, of the step it names.
+    """
     directory = trainer.log_dir
     if directory is None or not trainer.is_global_zero or not Path(directory).is_dir():
         return
-    content = {"weights": weights, "metrics": {key: float(value) for key, value in logged.items()}}
+    content = {
+        "weights": weights,
+        "checkpoint": None if checkpoint is None else Path(checkpoint).name,
+        "step": trainer.global_step,
+        "metrics": {key: float(value) for key, value in logged.items()},
+    }
     with atomic_write(Path(directory) / METRICS) as unfinished:
         unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -77,6 +85,6 @@ def _print_table(metrics: Mapping[str, float], weights: str) -> None:
         table.add_column({"r2": "R²", "rmse": "RMSE"}.get(name, name), justify="right")
     for split in dict.fromkeys(key.partition("/")[0] for key in metrics):
         values = [metrics.get(f"{split}/{name}") for name in names]
-        cells = ["" if value is None else f"{value:.4f}" for value in values]
+        cells = ["" if value is None else f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4e}" for value in values]
         table.add_row(_TITLES.get(split, split), *cells)
     Console().print(table)

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tenzoo.cli.checkpoints import read_checkpoint
 
-Which = Literal["best", "last"]
+RUNS = "runs"
+"""The folder of all runs of all configs, unless they say otherwise."""
 
 _LAST = ("last*.ckpt", "preempted*.ckpt")
 """Names of checkpoints that keep the last state of a run."""
@@ -36,7 +37,7 @@ def checkpoint_of(given: str, root: str) -> str:
 
 
 def _newest(root: Path, given: str) -> Path:
-    runs = [folder.parent for folder in root.glob("*/checkpoints") if any(folder.glob("*.ckpt"))]
+    runs = [folder.parent for folder in root.rglob("checkpoints") if any(folder.glob("*.ckpt"))]
     if not runs:
         raise FileNotFoundError(f"expected a run in {str(root)!r} for `ckpt_path` {given!r}, got none")
     return max(runs, key=lambda folder: max(file.stat().st_mtime for file in (folder / "checkpoints").glob("*.ckpt")))

@@ -1,10 +1,11 @@
 """Weights that a run starts from, or that are judged, without being the checkpoint of a run that goes on."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from tenzoo.tasks import Task
@@ -12,6 +13,10 @@ from tenzoo.zoo import catalog, weights
 
 ZOO = "zoo"
 """In place of a folder: the weights of the zoo for the config."""
+
+
+_MEANING = ("vocabulary", "labels", "class_names")
+"""What data notes of the meaning of its numbers."""
 
 
 class StartWeights(Callback):
@@ -24,27 +29,41 @@ class StartWeights(Callback):
     def __init__(self, source: Path | str) -> None:
         self.source = source
 
-    def _load(self, task: LightningModule) -> None:
+    def _load(self, trainer: Trainer, task: LightningModule) -> None:
         assert isinstance(task, Task)
         task.load_pretrained(self.source)
         rank_zero_info(f"weights of {self.source}")
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if task.trained_on is None or data is None:
+            return
+        now, then = json.loads(json.dumps(data.state_dict())), task.trained_on
+        for name in _MEANING:
+            if name in then and now.get(name) != then[name]:
+                raise ValueError(
+                    f"expected data with the `{name}` that the weights of {str(self.source)!r} were trained with, got "
+                    "another: its numbers would mean something else"
+                )
+        others = [name for name in then if name not in _MEANING and now.get(name) != then[name]]
+        if others and trainer.state.fn != "fit":
+            told = ", ".join(f"`{name}`" for name in others)
+            rank_zero_warn(f"these are not the data and the split that the weights were trained on: {told} differ")
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._load(pl_module)
+        self._load(trainer, pl_module)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
-            self._load(pl_module)
+            self._load(trainer, pl_module)
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._load(pl_module)
+        self._load(trainer, pl_module)
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._load(pl_module)
+        self._load(trainer, pl_module)
 
 
 def start_of(pretrained: str | None, init_from: str | None, words: Sequence[str]) -> Path | str | None:

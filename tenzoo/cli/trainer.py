@@ -20,7 +20,7 @@ from tenzoo.cli.checks import check_callbacks, check_environment, check_seed, ch
 from tenzoo.cli.environment import write_environment
 from tenzoo.cli.log_folders import LogFolders
 from tenzoo.cli.report import print_metrics, tell_of_early_stops, write_metrics
-from tenzoo.cli.run_folders import checkpoint_of
+from tenzoo.cli.run_folders import RUNS, checkpoint_of
 from tenzoo.cli.start import ZOO, StartWeights, start_of
 from tenzoo.jobs import ExactResume
 from tenzoo.tasks import Task
@@ -195,7 +195,7 @@ class TenzooCLI(reading.ConfigCLI):
                 metrics.update(trainer.logged_metrics)
         cluster.forget(trainer, _root(self._get(self.config_init, "trainer", default={})))
         print_metrics(trainer, metrics, weights=weights)
-        write_metrics(trainer, metrics, weights=weights)
+        write_metrics(trainer, metrics, weights=weights, checkpoint=best)
 
     def after_validate(self) -> None:
         """Print the metrics."""
@@ -210,7 +210,7 @@ class TenzooCLI(reading.ConfigCLI):
 
 def _root(settings: Any) -> str:
     """The folder of all runs."""
-    return str(settings.get("default_root_dir") or "runs")
+    return str(settings.get("default_root_dir") or RUNS)
 
 
 def _has_best(checkpoint: ModelCheckpoint) -> bool:

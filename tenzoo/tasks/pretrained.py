@@ -59,6 +59,7 @@ class PretrainedMethods(LightningModule):
             "arguments": {name: value for name, value in _arguments(self).items() if name != "_class_path"},
             "objects": _objects(self),
             "state": state,
+            "data": self._data_state(),
             "alike": alike,
         }
         try:
@@ -121,7 +122,7 @@ class PretrainedMethods(LightningModule):
             FileNotFoundError: If it is none of them.
             ValueError: As :meth:`from_pretrained`; the task then stays as it is.
         """
-        weights, state, place = _read(source)
+        weights, state, data, place = _read(source)
         own = self.state_dict()
         weights = with_current_names(weights, own)
         content: dict[str, Any] = {"state_dict": weights, **state}
@@ -129,6 +130,7 @@ class PretrainedMethods(LightningModule):
         self.on_load_checkpoint(content)  # which may add frozen weights by what the state says
         check_same(own, content["state_dict"], place, whole=True)
         self.load_state_dict(content["state_dict"])
+        self.trained_on = data
 
     def push_to_hub(
         self, repository: str, *, card: str | None = None, private: bool = False, token: str | None = None
@@ -156,6 +158,14 @@ class PretrainedMethods(LightningModule):
             api.create_repo(repository, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repository, folder_path=temporary))
 
+    trained_on: Mapping[str, Any] | None = None
+    """What the data module of the loaded weights noted of its data, without its place in them; None if not known."""
+
+    def _data_state(self) -> Mapping[str, Any] | None:
+        """That of the data module of the run, or of the weights that were loaded."""
+        data = getattr(self._trainer, "datamodule", None)
+        return self.trained_on if data is None else _fingerprint(data.state_dict())
+
     def _contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The weights, and what else a checkpoint of this task needs."""
         content: dict[str, Any] = {"state_dict": self.state_dict()}
@@ -166,18 +176,26 @@ class PretrainedMethods(LightningModule):
         return weights, {name: value for name, value in content.items() if name not in _RUN}
 
 
-def _read(source: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
-    """Weights, what else a checkpoint has, and the place, for messages."""
+def _fingerprint(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """As JSON gives it back."""
+    told: Mapping[str, Any] = json.loads(json.dumps({name: state[name] for name in state if name != "train_loader"}))
+    return told
+
+
+def _read(source: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], Mapping[str, Any] | None, Path]:
+    """Weights, what else a checkpoint has, what their data noted, and the place, for messages."""
     path = Path(source)
     if path.is_file():
         weights = read_weights(path)
-        content = load_torch(path, "a checkpoint of tensors and builtins in `source`")
-        return weights, {name: content[name] for name in content if name not in {"state_dict", *_RUN}}, path
+        content = load_torch(path, "a checkpoint of tensors and builtins")
+        data = next((content[name] for name in content if name.endswith("DataModule")), None)
+        state = {name: content[name] for name in content if name not in {"state_dict", *_RUN}}
+        return weights, state, _fingerprint(data) if isinstance(data, Mapping) else None, path
     folder = pretrained_folder(source)
     settings = read_settings(folder)
     weights = read_weights(folder / WEIGHTS)
     weights |= {name: weights[other] for name, other in settings["alike"].items() if other in weights}
-    return weights, settings["state"], folder
+    return weights, settings["state"], settings.get("data"), folder
 
 
 def pretrained_folder(source: str | Path) -> Path:
@@ -204,10 +222,10 @@ def _settings(source: str | Path) -> dict[str, Any]:
     path = Path(source)
     if not path.is_file():
         return read_settings(pretrained_folder(source))
-    content = load_torch(path, "a checkpoint of tensors and builtins in `source`")
+    content = load_torch(path, "a checkpoint of tensors and builtins")
     arguments = content.get("hyper_parameters") if isinstance(content, Mapping) else None
     if not isinstance(arguments, Mapping) or not isinstance(arguments.get("_class_path"), str):
-        raise ValueError(f"expected a checkpoint of tenzoo fit in `source`, got another file: {str(path)!r}")
+        raise ValueError(f"expected a checkpoint of tenzoo fit, got another file: {str(path)!r}")
     own = {name: value for name, value in arguments.items() if name != "_class_path"}
     return {"task": arguments["_class_path"], "arguments": own, "objects": []}
 

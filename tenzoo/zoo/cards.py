@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from tenzoo.tasks import Task
+from tenzoo.weight_files import load_torch
 from tenzoo.zoo.description import describe, totals
 
 _ROWS = 8
@@ -17,15 +18,16 @@ _ROWS = 8
 _SPLITS = {"val": "validation", "held_out": "held out"}
 
 
-def card(run: Path, title: str, task: Task) -> str:
-    """The card of a run, in Markdown.
+def card(checkpoint: Path, title: str, task: Task) -> str:
+    """The card of a checkpoint, in Markdown.
 
     Args:
-        run: Folder with ``config.yaml``, ``metrics.csv``, ``metrics.json`` and ``environment.json``; what is not there
-            is left out.
+        checkpoint: Its run has ``config.yaml``, ``metrics.csv``, ``metrics.json`` and ``environment.json``; what is not
+            there is left out, and so are metrics of another checkpoint of the run.
         title: Its first line.
         task: With the trained weights.
     """
+    run = checkpoint.parent.parent
     config = _config(run / "config.yaml")
     environment, judged = _json(run / "environment.json"), _json(run / "metrics.json")
     parts = [
@@ -33,7 +35,7 @@ def card(run: Path, title: str, task: Task) -> str:
         f"# {title}",
         "\n".join(f"- **{name}:** {text}" for name, text in _facts(config, task)),
     ]
-    if judged:
+    if judged and _is_of(judged, checkpoint):
         parts += ["## Metrics", f"Of {judged['weights']}.", _table(judged["metrics"])]
     if curve := _curve(run / "metrics.csv"):
         parts += ["## Training", curve]
@@ -44,6 +46,17 @@ def card(run: Path, title: str, task: Task) -> str:
         commit = f"; commit {environment['commit'][:12]}{changed}" if environment.get("commit") else ""
         parts.append(f"```bash\n{shlex.join(environment['command'])}\n```\n\n{versions}; {hardware}{commit}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _is_of(judged: Mapping[str, Any], checkpoint: Path) -> bool:
+    """Whether metrics are those of a checkpoint: it was judged itself, or has the weights of the same step."""
+    if judged["checkpoint"] == checkpoint.name:
+        return True
+    own = load_torch(checkpoint, "a checkpoint")["global_step"]
+    other = checkpoint.with_name(str(judged["checkpoint"]))
+    if judged["checkpoint"] is None:
+        return bool(own == judged["step"])
+    return other.is_file() and bool(load_torch(other, "a checkpoint")["global_step"] == own)
 
 
 def _facts(config: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:

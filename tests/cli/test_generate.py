@@ -101,14 +101,26 @@ def test_one_line_says_what_is_wrong(checkpoint, capsys, arguments, message):
     assert message in line
 
 
+def test_a_saved_folder_continues_prompts_and_has_its_vocabulary(checkpoint, tmp_path, capsys):
+    folder = tmp_path / "model"
+    assert main(["save", "--ckpt_path", str(checkpoint), "--output", str(folder)]) == 0
+    words = ["--prompt", "The quick", "--length", "5"]
+    capsys.readouterr()
+    assert main(["generate", "--ckpt_path", str(checkpoint), *words]) == 0
+    expected = capsys.readouterr().out
+    assert main(["generate", "--ckpt_path", str(folder), *words]) == 0
+    assert capsys.readouterr().out == expected
+
+
 def test_checkpoints_of_other_tasks(tmp_path, capsys):
     assert main(["generate", "--prompt", "The"]) == 2
     assert "`--ckpt_path` for tenzoo generate, got none" in capsys.readouterr().err
     assert main(["generate", "--prompt", "The", "--ckpt_path", str(tmp_path / "no.ckpt")]) == 2
-    assert "an existing file in `ckpt_path`" in capsys.readouterr().err
+    assert "a checkpoint, or a folder of tenzoo save, in `ckpt_path`" in capsys.readouterr().err
     torch.save({"state_dict": {}, "global_step": 1}, tmp_path / "other.ckpt")
     assert main(["generate", "--prompt", "The", "--ckpt_path", str(tmp_path / "other.ckpt")]) == 2
     assert "a checkpoint of a language model that tenzoo fit has trained in `ckpt_path`" in capsys.readouterr().err
+    assert "expected a checkpoint of tenzoo fit, got another file" in capsys.readouterr().err
 
 
 # --- texts of one's own --------------------------------------------------------------------------------------------
@@ -180,3 +192,12 @@ def test_the_text_of_validation_is_not_called_a_test(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert any("validation" in line for line in lines)
     assert not any("│ test" in line for line in lines)
+
+
+def test_weights_of_another_vocabulary_are_refused(tmp_path, capsys):
+    checkpoint = trained(tmp_path)
+    config = tmp_path / "config.yaml"
+    (tmp_path / "text.txt").write_text(TEXT.replace("e", "ā"))
+    for command in (["fit", "--init_from"], ["test", "--pretrained"]):
+        assert main([command[0], "--config", str(config), command[1], checkpoint]) == 2
+        assert "expected data with the `vocabulary` that the weights of" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """Weights that a run starts from, that are judged, and that are saved with a card."""
 
 import json
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,6 +93,36 @@ def test_checkpoints_by_what_they_are(run, tmp_path, capsys):
         checkpoint_of("last", "nowhere")
     with pytest.raises(FileNotFoundError, match="expected a run with checkpoints in `ckpt_path`"):
         checkpoint_of(f"{tmp_path}/last", root)
+
+
+def test_a_card_has_no_metrics_of_another_checkpoint(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["copy", "covid_tucker"]) == 0
+    config = Path("covid_tucker.yaml")
+    config.write_text(config.read_text().replace("mode: max", "mode: min"))
+    assert main(["fit", "--config", str(config), *QUIET, "--trainer.max_epochs=3"]) == 0
+    folder = tmp_path / "runs" / "covid_tucker" / "version_0"
+    best, last = checkpoint_of("best", str(folder.parent)), checkpoint_of("last", str(folder.parent))
+    assert json.loads((folder / "metrics.json").read_text())["checkpoint"] == Path(best).name
+    assert Path(best).name == "epoch=0-step=25.ckpt"
+    assert main(["save", "--ckpt_path", best, "--output", "best"]) == 0
+    assert main(["save", "--ckpt_path", "last", "--output", "last"]) == 0
+    assert "## Metrics" in Path("best/README.md").read_text()
+    assert "## Metrics" not in Path("last/README.md").read_text()
+    assert Path(last).name == "last.ckpt"
+
+
+def test_weights_are_not_judged_on_other_data_without_a_word(run, tmp_path, capsys):
+    assert main(["save", "--ckpt_path", "best", "--output", "model"]) == 0
+    words = ["test", "--config", "covid_tucker", *QUIET, "--pretrained", "model"]
+    capsys.readouterr()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert main(words) == 0
+        assert not [each for each in told if "trained on" in str(each.message)]
+        assert main([*words, "--data.init_args.seed=1"]) == 0
+    (told_of,) = [str(each.message) for each in told if "trained on" in str(each.message)]
+    assert "`seed`" in told_of
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Running text for language models: tokens of files, in blocks."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,7 +184,19 @@ class TextCorpusDataModule(ValidatedDataModule[PreparedCorpus, BlockLoader]):
         source: str | None = self.hparams["predict"]
         if source is None:
             raise ValueError("expected a file of prompts in `predict`, got None; give one to predict")
-        return PromptLoader([self.vocabulary.encode(text, arg="predict") for text in read_prompts(source)])
+        prompts = [self._prompt(text, place) for place, text in enumerate(read_prompts(source), 1)]
+        return PromptLoader(prompts)
+
+    def _prompt(self, text: str, place: int) -> Array:
+        try:
+            tokens = self.vocabulary.encode(text, arg="predict")
+        except ValueError as error:
+            raise ValueError(f"{error} of prompt {place}") from error
+        if not len(tokens):
+            raise ValueError(
+                f"expected prompts of at least one token in `predict`, got none in prompt {place}: {text!r}"
+            )
+        return tokens
 
     def _windows(self, name: str) -> WindowLoader:
         given = self.hparams
@@ -223,7 +236,16 @@ def _characters(texts: list[str], tokens: Array, vocabulary: Vocabulary) -> int:
     if unknown:
         rank_zero_info(f"{unknown:,} of {len(tokens):,} tokens are unknown to the tokenizer: no bits per character")
         return 0
+    end = "" if vocabulary.border is None else "\n"
+    if _bare(vocabulary.decode(tokens.tolist())) != _bare("".join(text + end for text in texts)):
+        rank_zero_info("the tokenizer does not keep all of the text: no bits per character")
+        return 0
     return sum(map(len, texts)) - len(vocabulary.decode(tokens[:1].tolist()))
+
+
+def _bare(text: str) -> str:
+    """Without spaces at the starts of lines, which some tokenizers add to a text."""
+    return re.sub("^ +", "", text, flags=re.MULTILINE)
 
 
 def _cut(documents: list[str], fraction: float) -> tuple[list[str], list[str]]:

@@ -5,13 +5,14 @@ from pathlib import Path
 from tenzoo.data.checks import MISSING_EXTRA
 
 
-def read_documents(source: str, *, arg: str) -> list[str]:
+def read_documents(source: str, *, arg: str, keep_empty: bool = False) -> list[str]:
     """The texts of a source, in order.
 
     Args:
         source: A ``.parquet`` file with a column ``text``, of which each row is a document; a folder, of which each
             file ``*.txt`` is one, in the order of the names; or any other file, one document in UTF-8.
         arg: The argument that the source came from, for errors.
+        keep_empty: Whether documents without a character are there, too.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
@@ -30,10 +31,9 @@ def read_documents(source: str, *, arg: str) -> list[str]:
         documents = _read_parquet(path, arg)
     else:
         documents = [_read_text(path, arg)]
-    documents = [document for document in documents if document]
-    if not documents:
+    if not any(documents):
         raise ValueError(f"expected text in `{arg}`, got none in {source!r}")
-    return documents
+    return documents if keep_empty else [document for document in documents if document]
 
 
 def read_prompts(source: str) -> list[str]:
@@ -47,8 +47,12 @@ def read_prompts(source: str) -> list[str]:
         ImportError: If the source needs a package that is not installed.
         ValueError: If it is not readable, or a prompt is empty.
     """
-    documents = read_documents(source, arg="predict")
+    documents = read_documents(source, arg="predict", keep_empty=True)
     if Path(source).is_dir() or Path(source).suffix.lower() == ".parquet":
+        if "" in documents:
+            raise ValueError(
+                f"expected prompts in `predict`, got an empty one, number {documents.index('') + 1}, in {source!r}"
+            )
         return documents
     lines = documents[0].removesuffix("\n").split("\n")
     for number, line in enumerate(lines, 1):

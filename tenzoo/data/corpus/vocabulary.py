@@ -220,8 +220,11 @@ class BytePairs(Vocabulary):
     @property
     @override
     def unknown(self) -> int | None:
-        token = getattr(self._tokenizer.model, "unk_token", None)
-        return None if token is None else self._tokenizer.token_to_id(str(token))
+        model = json.loads(self._json)["model"]
+        token: int | None = model.get("unk_id")  # of a unigram model; the others name it
+        if token is None and model.get("unk_token") is not None:
+            token = self._tokenizer.token_to_id(str(model["unk_token"]))
+        return token
 
     @override
     def decode(self, tokens: Sequence[int]) -> str:

@@ -362,3 +362,59 @@ def test_spaces_stay_between_tokens_that_are_decoded_one_by_one(tmp_path):
     assert "".join(vocabulary.continued(tokens[:2], tokens[2:])) == " a time there was a girl"
     long = tokens * 6
     assert "".join(vocabulary.continued(long[:1], long[1:])) == vocabulary.decode(long)[len("once") :]
+
+
+def test_unknown_pieces_of_a_unigram_model_leave_no_bits_per_character(tmp_path, caplog):
+    pieces = [("<unk>", 0.0), *((letter, -1.0) for letter in "abc ")]
+    made, path = given(tmp_path, lambda package: package.models.Unigram(pieces, unk_id=0))
+    made.save(str(path))
+    with caplog.at_level("INFO"):
+        data = corpus(tmp_path, path, "abc cab bac dab " * 40)
+    assert data.vocabulary.unknown == 0
+    assert {split.characters for split in data.splits.values()} == {0}
+    assert "tokens are unknown to the tokenizer: no bits per character" in caplog.text
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_what_a_tokenizer_drops_is_not_counted(tmp_path, caplog, keeps):
+    made, path = given(
+        tmp_path,
+        lambda package: package.models.WordLevel({"[UNK]": 0, "abc": 1, "cab": 2, "\n": 3, " ": 4}, unk_token="[UNK]"),
+        pre_tokenizer=lambda package: (
+            package.pre_tokenizers.Split(" ", "isolated") if keeps else package.pre_tokenizers.Whitespace()
+        ),
+        decoder=lambda package: package.decoders.Fuse(),
+    )
+    made.save(str(path))
+    with caplog.at_level("INFO"):
+        data = corpus(tmp_path, path, "abc cab abc " * 40)
+    counted = sum(split.characters for split in data.splits.values())
+    assert counted > 400 if keeps else counted == 0
+    assert ("does not keep all of the text: no bits per character" in caplog.text) is not keeps
+
+
+def test_prompts_without_a_token_are_refused(tmp_path):
+    made, path = given(
+        tmp_path,
+        lambda package: package.models.WordLevel({"[UNK]": 0, "abc": 1, "cab": 2}, unk_token="[UNK]"),
+        pre_tokenizer=lambda package: package.pre_tokenizers.Whitespace(),
+    )
+    made.save(str(path))
+    data = corpus(tmp_path, path, "abc cab abc " * 40)
+    (tmp_path / "prompts.txt").write_text("abc\n \n")
+    data.hparams["predict"] = str(tmp_path / "prompts.txt")
+    with pytest.raises(ValueError, match=r"at least one token in `predict`, got none in prompt 2: ' '"):
+        data.predict_dataloader()
+
+
+def test_prompts_in_files_are_named_by_their_number(file, tmp_path):
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    for name, text in (("a", "fox"), ("b", ""), ("c", "dog")):
+        (folder / f"{name}.txt").write_text(text)
+    module = data(file, predict=str(folder))
+    with pytest.raises(ValueError, match=r"an empty one, number 2, in"):
+        module.predict_dataloader()
+    (folder / "b.txt").write_text("föx")
+    with pytest.raises(ValueError, match=r"got 'ö' at place 1; tokenizer 'bpe' takes any text of prompt 2"):
+        module.predict_dataloader()
