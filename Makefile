@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help fit test test-slow lint format bench clean distclean
+.PHONY: help fit test test-slow lint format bench docs clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' Makefile
@@ -47,8 +47,11 @@ format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
 bench: $(VENV)/.installed-bench  ## timings against peers
 	$(PY) -m benchmarks $(ARGS)
 
+docs: $(VENV)/.installed-docs  ## the documentation, into build/docs; NB_EXECUTION=off leaves out the notebooks' runs
+	OMP_NUM_THREADS=1 $(PY) -m sphinx -W --keep-going -b html docs build/docs $(ARGS)
+
 clean:  ## remove caches and build output; .venv and runs/ stay
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf build dist docs/api/generated .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 	find . \( -path ./.venv -o -path ./runs -o -path ./.git \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove .venv too
@@ -68,6 +71,10 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/.created
 
 $(VENV)/.installed-bench: pyproject.toml $(VENV)/.created
 	$(PY) -m pip install -e '.[bench]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml $(VENV)/.created
+	$(PY) -m pip install -e '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 SUITABLE := 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'

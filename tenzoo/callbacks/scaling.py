@@ -27,8 +27,8 @@ class DeviationAwareScaling(CoreCallback):
     A group is not scaled in a step in which fewer than two of its cores are trainable, a gradient is missing or not
     finite, or all gradients are zero. With several optimizers, the groups of each are scaled when it steps.
 
-    Logs ``das/max_abs_lambda``, the largest |λ| before the bound since the last log, and ``das/bound_hit_rate``, the
-    fraction of scalings in which the bound was hit.
+    Logs ``das/max_abs_lambda``, the largest ``|λ|`` before the bound since the last log, and ``das/bound_hit_rate``,
+    the fraction of scalings in which the bound was hit.
 
     Args:
         alpha: Strength α ≥ 0, comparable with SAM's ρ. At 0, training equals that without the callback bit for bit.
@@ -37,7 +37,7 @@ class DeviationAwareScaling(CoreCallback):
             over all parameters of the optimizer.
         alpha_schedule: Let α fall to 0 over the optimizer steps of the run: ``"cosine"`` or ``"linear"``.
         momentum_correction: Use ``α/(1 − β)``. SGD's momentum β multiplies gradients by this, and not the scaling.
-        max_scale: Bound on |λ| in one step; a group beyond it is shrunk by one common factor.
+        max_scale: Bound on ``|λ|`` in one step; a group beyond it is shrunk by one common factor.
 
     Raises:
         ValueError: For a value out of its range; from ``fit``, before training, for a model without core groups, a

@@ -192,7 +192,7 @@ def sharpness_perturbation(
     """Move the parameters to SAM's worst neighbor for the body of the ``with``, then restore them bit for bit.
 
     SAM (Foret et al., 2021, arXiv:2010.01412, eq. 2) moves to ``w + ρ g/‖g‖``, ‖g‖ over all perturbed parameters. ASAM
-    (Kwon et al., 2021, arXiv:2102.11600) measures the neighborhood relative to |w|: ``w + ρ |w|²g/‖ |w|·g ‖``. The
+    (Kwon et al., 2021, arXiv:2102.11600) measures the neighborhood relative to ``|w|``: ``w + ρ |w|²g/‖ |w|·g ‖``. The
     gradients are read from ``.grad`` and do not change. Parameters without one do not move. With a sparse gradient only
     its rows move, and each process moves its part of sharded parameters. A zero gradient moves nothing. The weights are
     restored also if the body raises, and nothing waits for the device.
