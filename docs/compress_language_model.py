@@ -157,7 +157,7 @@ def main() -> None:
             settings: dict[str, Any] = {"factorization": FORMATS.get(name, name), "budget": 1 / factor}
             row(name, factor, "by the weights alone", apply_(copy.deepcopy(dense), plan(dense, **settings)))
             small = Logits(copy.deepcopy(dense))
-            part = seen[: given.calibrated]
+            part: DataLoader[Any] = DataLoader(seen[: given.calibrated], batch_size=4)  # what a pass has in memory
             apply_(small, plan(small, **settings, calibration=part), calibration=part)
             row(name, factor, "calibrated", small.model)
             refine_(Roots(small.model), Roots(dense), calibration=part)

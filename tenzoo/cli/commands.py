@@ -73,7 +73,7 @@ def list_command(argv: Sequence[str]) -> int:
             named = said.line if str(path) in said.line else f"{said.line} (in {str(path)!r})"
             refused.append(Answer(named, said.code))
     parts = [] if folder is not None else [name for name in catalog.names(chosen.pattern) if catalog.is_part(name)]
-    if not models and not refused and not parts:
+    if chosen.pattern != "*" and not models and not refused and not parts:
         raise ValueError(f"expected a pattern of names in `PATTERN`, got {chosen.pattern!r}, which none matches")
     print_models(models, as_json=chosen.json)
     if parts and not chosen.json:

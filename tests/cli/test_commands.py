@@ -164,8 +164,8 @@ def test_a_checkpoint_of_another_model_is_refused(config, checkpoint, capsys, co
     assert "checkpoint of this model in `ckpt_path`" in line
 
 
-@pytest.mark.parametrize("keyword", ["last", "best", "hpc"])
-def test_a_checkpoint_keyword_is_refused(config, checkpoint, capsys, keyword):
+@pytest.mark.parametrize("keyword", ["hpc", "registry"])
+def test_a_checkpoint_keyword_of_lightning_is_refused(config, checkpoint, capsys, keyword):
     line = refusal(capsys, run("fit", config, "--ckpt_path", keyword))
     assert f"`ckpt_path`, got '{keyword}'" in line
 

@@ -68,8 +68,11 @@ data: {class_path: tenzoo.data.CIFAR10DataModule, init_args: {root: nowhere}}
         (["--data.init_args.observed_fraction", "1.2"], ["`observed_fraction`", "1.2"]),
         (["--seed_everything", "-3"], ["int in [0, 4294967295] or a bool in `seed_everything`, got -3"]),
         (["--trainer.max_epoch", "3"], ["max_epochs", "under `trainer`, got 'trainer.max_epoch'"]),
-        (["--nonsense=1"], ["expected one of ckpt_path, config, data, model,", "weights_only, got 'nonsense'"]),
-        (["--modle.init_args.rank", "3"], ["data, model,", "weights_only, got 'modle.init_args.rank'"]),
+        (
+            ["--nonsense=1"],
+            ["expected one of ckpt_path, config, data, init_from, model,", "weights_only, got 'nonsense'"],
+        ),
+        (["--modle.init_args.rank", "3"], ["data, init_from, model,", "weights_only, got 'modle.init_args.rank'"]),
         (["--trainer.precision", "half"], ["'bf16-mixed'", "`trainer.precision`, got half"]),
         (
             ["--trainer.callbacks+=DeviationAwareScaling"],
@@ -181,13 +184,16 @@ def test_a_binary_config(config, capsys):  # noqa: F811
 
 def test_an_unknown_command_and_an_empty_one(capsys):
     assert main(["fot"]) == 2
-    assert "compress, describe, fit, generate, list, predict, test, validate, got 'fot'" in capsys.readouterr().err
+    known = "compress, copy, describe, fit, generate, init, list, predict, save, test, validate"
+    assert f"{known}, got 'fot'; did you mean 'fit'?" in capsys.readouterr().err
     assert main(["fit"]) == 2
     assert "arguments are required: fit.data, fit.model" in capsys.readouterr().err
 
 
 def test_a_command_that_needs_a_checkpoint(config, capsys):  # noqa: F811
-    assert "expected a checkpoint in `ckpt_path` for predict" in refusal(capsys, run("predict", config))
+    assert "expected a checkpoint in `ckpt_path`, or `pretrained`, for predict" in refusal(
+        capsys, run("predict", config)
+    )
 
 
 def test_an_error_in_training_shows_its_traceback(config, monkeypatch):  # noqa: F811
@@ -204,7 +210,7 @@ def test_from_a_shell():
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert finished.returncode == 2
     last = finished.stderr.strip().splitlines()[-1]
-    assert last.startswith("tenzoo: error: expected another value in `config`: File does not exist: ")
+    assert last.startswith("tenzoo: error: expected a file or a name of the zoo (see `tenzoo list`) in `--config`, got")
     assert "Traceback" not in finished.stderr
 
 
