@@ -12,12 +12,7 @@ _SUMS = "SHA256.json"
 
 
 def names() -> list[str]:
-    """Of all weights; those of a config have its name, and others a dash and a word behind it.
-
-    Example:
-        >>> "covid_tucker" in names()
-        True
-    """
+    """Of all weights; those of a config have its name, and others a dash and a word behind it."""
     return sorted(path.parent.name for path in _FOLDER.glob(f"*/{WEIGHTS}"))
 
 
