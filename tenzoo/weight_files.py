@@ -35,7 +35,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"expected an existing file of weights, got {str(path)!r}")
     if path.suffix.lower() == ".safetensors":
         return _read_safetensors(path)
-    content = load_torch(path, "a file of weights that torch can load without running code")
+    return weights_of(load_torch(path, "a file of weights that torch can load without running code"), path)
+
+
+def weights_of(content: object, path: Path) -> dict[str, Tensor]:
+    """The tensors of what was loaded from a file: a state dict, or a dictionary that has one under ``"state_dict"``.
+
+    Raises:
+        ValueError: If it is something else.
+    """
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"expected a dictionary with a `state_dict` of tensors in {str(path)!r}, got something else")

@@ -1,13 +1,14 @@
 """``tenzoo list``, ``describe``, ``copy`` and ``init``: what the zoo holds, and the first files of a project."""
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tenzoo.atomic import atomic_write
+from tenzoo.cli.arguments import parsed, parser_of
 from tenzoo.cli.messages import Answer, answer
 from tenzoo.cli.run_folders import RUNS, checkpoint_of
 from tenzoo.cli.tables import print_layers, print_models, print_parts
@@ -19,17 +20,13 @@ from tenzoo.zoo.models import ModelInfo, info_of
 from tenzoo.zoo.reading import read
 from tenzoo.zoo.results import Results, read_results
 
-
-def _parser(command: str, purpose: str, *, as_json: bool = True) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"tenzoo {command}", description=purpose, exit_on_error=False)
-    if as_json:
-        parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    return parser
+_JSON: dict[str, Any] = {"action": "store_true", "help": "print JSON in place of a table"}
 
 
 def describe_command(argv: Sequence[str]) -> int:
     """Print the layers of the model of a config."""
-    parser = _parser("describe", "Show the layers of a model; --config and overrides are those of tenzoo fit.")
+    parser = parser_of("describe", "Show the layers of a model; --config and overrides are those of tenzoo fit.")
+    parser.add_argument("--json", **_JSON)
     chosen, rest = parser.parse_known_args(list(argv))
     task, data = read(catalog.with_paths(rest))
     inputs = task.example_input(data)
@@ -49,7 +46,8 @@ def describe_command(argv: Sequence[str]) -> int:
 
 def list_command(argv: Sequence[str]) -> int:
     """Print the models of the zoo, and on stderr what cannot be read, which makes the exit code that of an error."""
-    parser = _parser("list", "Show the models of the zoo: size, published and measured results.")
+    parser = parser_of("list", "Show the models of the zoo: size, published and measured results.")
+    parser.add_argument("--json", **_JSON)
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="such as 'tr_*' or 'methods/*'")
     parser.add_argument(
         "--configs", type=Path, metavar="DIR", help="show this folder; default: the zoo, and the folder configs here"
@@ -85,13 +83,10 @@ def list_command(argv: Sequence[str]) -> int:
 
 def copy_command(argv: Sequence[str]) -> int:
     """Write a config of the zoo to a file of one's own."""
-    parser = _parser("copy", "Write a config of the zoo to a file that you can edit.", as_json=False)
+    parser = parser_of("copy", "Write a config of the zoo to a file that you can edit.")
     parser.add_argument("name", nargs="?", metavar="NAME", help="such as covid_tucker or methods/das")
     parser.add_argument("folder", nargs="?", type=Path, default=Path(), metavar="DIR", help="default: this folder")
-    try:
-        chosen = parser.parse_args(list(argv))
-    except argparse.ArgumentError as error:
-        raise ValueError(f"expected valid arguments for tenzoo copy, got: {error}") from error
+    chosen = parsed(parser, argv)
     if chosen.name is None:
         raise ValueError("expected `NAME` of a config for tenzoo copy, got none; tenzoo list shows them")
     source = catalog.find(chosen.name)
@@ -107,14 +102,9 @@ def copy_command(argv: Sequence[str]) -> int:
 
 def init_command(argv: Sequence[str]) -> int:
     """Write a project of one's own: a network with tensorized layers, a task, data, a config and a test."""
-    parser = _parser(
-        "init", "Begin a project: a network with tensorized layers, a task, a config, a test.", as_json=False
-    )
+    parser = parser_of("init", "Begin a project: a network with tensorized layers, a task, a config, a test.")
     parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="a new folder, or an empty one")
-    try:
-        folder: Path | None = parser.parse_args(list(argv)).folder
-    except argparse.ArgumentError as error:
-        raise ValueError(f"expected valid arguments for tenzoo init, got: {error}") from error
+    folder: Path | None = parsed(parser, argv).folder
     if folder is None:
         raise ValueError("expected a new folder in `DIR` for tenzoo init, got none")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -130,18 +120,12 @@ def init_command(argv: Sequence[str]) -> int:
 def save_command(argv: Sequence[str]) -> int:
     """Write the model of a checkpoint as a folder of safetensors, settings and a card."""
     purpose = "Write a trained model as a folder: weights in safetensors, settings, and a card made from its run."
-    parser = _parser("save", purpose, as_json=False)
+    parser = parser_of("save", purpose)
     parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint of tenzoo fit; or best, or last")
     parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder")
     parser.add_argument("--title", metavar="TEXT", help="of the card; default: the name of the folder")
     parser.add_argument("--half", action="store_true", help="write the weights in float16")
-    try:
-        chosen = parser.parse_args(list(argv))
-    except argparse.ArgumentError as error:
-        raise ValueError(f"expected valid arguments for tenzoo save, got: {error}") from error
-    for name in ("ckpt_path", "output"):
-        if getattr(chosen, name) is None:
-            raise ValueError(f"expected `--{name}` for tenzoo save, got none")
+    chosen = parsed(parser, argv, required=("ckpt_path", "output"))
     source = Path(checkpoint_of(chosen.ckpt_path, RUNS))
     if not source.is_file():
         raise FileNotFoundError(f"expected an existing file in `ckpt_path`, got {str(source)!r}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from tenzoo.cli.arguments import parsed, parser_of
 from tenzoo.cli.run_folders import RUNS, checkpoint_of
 from tenzoo.data.corpus.vocabulary import Vocabulary, vocabulary_of
 from tenzoo.models import Decoder
@@ -16,13 +17,7 @@ from tenzoo.tasks import CausalLMTask, Task
 
 def generate_command(argv: Sequence[str]) -> int:
     """Print a prompt and its continuation, token by token."""
-    try:
-        arguments = _parser().parse_args(list(argv))
-    except argparse.ArgumentError as error:
-        raise ValueError(f"expected valid arguments for tenzoo generate, got: {error}") from error
-    for name in ("ckpt_path", "prompt"):
-        if getattr(arguments, name) is None:
-            raise ValueError(f"expected `--{name}` for tenzoo generate, got none")
+    arguments = parsed(_parser(), argv, required=("ckpt_path", "prompt"))
     names = [field.name for field in fields(Continuation)]
     continuation = Continuation(**{name: getattr(arguments, name) for name in names})
     model, vocabulary = _read(checkpoint_of(arguments.ckpt_path, RUNS))
@@ -39,7 +34,7 @@ def generate_command(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     purpose = "Continue a prompt with a language model that tenzoo fit has trained."
-    parser = argparse.ArgumentParser(prog="tenzoo generate", description=purpose, exit_on_error=False)
+    parser = parser_of("generate", purpose)
     parser.add_argument(
         "--ckpt_path", metavar="FILE", help="checkpoint of a CausalLMTask, or a folder of tenzoo save; or best, or last"
     )

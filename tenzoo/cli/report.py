@@ -15,11 +15,10 @@ from rich.table import Table
 from tenzoo.atomic import atomic_write
 from tenzoo.callbacks import NormDynamicsMonitor
 from tenzoo.training import DivergenceError
+from tenzoo.zoo.metrics import by_split
 
 METRICS = "metrics.json"
 """In the folder of a run: the metrics of the weights that it ends with."""
-
-_TITLES = {"train": "train", "val": "validation", "held_out": "held out"}
 
 
 def tell_of_early_stops(trainer: Trainer) -> None:
@@ -77,14 +76,13 @@ def write_metrics(trainer: Trainer, logged: Mapping[str, Any], *, weights: str, 
 
 
 def _print_table(metrics: Mapping[str, float], weights: str) -> None:
-    names = list(dict.fromkeys(key.partition("/")[2] for key in metrics))
+    names, splits = by_split(metrics)
     title = f"Metrics of {weights}"
     table = Table(title=title, min_width=len(title))
     table.add_column("split")
     for name in names:
         table.add_column({"r2": "R²", "rmse": "RMSE"}.get(name, name), justify="right")
-    for split in dict.fromkeys(key.partition("/")[0] for key in metrics):
-        values = [metrics.get(f"{split}/{name}") for name in names]
+    for split, values in splits.items():
         cells = ["" if value is None else f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4e}" for value in values]
-        table.add_row(_TITLES.get(split, split), *cells)
+        table.add_row(split, *cells)
     Console().print(table)

@@ -1,7 +1,6 @@
 """Weights that a run starts from, or that are judged, without being the checkpoint of a run that goes on."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from tenzoo.tasks import Task
+from tenzoo.tasks.pretrained import fingerprint
 from tenzoo.zoo import catalog, weights
 
 ZOO = "zoo"
@@ -36,7 +36,7 @@ class StartWeights(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if task.trained_on is None or data is None:
             return
-        now, then = json.loads(json.dumps(data.state_dict())), task.trained_on
+        now, then = fingerprint(data.state_dict()), task.trained_on
         for name in _MEANING:
             if name in then and now.get(name) != then[name]:
                 raise ValueError(
@@ -66,13 +66,13 @@ class StartWeights(Callback):
         self._load(trainer, pl_module)
 
 
-def start_of(pretrained: str | None, init_from: str | None, words: Sequence[str]) -> Path | str | None:
+def start_of(pretrained: str | None, init_from: str | None, configs: Iterable[str]) -> Path | str | None:
     """What is loaded for the options ``--pretrained`` and ``--init_from``.
 
     Args:
         pretrained: ``"zoo"``, ``"zoo:NAME"``, a folder of ``save_pretrained``, or a name on the hub.
         init_from: A checkpoint, or such a folder.
-        words: The command line, whose first config of the zoo names the weights of ``"zoo"``.
+        configs: Their paths; the first model of the zoo among them names the weights of ``"zoo"``.
 
     Raises:
         ValueError: If both are given, or the zoo has no such weights.
@@ -86,7 +86,7 @@ def start_of(pretrained: str | None, init_from: str | None, words: Sequence[str]
         return Path(init_from)
     if pretrained is None or (pretrained != ZOO and not pretrained.startswith(catalog.PREFIX)):
         return pretrained
-    name = catalog.model_of(words) if pretrained == ZOO else pretrained.removeprefix(catalog.PREFIX)
+    name = catalog.model_of(configs) if pretrained == ZOO else pretrained.removeprefix(catalog.PREFIX)
     if name is None:
         raise ValueError(
             "expected a config of the zoo with `pretrained` zoo, got none; or give `zoo:NAME`, or a folder"

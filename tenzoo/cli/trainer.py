@@ -84,21 +84,19 @@ class TenzooCLI(reading.ConfigCLI):
     training_start: TrainingStart
     log_folders: LogFolders
     start: Path | str | None
-    _words: list[str]
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
         """Make the attributes that are read also where ``__init__`` fails."""
         cli = super().__new__(cls)
         cli.training_start = TrainingStart()
         cli.log_folders = LogFolders()
-        cli.start, cli._words = None, []
+        cli.start = None
         return cli
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
         if isinstance(args, list):
-            self._words = args
             name = self.config.get("subcommand")
             check_seed((self.config[name] if name else self.config).get("seed_everything"))
 
@@ -113,7 +111,7 @@ class TenzooCLI(reading.ConfigCLI):
         # In place of Lightning's, which lets the checkpoint's settings win over the command line without a word.
         config = self.config[self.config.subcommand]
         given = config.get("ckpt_path")
-        self.start = start_of(config.get("pretrained"), config.get("init_from"), self._words)
+        self.start = start_of(config.get("pretrained"), config.get("init_from"), map(str, config.get("config") or []))
         if self.config.subcommand != "fit" and (given is None) == (self.start is None):
             got = "none" if given is None else f"both, {given!r} and {str(self.start)!r}"
             raise ValueError(

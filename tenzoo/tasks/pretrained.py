@@ -3,7 +3,9 @@
 import importlib
 import inspect
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,8 +19,8 @@ from tenzoo.atomic import atomic_write
 from tenzoo.distributed import is_first_process
 from tenzoo.messages import shown
 from tenzoo.state_dicts import kind_differences, shape_differences, with_current_names
-from tenzoo.tasks.hyperparameters import own_arguments
-from tenzoo.weight_files import load_torch, read_weights
+from tenzoo.tasks.hyperparameters import is_plain, own_arguments
+from tenzoo.weight_files import load_torch, read_weights, weights_of
 
 SETTINGS, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 """Files of a folder."""
@@ -100,16 +102,18 @@ class PretrainedMethods(LightningModule):
             ValueError: If a file is damaged, the task is of another class, or a weight is missing, has another shape,
                 or is one too many.
         """
-        settings = _settings(source)
-        kind = _class_of(settings["task"], cls, source)
-        given = {**settings["arguments"], **arguments}
-        if missing := sorted(set(settings["objects"]) - set(given)):
+        saved = _opened(source)
+        if saved.task is None:
+            raise ValueError(f"expected a checkpoint of tenzoo fit, got another file: {str(source)!r}")
+        kind = _class_of(saved.task, cls, source)
+        given = {**saved.arguments, **arguments}
+        if missing := sorted(set(saved.objects) - set(given)):
             names = ", ".join(f"`{name}`" for name in missing)
             raise ValueError(
                 f"expected {names} for {str(source)!r}, got none: it was saved with objects made in Python"
             )
         task: Self = _made(kind, given)
-        task.load_pretrained(source)
+        task._load(saved)
         return task.eval()
 
     def load_pretrained(self, source: str | Path) -> None:
@@ -122,15 +126,17 @@ class PretrainedMethods(LightningModule):
             FileNotFoundError: If it is none of them.
             ValueError: As :meth:`from_pretrained`; the task then stays as it is.
         """
-        weights, state, data, place = _read(source)
+        self._load(_opened(source))
+
+    def _load(self, saved: "_Saved") -> None:
         own = self.state_dict()
-        weights = with_current_names(weights, own)
-        content: dict[str, Any] = {"state_dict": weights, **state}
-        check_same(own, weights, place, whole="pretrained" not in state)
+        weights = with_current_names(saved.weights, own)
+        content: dict[str, Any] = {"state_dict": weights, **saved.state}
+        check_same(own, weights, saved.place, whole="pretrained" not in saved.state)
         self.on_load_checkpoint(content)  # which may add frozen weights by what the state says
-        check_same(own, content["state_dict"], place, whole=True)
+        check_same(own, content["state_dict"], saved.place, whole=True)
         self.load_state_dict(content["state_dict"])
-        self.trained_on = data
+        self.trained_on = saved.data
 
     def push_to_hub(
         self, repository: str, *, card: str | None = None, private: bool = False, token: str | None = None
@@ -149,8 +155,6 @@ class PretrainedMethods(LightningModule):
         Raises:
             ImportError: If ``huggingface_hub`` is not installed.
         """
-        import tempfile
-
         hub = _hub()
         with tempfile.TemporaryDirectory() as temporary:
             self.save_pretrained(temporary, card=card)
@@ -164,7 +168,7 @@ class PretrainedMethods(LightningModule):
     def _data_state(self) -> Mapping[str, Any] | None:
         """That of the data module of the run, or of the weights that were loaded."""
         data = getattr(self._trainer, "datamodule", None)
-        return self.trained_on if data is None else _fingerprint(data.state_dict())
+        return self.trained_on if data is None else fingerprint(data.state_dict())
 
     def _contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The weights, and what else a checkpoint of this task needs."""
@@ -176,26 +180,70 @@ class PretrainedMethods(LightningModule):
         return weights, {name: value for name, value in content.items() if name not in _RUN}
 
 
-def _fingerprint(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """As JSON gives it back."""
-    told: Mapping[str, Any] = json.loads(json.dumps({name: state[name] for name in state if name != "train_loader"}))
-    return told
+@dataclass(frozen=True)
+class _Saved:
+    """What a folder or a checkpoint holds.
+
+    Args:
+        place: Of it, for messages.
+        weights: By name.
+        state: What else a checkpoint has.
+        data: What the data module noted of its data, if that is known.
+        task: The class, if that is known.
+        arguments: With which the task is made again.
+        objects: Names of those that are not saved.
+    """
+
+    place: Path
+    weights: dict[str, Tensor]
+    state: Mapping[str, Any]
+    data: Mapping[str, Any] | None
+    task: str | None
+    arguments: Mapping[str, Any]
+    objects: Sequence[str]
 
 
-def _read(source: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], Mapping[str, Any] | None, Path]:
-    """Weights, what else a checkpoint has, what their data noted, and the place, for messages."""
+def _opened(source: str | Path) -> _Saved:
+    """Read a folder, a repository of the hub, or a checkpoint, once."""
     path = Path(source)
     if path.is_file():
-        weights = read_weights(path)
-        content = load_torch(path, "a checkpoint of tensors and builtins")
-        data = next((content[name] for name in content if name.endswith("DataModule")), None)
-        state = {name: content[name] for name in content if name not in {"state_dict", *_RUN}}
-        return weights, state, _fingerprint(data) if isinstance(data, Mapping) else None, path
+        return _of_checkpoint(path)
     folder = pretrained_folder(source)
     settings = read_settings(folder)
     weights = read_weights(folder / WEIGHTS)
     weights |= {name: weights[other] for name, other in settings["alike"].items() if other in weights}
-    return weights, settings["state"], settings.get("data"), folder
+    known = {name: settings[name] for name in ("state", "task", "arguments", "objects")}
+    return _Saved(folder, weights, data=settings.get("data"), **known)
+
+
+def _of_checkpoint(path: Path) -> _Saved:
+    content = load_torch(path, "a checkpoint of tensors and builtins")
+    weights = weights_of(content, path)
+    data = next((content[name] for name in content if name.endswith("DataModule")), None)
+    arguments = content.get("hyper_parameters")
+    arguments = arguments if isinstance(arguments, Mapping) else {}
+    task = arguments.get("_class_path")
+    return _Saved(
+        path,
+        weights,
+        state={name: content[name] for name in content if name not in {"state_dict", *_RUN}},
+        data=fingerprint(data) if isinstance(data, Mapping) else None,
+        task=task if isinstance(task, str) else None,
+        arguments={name: value for name, value in arguments.items() if name != "_class_path"},
+        objects=(),
+    )
+
+
+def fingerprint(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The builtins in the state of a data module, without its place in the data, as JSON gives them back.
+
+    Example:
+        >>> fingerprint({"seed": 1, "shape": (2, 3), "drawn": torch.ones(2), "train_loader": {"batch": 4}})
+        {'seed': 1, 'shape': [2, 3]}
+    """
+    plain = {name: value for name, value in state.items() if name != "train_loader" and is_plain(value)}
+    told: Mapping[str, Any] = json.loads(json.dumps(plain))
+    return told
 
 
 def pretrained_folder(source: str | Path) -> Path:
@@ -215,19 +263,6 @@ def pretrained_folder(source: str | Path) -> Path:
             said = " ".join(str(error).split())[:200]
             raise FileNotFoundError(f"expected a folder or a repository of the hub, got {name!r}: {said}") from error
     raise FileNotFoundError(f"expected a folder in `source`, got {name!r}, which does not exist")
-
-
-def _settings(source: str | Path) -> dict[str, Any]:
-    """What is needed to make the task again, of a folder or of a checkpoint."""
-    path = Path(source)
-    if not path.is_file():
-        return read_settings(pretrained_folder(source))
-    content = load_torch(path, "a checkpoint of tensors and builtins")
-    arguments = content.get("hyper_parameters") if isinstance(content, Mapping) else None
-    if not isinstance(arguments, Mapping) or not isinstance(arguments.get("_class_path"), str):
-        raise ValueError(f"expected a checkpoint of tenzoo fit, got another file: {str(path)!r}")
-    own = {name: value for name, value in arguments.items() if name != "_class_path"}
-    return {"task": arguments["_class_path"], "arguments": own, "objects": []}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

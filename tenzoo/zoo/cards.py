@@ -12,10 +12,10 @@ import yaml
 from tenzoo.tasks import Task
 from tenzoo.weight_files import load_torch
 from tenzoo.zoo.description import describe, totals
+from tenzoo.zoo.metrics import by_split
 
 _ROWS = 8
 """Of the curve."""
-_SPLITS = {"val": "validation", "held_out": "held out"}
 
 
 def card(checkpoint: Path, title: str, task: Task) -> str:
@@ -94,11 +94,10 @@ def _said(value: Any) -> str:
 
 
 def _table(metrics: Mapping[str, float]) -> str:
-    names = list(dict.fromkeys(key.partition("/")[2] for key in metrics))
+    names, splits = by_split(metrics)
     rows = [["split", *names], ["---", *("---:" for _ in names)]]
-    for split in dict.fromkeys(key.partition("/")[0] for key in metrics):
-        values = [metrics.get(f"{split}/{name}") for name in names]
-        rows.append([_SPLITS.get(split, split), *("" if value is None else f"{value:.4f}" for value in values)])
+    for split, values in splits.items():
+        rows.append([split, *("" if value is None else f"{value:.4f}" for value in values)])
     return _markdown(rows)
 
 

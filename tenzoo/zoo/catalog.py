@@ -1,6 +1,6 @@
 """The configs that come with the package, by name."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
@@ -73,23 +73,17 @@ def find(name: str) -> Path:
     raise ValueError(f"expected a name of the zoo (see `tenzoo list`), got {name!r}{_similar(bare)}")
 
 
-def model_of(argv: Sequence[str]) -> str | None:
-    """The name of the first model of the zoo among the configs of a command line, as :func:`with_paths` gives it.
+def model_of(configs: Iterable[str]) -> str | None:
+    """The name of the first model of the zoo among the paths of configs.
 
     Example:
-        >>> model_of(with_paths(["fit", "--config", "methods/das", "--config", "covid_tucker"]))
+        >>> model_of([str(find("methods/das")), str(find("covid_tucker"))])
         'covid_tucker'
     """
     root = folder()
-    for before, word in zip(["", *argv], argv, strict=False):
-        option, equals, value = word.partition("=")
-        given = value if equals and option in _OPTIONS else word if before in _OPTIONS else None
-        if given is None or root not in Path(given).resolve().parents:
-            continue
-        name = Path(given).resolve().relative_to(root).with_suffix("").as_posix()
-        if not is_part(name):
-            return name
-    return None
+    paths = [Path(config).resolve() for config in configs]
+    names = [path.relative_to(root).with_suffix("").as_posix() for path in paths if root in path.parents]
+    return next((name for name in names if not is_part(name)), None)
 
 
 def with_paths(argv: Sequence[str]) -> list[str]:

@@ -92,12 +92,17 @@ def settle(config: Namespace, args: Sequence[str], subcommand: str | None) -> No
             rank_zero_info(line)
 
 
+def _by_hand(given: Sequence[Layer]) -> set[str]:
+    """The keys that arguments give."""
+    return {key for layer in given if layer.by_hand for key in layer.given}
+
+
 def _settle_vocabulary(config: Namespace, given: Sequence[Layer]) -> str | None:
     """Give a language model as many tokens as the text has, if its number is not given or is that of another text."""
     network, data = config.get("model.init_args.network.init_args"), config.get("data")
     if network is None or "num_tokens" not in network or getattr(data, "class_path", None) != _CORPUS:
         return None
-    by_hand = {key for layer in given if layer.by_hand for key in layer.given}
+    by_hand = _by_hand(given)
     old = network.num_tokens
     if old is not None and ("data.train" not in by_hand or "model.network.num_tokens" in by_hand):
         return None
@@ -111,7 +116,7 @@ def _settle_vocabulary(config: Namespace, given: Sequence[Layer]) -> str | None:
 
 def _settle_classes(config: Namespace, given: Sequence[Layer]) -> str | None:
     """Give a network as many classes and channels as the images have, where the command line names other images."""
-    by_hand = {key for layer in given if layer.by_hand for key in layer.given}
+    by_hand = _by_hand(given)
     data, task = config.get("data"), config.get("model.init_args")
     if not {"data", "data.class_path", "data.root"} & by_hand or task is None or "num_classes" not in task:
         return None

@@ -154,7 +154,7 @@ def test_weights_of_another_model_are_refused(run, capsys):
 
 
 def test_names_of_models():
-    assert model_of(["fit", "--config", "mine.yaml"]) is None
+    assert model_of(["mine.yaml"]) is None
 
 
 def test_weights_that_are_not_those_that_were_published(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Tables whose columns have names, and whose modes have labels: users, films, dates, ids with gaps."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ Label = str | int
 
 
 def read_labelled(
-    source: Any,
+    path: Path,
     *,
     index_columns: Sequence[str],
     value_column: str,
@@ -36,7 +36,7 @@ def read_labelled(
     are.
 
     Args:
-        source: The path of a table, or a data frame of pandas.
+        path: The table.
         index_columns: Names of the columns that say where an entry is, one for each mode.
         value_column: Name of the column of values.
         missing_values: Numbers that mean a missing value, such as −999.
@@ -46,14 +46,7 @@ def read_labelled(
         ImportError: If pyarrow is not installed.
         ValueError: If the table has no such column, a label is missing, a value is no number, or a cell has two values.
     """
-    wanted = [*index_columns, value_column]
-    if isinstance(source, str | Path):
-        table = _read(Path(source), wanted, arg)
-    else:
-        table = _by_name(list(map(str, source.columns)), (source[name].to_numpy() for name in source.columns), arg)
-    for name in wanted:
-        if name not in table:
-            raise ValueError(f"expected a column {name!r} in `{arg}`, got {', '.join(table)}")
+    table = _read(path, [*index_columns, value_column], arg)
     codes, labels = zip(*(_numbered(table[name], name, arg) for name in index_columns), strict=True)
     values = without_markers(_values(table[value_column], value_column, arg), missing_values)
     check_markers(values, arg=arg)
@@ -88,8 +81,6 @@ def read_labels(path: Path, known: Entries, *, arg: str = "predict_index") -> to
     table = _read(path, known.mode_names, arg)
     columns = []
     for name, labels in zip(known.mode_names, known.labels, strict=True):
-        if name not in table:
-            raise ValueError(f"expected a column {name!r} in `{arg}`, got {', '.join(table)}")
         place = {str(label): number for number, label in enumerate(labels)}
         texts = [str(label).strip() for label in table[name]]
         for row, text in enumerate(texts, 1):
@@ -102,7 +93,7 @@ def read_labels(path: Path, known: Entries, *, arg: str = "predict_index") -> to
 
 
 def _read(path: Path, columns: Sequence[str], arg: str) -> dict[str, Array]:
-    """The columns of a file by name: of texts, or of the types that the file says."""
+    """The columns of these names, and perhaps others: of texts, or of the types that the file says."""
     if not path.is_file():
         raise FileNotFoundError(f"expected an existing file in `{arg}`, got {str(path)!r}")
     try:
@@ -129,14 +120,13 @@ def _read(path: Path, columns: Sequence[str], arg: str) -> dict[str, Array]:
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"expected a table in `{arg}`, got {str(path)!r}, which cannot be read: {said}") from error
     found = [each.strip() for each in table.column_names]
-    return _by_name(found, (column.to_numpy(zero_copy_only=False) for column in table.columns), arg)
-
-
-def _by_name(names: Sequence[str], columns: Iterable[Array], arg: str) -> dict[str, Array]:
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"expected one column {name!r} in `{arg}`, got {', '.join(names)}")
-    return dict(zip(names, columns, strict=True))
+    for each in found:
+        if found.count(each) > 1:
+            raise ValueError(f"expected one column {each!r} in `{arg}`, got {', '.join(found)}")
+    for each in columns:
+        if each not in found:
+            raise ValueError(f"expected a column {each!r} in `{arg}`, got {', '.join(found)}")
+    return {each: column.to_numpy(zero_copy_only=False) for each, column in zip(found, table.columns, strict=True)}
 
 
 def _separator(path: Path, columns: Sequence[str]) -> str:

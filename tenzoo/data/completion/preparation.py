@@ -121,10 +121,11 @@ def summary(dataset: str, data: PreparedData) -> str:
     size = {name: len(split) for name, split in data.splits.items()}
     value = data.known.value
     zeros = int((value == 0).sum())
-    names = data.known.mode_names if data.known.labels is not None else None
-    sizes = " × ".join(f"{size} {name}" for size, name in zip(data.shape, names or [""] * len(data.shape), strict=True))
+    lengths = list(map(str, data.shape))
+    if data.known.labels is not None and data.known.mode_names is not None:
+        lengths = [f"{length} {name}" for length, name in zip(lengths, data.known.mode_names, strict=True)]
     line = (
-        f"{dataset!r}: {sizes.replace('  ', ' ').rstrip()} cells, {count} known ({100 * count / cells:.3g} %) "
+        f"{dataset!r}: {' × '.join(lengths)} cells, {count} known ({100 * count / cells:.3g} %) "
         f"from {value.min():.6g} to {value.max():.6g}{f', {zeros} of them 0' if zeros else ''}: "
         f"{size['train']} to train on, {size.get('val', 0)} to validate, {size.get(HELD_OUT, 0)} held out"
     )

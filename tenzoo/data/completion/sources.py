@@ -200,7 +200,7 @@ def load_entries(
     """
     if columns is not None:
         return read_labelled(
-            dataset, index_columns=columns.index, value_column=columns.value, missing_values=missing_values
+            Path(dataset), index_columns=columns.index, value_column=columns.value, missing_values=missing_values
         )
     sizes = check_source(dataset, shape=shape, num_entries=num_entries)
     if dataset == "synthetic":

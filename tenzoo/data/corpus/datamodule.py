@@ -1,7 +1,6 @@
 """Running text for language models: tokens of files, in blocks."""
 
 import hashlib
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,16 +235,10 @@ def _characters(texts: list[str], tokens: Array, vocabulary: Vocabulary) -> int:
     if unknown:
         rank_zero_info(f"{unknown:,} of {len(tokens):,} tokens are unknown to the tokenizer: no bits per character")
         return 0
-    end = "" if vocabulary.border is None else "\n"
-    if _bare(vocabulary.decode(tokens.tolist())) != _bare("".join(text + end for text in texts)):
+    if not vocabulary.keeps(texts, tokens):
         rank_zero_info("the tokenizer does not keep all of the text: no bits per character")
         return 0
     return sum(map(len, texts)) - len(vocabulary.decode(tokens[:1].tolist()))
-
-
-def _bare(text: str) -> str:
-    """Without spaces at the starts of lines, which some tokenizers add to a text."""
-    return re.sub("^ +", "", text, flags=re.MULTILINE)
 
 
 def _cut(documents: list[str], fraction: float) -> tuple[list[str], list[str]]:

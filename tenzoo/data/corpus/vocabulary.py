@@ -1,6 +1,7 @@
 """Vocabularies: from text to numbers and back."""
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -74,6 +75,10 @@ class Vocabulary(ABC):
     def unknown(self) -> int | None:
         """The token of what is not known; None where all text is known, or refused."""
         return None
+
+    def keeps(self, documents: Sequence[str], tokens: Array) -> bool:
+        """Whether the tokens that :meth:`encode_all` made of documents have all of their text."""
+        return True
 
     def encode_all(self, documents: Sequence[str], *, arg: str) -> Array:
         """The tokens of all documents, with a border after each where there is one.
@@ -227,9 +232,19 @@ class BytePairs(Vocabulary):
         return token
 
     @override
+    def keeps(self, documents: Sequence[str], tokens: Array) -> bool:
+        end = "" if self.border is None else "\n"
+        return _bare(self.decode(tokens.tolist())) == _bare("".join(text + end for text in documents))
+
+    @override
     def decode(self, tokens: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=False)
         return text if self._border is None else text.replace(self._border, "\n")
+
+
+def _bare(text: str) -> str:
+    """Without spaces at the starts of lines, which some tokenizers add to a text."""
+    return re.sub("^ +", "", text, flags=re.MULTILINE)
 
 
 def vocabulary_of(state: dict[str, Any]) -> Vocabulary:

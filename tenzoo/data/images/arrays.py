@@ -9,7 +9,6 @@ from typing_extensions import override
 from tenzoo.data.arrays import Array, read_npz
 from tenzoo.data.images.batches import Images
 from tenzoo.data.images.datamodule import ImageDataModule
-from tenzoo.data.images.label_noise import LabelNoise
 
 _NAMES = (("x_train", "y_train", "x_test", "y_test"), ("images", "labels", "test_images", "test_labels"))
 
@@ -38,27 +37,6 @@ class ImageArraysDataModule(ImageDataModule):
     """
 
     dataset = "image_arrays"
-
-    def __init__(
-        self,
-        root: str,
-        *,
-        batch_size: int = 128,
-        validation_size: int = 0,
-        seed: int = 0,
-        augment: bool = True,
-        noise: LabelNoise | float | None = None,
-        noisy_validation: bool = False,
-    ) -> None:
-        super().__init__(
-            root,
-            batch_size=batch_size,
-            validation_size=validation_size,
-            seed=seed,
-            augment=augment,
-            noise=noise,
-            noisy_validation=noisy_validation,
-        )
 
     @cached_property
     def _read(self) -> tuple[Images, Images]:

@@ -105,7 +105,7 @@ class ImageDataModule(ValidatedDataModule[PreparedImages, ImageLoader]):
         root: str,
         *,
         batch_size: int = 128,
-        validation_size: int,
+        validation_size: int = 0,
         seed: int = 0,
         augment: bool = True,
         noise: LabelNoise | float | None = None,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,6 @@ class ImageFolderDataModule(ImageDataModule):
         super().__init__(
             root,
             batch_size=batch_size,
-            validation_size=0,
             seed=seed,
             augment=augment,
             noise=noise,
@@ -114,27 +114,27 @@ class ImageFolderDataModule(ImageDataModule):
     def read_images(self) -> tuple[Images, Images]:
         whole = self._read(self._training)
         test = self._root / "test"
-        self._validation_size = round(self._validation_fraction * len(whole))
         if self._training != self._root and test.is_dir():
             other = sorted({path.name for path in test.iterdir() if path.is_dir()} - set(self.class_names))
             if other:
                 raise ValueError(f"expected the classes of {str(self._training)!r} in {str(test)!r}, got {other[0]!r}")
-            return whole, self._read(test)
-        order = torch.from_numpy(np.random.default_rng([self._seed, _TEST_STREAM]).permutation(len(whole)))
-        size = max(1, round(self._test_fraction * len(whole)))
-        self._validation_size = round(self._validation_fraction * (len(whole) - size))
-        return whole.take(order[size:].sort().values), whole.take(order[:size].sort().values)
+            splits = whole, self._read(test)
+        else:
+            order = torch.from_numpy(np.random.default_rng([self._seed, _TEST_STREAM]).permutation(len(whole)))
+            size = max(1, round(self._test_fraction * len(whole)))
+            splits = whole.take(order[size:].sort().values), whole.take(order[:size].sort().values)
+        self._validation_size = round(self._validation_fraction * len(splits[0]))
+        return splits
 
     def _read(self, folder: Path) -> Images:
-        files = [(path, label) for label, name in enumerate(self.class_names) for path in images_in(folder / name)]
-        counts = [sum(label == each for _, label in files) for each in range(len(self.class_names))]
-        if folder == self._training and 0 in counts:
-            name = self.class_names[counts.index(0)]
+        files = [images_in(folder / name) for name in self.class_names]
+        if folder == self._training and [] in files:
+            name = self.class_names[files.index([])]
             raise ValueError(f"expected images of every class, such as {', '.join(ENDINGS[:3])}, got none of {name!r}")
-        if not files:
+        if not any(files):
             raise ValueError(f"expected images in {str(folder)!r}, such as {', '.join(ENDINGS[:3])}, got none")
-        images = read_files([path for path, _ in files], self.num_channels, self.image_size)
-        return Images(images, torch.tensor([label for _, label in files]))
+        images = read_files(list(chain.from_iterable(files)), self.num_channels, self.image_size)
+        return Images(images, torch.arange(len(files)).repeat_interleave(torch.tensor(list(map(len, files)))))
 
     @override
     def _fingerprint(self, splits: Mapping[str, Images]) -> dict[str, Any]:
