@@ -23,6 +23,7 @@ from tenzoo.cli.report import print_metrics, tell_of_early_stops, write_metrics
 from tenzoo.cli.run_folders import RUNS, checkpoint_of
 from tenzoo.cli.start import ZOO, StartWeights, start_of
 from tenzoo.jobs import ExactResume
+from tenzoo.prediction import PredictionWriter
 from tenzoo.tasks import Task
 from tenzoo.training import NoProfiler
 from tenzoo.zoo import reading
@@ -31,6 +32,7 @@ _REFRESH_RATE = 25
 """Batches between two updates of the progress bar: a step of a small model takes less time than an update."""
 
 
+_OUTPUT = "the file of the predictions, such as completed.parquet; default: a file in the run's folder"
 _PRETRAINED = "weights to start from, or to judge: `zoo`, `zoo:NAME`, a folder of save_pretrained, a name on the hub"
 _INIT_FROM = "a checkpoint whose weights a new run starts from; `ckpt_path` goes on with its run"
 
@@ -138,6 +140,7 @@ class TenzooCLI(reading.ConfigCLI):
             parser.set_defaults(verbose=False)  # the report below says it once, and shorter
         if "return_predictions" in self._subcommand_method_arguments[subcommand]:
             parser.set_defaults(return_predictions=False)  # they are written as they come, not held in memory
+            parser.add_argument("--output", type=str | None, default=None, help=_OUTPUT)
         return parser
 
     @override
@@ -154,7 +157,7 @@ class TenzooCLI(reading.ConfigCLI):
         if settings.get("enable_progress_bar") is not False and not _any_of(callbacks, ProgressBar):
             extra.append(RichProgressBar(refresh_rate=_REFRESH_RATE, leave=False))
         if self.subcommand == "predict":
-            extra += _writers(self.model, callbacks)
+            extra += _writers(self.model, callbacks, self._get(self.config_init, "output", default=None))
         if self.start is not None:
             own = callbacks if isinstance(callbacks, list) else [callbacks]
             kwargs["callbacks"] = [StartWeights(self.start), *own]  # before what looks at the norms of the cores
@@ -222,9 +225,16 @@ def _free(folder: Path, name: str, suffix: str, mark: str) -> Path:
     return next(path for each in names if not (path := folder / f"{each}{suffix}").exists())
 
 
-def _writers(task: Task, callbacks: Any) -> list[Callback]:
+def _writers(task: Task, callbacks: Any, output: str | None) -> list[Callback]:
     """The task's writer of predictions, unless the callbacks have one; a line says where nothing writes them."""
     writer = task.prediction_writer()
+    if output is not None:
+        if not isinstance(writer, PredictionWriter) or _any_of(callbacks, type(writer)):
+            raise ValueError(
+                f"expected no `output` where {type(task).__name__} or its callbacks have their own way to write "
+                f"predictions, got {output!r}"
+            )
+        writer.write_to(output)
     if writer is not None:
         return [] if _any_of(callbacks, type(writer)) else [writer]
     hooks = ("on_predict_batch_end", "on_predict_epoch_end", "on_predict_end")

@@ -10,6 +10,9 @@ MISSING_EXTRA = "pip install 'tenzoo[text]'"
 MISSING_TABLES = "pip install 'tenzoo[tables]'"
 """What installs the packages that tables with labels need."""
 
+MISSING_ARRAYS = "pip install 'tenzoo[arrays]'"
+"""What installs the packages that arrays with coordinates need."""
+
 
 def check_int(value: object, *, arg: str, least: int) -> int:
     """An integer that is large enough.

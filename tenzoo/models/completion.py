@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from tenzoo.cores import CoreContainer
-from tenzoo.factorizations import Rank, factorization_class
+from tenzoo.factorizations import Factorization, Rank, factorization_class
 from tenzoo.factorizations.gather import first_outside, never_changes
 from tenzoo.memory import free_memory, in_gigabytes
 
@@ -35,6 +36,11 @@ class TensorCompletion(nn.Module, CoreContainer):
         rank: As the factorization takes it: one number, a list, or a fraction of the number of cells.
         init_std: Root mean square of the tensor's entries at initialization (``init="normal"``).
         init: ``"normal"``, or ``"uniform"`` for cores drawn from U(0, 1), as in arXiv:2508.10435.
+        biases: Whether each index of each mode has a number of its own, ``x̂ = location + scale · (T[index] + Σ_k
+            b_k[index_k])``, which starts at 0. They are no cores.
+        interactions: Groups of modes, such as ``[[0, 1], [0, 2]]``: T is the sum of a factorized tensor of each group,
+            of this ``rank`` (Rendle & Schmidt-Thieme 2010, "Pairwise interaction tensor factorization").
+        clips: Whether predictions in evaluation mode are kept between the buffers ``low`` and ``high``.
 
     Raises:
         ValueError: For a shape, format, rank or ``init`` that is not valid, or a model that does not fit into memory.
@@ -48,6 +54,8 @@ class TensorCompletion(nn.Module, CoreContainer):
 
     location: Tensor
     scale: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(
         self,
@@ -57,26 +65,53 @@ class TensorCompletion(nn.Module, CoreContainer):
         *,
         init_std: float = 1.0,
         init: Literal["normal", "uniform"] = "normal",
+        biases: bool = False,
+        interactions: Sequence[Sequence[int]] | None = None,
+        clips: bool = False,
     ) -> None:
         super().__init__()
         if init not in ("normal", "uniform"):
             raise ValueError(f"expected 'normal' or 'uniform' in `init`, got {init!r}")
+        self.shape = tuple(shape)
         kind = factorization_class(factorization)
-        _check_memory(shape, rank, kind.num_parameters(shape, rank))
-        self.tensor = kind(shape, rank, init_std=init_std)
+        groups = [tuple(range(len(shape)))] if interactions is None else check_interactions(interactions, len(shape))
+        shapes = [tuple(shape[mode] for mode in group) for group in groups]
+        _check_memory(shape, rank, sum(kind.num_parameters(each, rank) for each in shapes))
+        std = init_std / math.sqrt(len(groups))
+        tensors = [kind(each, rank, init_std=std) for each in shapes]
+        if interactions is None:
+            (self.tensor,) = tensors
+        else:
+            self.interactions = nn.ModuleList(tensors)
+        self._groups, self._whole = groups, interactions is None
         if init == "uniform":
-            for core in self.tensor.cores:
+            for core in [core for tensor in tensors for core in tensor.cores]:
                 nn.init.uniform_(core)
         self.register_buffer("location", torch.tensor(0.0))
         self.register_buffer("scale", torch.tensor(1.0))
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(size, 1)) for size in shape) if biases else None
+        self.clips = clips
+        if clips:
+            self.register_buffer("low", torch.tensor(-math.inf))
+            self.register_buffer("high", torch.tensor(math.inf))
         self.sparse_grad = False
-        self._cells = math.prod(self.tensor.shape)
         self._last: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def tensors(self) -> list[Factorization]:
+        """The tensors whose sum the entries are: one of all modes, or one for each group of modes."""
+        found = [self.tensor] if self._whole else list(self.interactions)
+        return cast("list[Factorization]", found)
+
     def reconstructs(self, num_entries: int) -> bool:
-        """Whether the model reconstructs the tensor for a batch of this many entries, because that is faster."""
-        gathers = num_entries * self.tensor.elements_per_entry
-        return self._cells <= min(_MAX_CELLS, max(_FEW_CELLS, gathers // _GATHERS_PER_CELL))
+        """Whether the model reconstructs the tensor for a batch of this many entries, because that is faster.
+
+        Tensors of groups of modes are not.
+        """
+        if not self._whole:
+            return False
+        gathers, cells = num_entries * self.tensors[0].elements_per_entry, math.prod(self.shape)
+        return cells <= min(_MAX_CELLS, max(_FEW_CELLS, gathers // _GATHERS_PER_CELL))
 
     def forward(self, index: Tensor) -> Tensor:
         """Predict entries.
@@ -93,9 +128,19 @@ class TensorCompletion(nn.Module, CoreContainer):
         if self.reconstructs(len(index)) and not self.sparse_grad:
             values = self.tensor.reconstruct().flatten().index_select(0, self._cells_at(index))
         else:
-            values = self.tensor.entries(index, sparse_grad=self.sparse_grad)
-        # Near a large location the numbers of a half type are far apart.
-        return torch.addcmul(self.location, self.scale, values.to(self.location.dtype))
+            first, *others = (
+                self._entries(tensor, index, modes) for tensor, modes in zip(self.tensors, self._groups, strict=True)
+            )
+            values = sum(others, first)
+        values = values.to(self.location.dtype)  # near a large location the numbers of a half type are far apart
+        for mode, bias in zip(index.unbind(1), self.biases or (), strict=False):
+            values = values + F.embedding(mode, bias, sparse=self.sparse_grad).squeeze(1)
+        values = torch.addcmul(self.location, self.scale, values)
+        return values.clamp(self.low, self.high) if self.clips and not self.training else values
+
+    def _entries(self, tensor: Factorization, index: Tensor, modes: Sequence[int]) -> Tensor:
+        own = index if len(modes) == index.shape[1] else index[:, list(modes)]
+        return tensor.entries(own, sparse_grad=self.sparse_grad)
 
     def _cells_at(self, index: Tensor) -> Tensor:
         """Positions in the flattened tensor. They are cached for an index that never changes."""
@@ -106,13 +151,47 @@ class TensorCompletion(nn.Module, CoreContainer):
         return self._last[1]
 
     def _positions(self, index: Tensor) -> Tensor:
-        modes, shape = index.unbind(1), self.tensor.shape
+        modes, shape = index.unbind(1), self.shape
         if index.is_cpu and (outside := first_outside(modes, shape)):
             raise IndexError(outside)  # else another cell would be read
         cells = modes[0]
         for mode, size in zip(modes[1:], shape[1:], strict=True):
             cells = torch.add(mode, cells, alpha=size)
         return cells
+
+
+def check_interactions(groups: object, order: int | None = None) -> list[tuple[int, ...]]:
+    """Groups of modes.
+
+    Raises:
+        TypeError: If they are not lists of integers.
+        ValueError: If a group has fewer than two modes or one twice, two are equal, or a mode is not there.
+
+    Example:
+        >>> check_interactions([[0, 1], [2, 0]], 3)
+        [(0, 1), (2, 0)]
+    """
+    if not isinstance(groups, Sequence) or isinstance(groups, str) or not groups:
+        raise TypeError(f"expected a list of lists of modes in `interactions`, got {groups!r}")
+    for group in groups:
+        whole = isinstance(group, Sequence) and all(
+            isinstance(mode, int) and not isinstance(mode, bool) for mode in group
+        )
+        if not whole or isinstance(group, str):
+            raise TypeError(f"expected lists of modes in `interactions`, got {group!r}")
+        if len(group) < 2 or len(set(group)) < len(group) or min(group) < 0:
+            raise ValueError(
+                f"expected two or more different modes from 0 on in each of `interactions`, got {[*group]}"
+            )
+        if order is not None and max(group) >= order:
+            raise ValueError(f"expected modes from 0 to {order - 1} in `interactions`, got {[*group]}")
+    if len({frozenset(group) for group in groups}) < len(groups):
+        raise ValueError(f"expected different groups of modes in `interactions`, got {[[*group] for group in groups]}")
+    if order is not None and len(groups) > 1 and any(len(group) == order for group in groups):
+        raise ValueError(
+            f"expected smaller groups than all {order} modes in `interactions`, got {[[*g] for g in groups]}"
+        )
+    return [tuple(group) for group in groups]
 
 
 def _check_memory(shape: Sequence[int], rank: Rank, num_parameters: int) -> None:

@@ -1,10 +1,11 @@
 """Arrays that grow on disk, row by row, and become one file at the end."""
 
+import importlib.util
 import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -16,21 +17,25 @@ from tenzoo.atomic import atomic_write
 
 Array = npt.NDArray[Any]
 
+LIST_ENDINGS = (".npz", ".csv", ".parquet")
+"""Files that hold a list of rows."""
+
 _BLOCK = 2**20
 """Bytes in memory at a time; of a text file, a sixteenth of it in rows."""
 
 
 class GrowingArrays:
-    """Named arrays to which rows are added, written as one ``.npz`` or ``.csv`` file once they are complete.
+    """Named arrays to which rows are added, written as one file once they are complete.
 
     The rows are kept in unnamed files in the folder of the target: memory does not grow with them, and the operating
     system frees them if the process is killed. The file appears as a whole or not at all (see
     :func:`~tenzoo.atomic.atomic_write`). It replaces no other file: if there is one, a number is added to the name.
 
     Args:
-        path: The file to write. Its folder is created.
+        path: The file to write: ``.npz``, ``.csv`` or ``.parquet``. Its folder is created.
 
     Raises:
+        ImportError: For Parquet without pyarrow.
         OSError: If the folder cannot be written to; from the methods also if the disk is full.
     """
 
@@ -40,7 +45,9 @@ class GrowingArrays:
         self._kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         self.count = 0
         """Number of rows."""
-        with self._in_folder():
+        if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+            raise ImportError("expected pyarrow to write a .parquet file, got no such package; pip install pyarrow")
+        with in_folder(self._path, self.discard):
             path.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=path.parent).close()
 
@@ -51,12 +58,8 @@ class GrowingArrays:
             ValueError: If a value is not finite.
         """
         for name, array in arrays.items():
-            if bad := int((~np.isfinite(array)).sum()):
-                raise ValueError(
-                    f"expected finite predictions, got {bad} that are not among {array.size} {name}: training had "
-                    "diverged; give an earlier checkpoint in `ckpt_path`"
-                )
-            with self._in_folder():
+            check_finite(array, name)
+            with in_folder(self._path, self.discard):
                 if name not in self._rows:
                     self._rows[name] = tempfile.TemporaryFile(dir=self._path.parent)  # noqa: SIM115  (stays open)
                     self._kinds[name] = array.dtype, array.shape[1:]
@@ -75,11 +78,13 @@ class GrowingArrays:
             Its path.
         """
         words = words or {}
-        with self._in_folder():
-            path = _unused(self._path)
+        with in_folder(self._path, self.discard):
+            path = unused(self._path)
             with atomic_write(path) as unfinished:
                 if path.suffix == ".npz":
                     self._write_npz(unfinished, words)
+                elif path.suffix == ".parquet":
+                    self._write_parquet(unfinished, columns, words)
                 else:
                     self._write_csv(unfinished, columns, words)
         self.discard()
@@ -122,23 +127,64 @@ class GrowingArrays:
                 ]
                 np.savetxt(file, np.rec.fromarrays(parts), forms, ",")  # by column: integers stay whole
 
+    def _write_parquet(
+        self, path: Path, columns: Mapping[str, Sequence[str]], words: Mapping[str, Sequence[str]]
+    ) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        for rows in self._rows.values():
+            rows.seek(0)
+        known = {name: pyarrow.array(list(own)) for name, own in words.items()}
+        writer = None
+        for start in range(0, self.count, _BLOCK):
+            table = {}
+            for name in self._rows:
+                for column, part in zip(columns[name], self._block(name, min(_BLOCK, self.count - start)), strict=True):
+                    array = pyarrow.array(np.ascontiguousarray(part))
+                    table[column] = pyarrow.DictionaryArray.from_arrays(array, known[name]) if name in known else array
+            block = pyarrow.table(table)
+            writer = parquet.ParquetWriter(path, block.schema) if writer is None else writer
+            writer.write_table(block)
+        if writer is not None:
+            writer.close()
+
     def _block(self, name: str, count: int) -> Iterator[Array]:
         kind, shape = self._kinds[name]
         width = int(np.prod(shape))
         block = np.frombuffer(self._rows[name].read(count * width * kind.itemsize), kind).reshape(count, width)
         yield from block.T
 
-    @contextmanager
-    def _in_folder(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self.discard()
-            reason = os.strerror(error.errno) if error.errno else error
-            raise OSError(
-                f"expected a folder with room for {self._path.name!r} in `trainer.default_root_dir`, got "
-                f"{str(self._path.parent)!r} ({reason}); nothing was written"
-            ) from error
+
+def check_finite(array: Array, name: str) -> None:
+    """Refuse predictions that are not finite.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    if bad := int((~np.isfinite(array)).sum()):
+        raise ValueError(
+            f"expected finite predictions, got {bad} that are not among {array.size} {name}: training had diverged; "
+            "give an earlier checkpoint in `ckpt_path`"
+        )
+
+
+@contextmanager
+def in_folder(path: Path, discard: Callable[[], None]) -> Iterator[None]:
+    """An error of the file system discards what there is, and names the folder.
+
+    Raises:
+        OSError: If there is one.
+    """
+    try:
+        yield
+    except OSError as error:
+        discard()
+        reason = os.strerror(error.errno) if error.errno else error
+        raise OSError(
+            f"expected a folder with room for {path.name!r} in `trainer.default_root_dir`, got {str(path.parent)!r} "
+            f"({reason}); nothing was written"
+        ) from error
 
 
 def _quoted(word: str) -> str:
@@ -156,7 +202,8 @@ def _form(kind: np.dtype[Any]) -> str:
     return "%d" if np.issubdtype(kind, np.integer) else "%.9g" if kind.itemsize <= 4 else "%.17g"
 
 
-def _unused(path: Path) -> Path:
+def unused(path: Path) -> Path:
+    """The path, with a number if there is such a file."""
     candidate, number = path, 0
     while candidate.exists():
         number += 1

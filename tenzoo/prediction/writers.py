@@ -1,180 +1,17 @@
-"""Callbacks that write predictions to a file."""
+"""Callbacks that write predictions of classes, labels and texts to a file."""
 
-import math
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from tenzoo.distributed import shared_out
-from tenzoo.prediction.arrays import Array, GrowingArrays
+from tenzoo.prediction.base import PredictionWriter
 
 
-class _Writer(Callback):
-    """Writes the predictions of all batches to one file in the log directory, which appears when it is complete.
-
-    An existing file is never overwritten: a number is appended to the name. Under DDP every rank predicts everything
-    and the first one writes.
-    """
-
-    def __init__(self, name: str) -> None:
-        if not isinstance(name, str):
-            raise TypeError(f"expected a file name as str in `name`, got {name!r}")
-        if Path(name).suffix not in (".npz", ".csv"):
-            raise ValueError(f"expected a file name ending in .npz or .csv in `name`, got {name!r}")
-        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-            raise ValueError(
-                f"expected a file name inside the log directory in `name`, got {name!r}; set trainer.default_root_dir "
-                "to choose the folder"
-            )
-        self.name = name
-        self._growing: GrowingArrays | None = None
-        self._columns: dict[str, list[str]] = {}
-
-    @abstractmethod
-    def _arrays(self, prediction: Any) -> Mapping[str, Tensor]:
-        """A batch of predictions as arrays ``(n,)`` or ``(n, m)`` by name."""
-
-    @abstractmethod
-    def _column_names(self, name: str, count: int) -> list[str]:
-        """The names of the m columns of an array."""
-
-    @abstractmethod
-    def _summary(self, trainer: Trainer, count: int) -> str:
-        """A description of this many predictions, for a message."""
-
-    def _note(self, batch: Any) -> None:
-        """Called with each batch that was predicted."""
-
-    def _words(self, trainer: Trainer) -> Mapping[str, Sequence[str]]:
-        """For arrays of integers the word that each stands for."""
-        return {}
-
-    @override
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse data that is divided among processes, and a folder that cannot be written to."""
-        if any(map(shared_out, tree_leaves(trainer.predict_dataloaders))):
-            raise ValueError(
-                f"expected all data in every process for {type(self).__name__}, got a DataLoader that is divided among "
-                f"{trainer.world_size}; set trainer.use_distributed_sampler: false, or trainer.devices: 1"
-            )
-        folder = trainer.log_dir or trainer.default_root_dir  # a collective: asked on every rank
-        self._growing = GrowingArrays(Path(folder) / self.name) if trainer.is_global_zero else None
-
-    @override
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Add the predictions of a batch."""
-        if self._growing is None:
-            return
-        arrays = {name: _to_numpy(array) for name, array in self._arrays(outputs).items()}
-        for name, array in arrays.items():
-            self._columns[name] = self._column_names(name, array.shape[1] if array.ndim > 1 else 1)
-        self._growing.add(arrays)
-        self._note(batch)
-
-    @override
-    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file."""
-        if self._growing is not None and self._growing.count:
-            count = self._growing.count
-            path = self._growing.finish(self._columns, self._words(trainer))
-            rank_zero_info(f"wrote {self._summary(trainer, count)} to {path}")
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Delete what was not written."""
-        if self._growing is not None:
-            self._growing.discard()
-
-
-class CompletedEntriesWriter(_Writer):
-    """Write the completed entries to ``completed.npz`` in the log directory: ``indices`` (n, order), ``values`` (n,).
-
-    Of a table with labels there is an array for each mode by its name, with the labels in ``{name}_names``; a ``.csv``
-    file has the labels themselves.
-
-    A message says how many of them are in cells without a known value, and how many such cells there are. An existing
-    file is never overwritten: a number is appended to the name. Under DDP every rank predicts all entries and the first
-    one writes.
-
-    Args:
-        name: File name. ``.csv`` writes a text file of indices and values.
-
-    Raises:
-        TypeError: If ``name`` is not a string.
-        ValueError: For a name that ends in neither ``.npz`` nor ``.csv``, or leads out of the log directory; while
-            predicting, for predictions that are not finite.
-        OSError: While predicting, if the folder cannot be written to or the disk is full.
-
-    Example:
-        >>> CompletedEntriesWriter("completed.txt")
-        Traceback (most recent call last):
-        ...
-        ValueError: expected a file name ending in .npz or .csv in `name`, got 'completed.txt'
-    """
-
-    def __init__(self, name: str = "completed.npz") -> None:
-        super().__init__(name)
-        self._missing = 0
-        self._labels: dict[str, list[str]] = {}
-
-    @override
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count cells without a known value."""
-        self._missing = 0
-        names, labels = (getattr(trainer.datamodule, name, None) for name in ("mode_names", "labels"))  # type: ignore[attr-defined]
-        if names is not None and labels is not None:
-            self._labels = {name: [str(label) for label in known] for name, known in zip(names, labels, strict=True)}
-        super().on_predict_start(trainer, pl_module)
-
-    @override
-    def _arrays(self, prediction: Any) -> Mapping[str, Tensor]:
-        if self._labels:
-            modes = zip(self._labels, prediction.index.unbind(1), strict=True)
-            return {**dict(modes), "values": prediction.value}
-        return {"indices": prediction.index, "values": prediction.value}
-
-    @override
-    def _words(self, trainer: Trainer) -> Mapping[str, Sequence[str]]:
-        return self._labels
-
-    @override
-    def _column_names(self, name: str, count: int) -> list[str]:
-        if name in self._labels:
-            return [name]
-        return ["value"] if name == "values" else [f"i{mode}" for mode in range(count)]
-
-    @override
-    def _note(self, batch: Any) -> None:
-        self._missing += int(batch.value.isnan().sum())
-
-    @override
-    def _summary(self, trainer: Trainer, count: int) -> str:
-        shape = getattr(trainer.datamodule, "shape", None)  # type: ignore[attr-defined]
-        known = getattr(trainer.datamodule, "num_known", None)  # type: ignore[attr-defined]
-        of_all = "" if shape is None or known is None else f" (of {math.prod(shape) - known} in all)"
-        return (
-            f"{count} completed entries, {self._missing} of them in cells without a known value{of_all} and "
-            f"{count - self._missing} in cells with one,"
-        )
-
-
-class PredictedClassesWriter(_Writer):
+class PredictedClassesWriter(PredictionWriter):
     """Write the predicted classes to ``classes.npz`` in the log directory: ``classes`` (n,), ``probabilities`` (n, C).
 
     The images come in the order of the data. Where the data has ``predicted_names``, an array ``file`` says which image
@@ -183,11 +20,11 @@ class PredictedClassesWriter(_Writer):
     and the first one writes.
 
     Args:
-        name: File name. ``.csv`` writes a text file of classes and probabilities.
+        name: File name. ``.csv`` and ``.parquet`` are tables of classes and probabilities.
 
     Raises:
         TypeError: If ``name`` is not a string.
-        ValueError: For a name that ends in neither ``.npz`` nor ``.csv``, or leads out of the log directory; while
+        ValueError: For a name with another ending, or one that leads out of the log directory; while
             predicting, for predictions that are not finite.
         OSError: While predicting, if the folder cannot be written to or the disk is full.
 
@@ -231,7 +68,7 @@ class PredictedClassesWriter(_Writer):
         return f"{count} predicted classes"
 
 
-class PredictedLabelsWriter(_Writer):
+class PredictedLabelsWriter(PredictionWriter):
     """Write the predicted labels of texts to ``labels.csv`` in the log directory.
 
     A row has the ``label`` by its name, and the probability of each label in a column of its name, in the order of the
@@ -243,7 +80,7 @@ class PredictedLabelsWriter(_Writer):
 
     Raises:
         TypeError: If ``name`` is not a string.
-        ValueError: For a name that ends in neither ``.npz`` nor ``.csv``, or leads out of the log directory; while
+        ValueError: For a name with another ending, or one that leads out of the log directory; while
             predicting, for predictions that are not finite.
         OSError: While predicting, if the folder cannot be written to or the disk is full.
 
@@ -284,7 +121,7 @@ class PredictedLabelsWriter(_Writer):
         return f"{count} predicted {'labels' if 'label' in self._columns else 'values'}"
 
 
-class ContinuationsWriter(_Writer):
+class ContinuationsWriter(PredictionWriter):
     """Write prompts and what continues them to ``continuations.csv`` in the log directory.
 
     A row has the ``prompt`` and its ``continuation`` as text. An existing file is never overwritten: a number is
@@ -296,7 +133,7 @@ class ContinuationsWriter(_Writer):
 
     Raises:
         TypeError: If ``name`` is not a string; while predicting, if the data has no vocabulary.
-        ValueError: For a name that ends in neither ``.npz`` nor ``.csv``, or leads out of the log directory.
+        ValueError: For a name with another ending, or one that leads out of the log directory.
         OSError: While predicting, if the folder cannot be written to or the disk is full.
 
     Example:
@@ -345,9 +182,3 @@ class ContinuationsWriter(_Writer):
     @override
     def _summary(self, trainer: Trainer, count: int) -> str:
         return f"{count} continued prompts"
-
-
-def _to_numpy(array: Tensor) -> Array:
-    wide = array if not array.is_floating_point() else array.to(torch.promote_types(array.dtype, torch.float32))
-    values: Array = wide.detach().cpu().numpy()  # numpy has no bfloat16
-    return values

@@ -1,20 +1,32 @@
 """Training and evaluation of a tensor completion."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, Metric, R2Score
 
 from tenzoo.data import CompletionBatch, CompletionDataModule
+from tenzoo.data.checks import check_bool, check_int
 from tenzoo.factorizations import Rank, factorization_class
-from tenzoo.models import TensorCompletion
+from tenzoo.models import CompletionEnsemble, TensorCompletion
+from tenzoo.models.completion import check_interactions
 from tenzoo.prediction import CompletedEntriesWriter
 from tenzoo.tasks.base import Task
 from tenzoo.tasks.command_line import Evaluation
+from tenzoo.tasks.completion_terms import check_clip, check_smooth_modes, check_smoothness, roughness
 from tenzoo.training import batch_weight
+
+
+class CompletedBatch(NamedTuple):
+    """Predictions of an ensemble: indices ``(N, order)``, values and their standard deviations ``(N,)``."""
+
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
+    value: Tensor
+    deviation: Tensor
 
 
 class CompletionTask(Task):
@@ -34,13 +46,23 @@ class CompletionTask(Task):
         init_std: Root mean square of the tensor's entries at initialization, in standardized units.
         init: ``"normal"``, or ``"uniform"`` for cores drawn from U(0, 1).
         reduction: Loss per batch: ``"mean"`` or ``"sum"`` of squared residuals, in standardized units.
+        biases: Whether each index of each mode has a number of its own, which is added to its entries, such as for a
+            film that all like.
+        interactions: Groups of modes, such as ``[[0, 1], [0, 2]]``: one tensor for each, whose sum is the whole. What
+            users think of films is learned better without a third mode where few entries are known.
+        clip: What predictions are kept in, in the units of the data: ``"data"`` for the range of the training entries,
+            or two numbers. Training does not see it.
+        smoothness: For each mode a weight of the mean squared second difference along it, at the training entries, in
+            standardized units; 0 for a mode without an order. For volumes, spectra and times.
+        ensemble: Number of models that start differently. Their mean is predicted, and with validation entries its
+            deviation, see :class:`~tenzoo.models.CompletionEnsemble`. SAM perturbs all together.
         **kwargs: The arguments of :class:`~tenzoo.tasks.base.Task`.
 
     Raises:
         ValueError: For an unknown format, rank or choice; from ``fit`` also for a shape other than the data's.
     """
 
-    model: TensorCompletion
+    model: TensorCompletion | CompletionEnsemble
 
     def __init__(
         self,
@@ -51,6 +73,11 @@ class CompletionTask(Task):
         init_std: float = 1.0,
         init: Literal["normal", "uniform"] = "normal",
         reduction: Literal["mean", "sum"] = "mean",
+        biases: bool = False,
+        interactions: Sequence[Sequence[int]] | None = None,
+        clip: Literal["data"] | Sequence[float] | None = None,
+        smoothness: Sequence[float] | None = None,
+        ensemble: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -59,11 +86,23 @@ class CompletionTask(Task):
         if reduction not in ("mean", "sum"):
             raise ValueError(f"expected 'mean' or 'sum' in `reduction`, got {reduction!r}")
         self.reduction = reduction
-        self._model_args = {"factorization": factorization, "rank": rank, "init_std": init_std, "init": init}
+        self.clip = check_clip(clip)
+        self.smoothness = check_smoothness(smoothness)
+        self._ensemble = check_int(ensemble, arg="ensemble", least=1)
+        self._model_args = {
+            "factorization": factorization,
+            "rank": rank,
+            "init_std": init_std,
+            "init": init,
+            "biases": check_bool(biases, arg="biases"),
+            "interactions": None if interactions is None else check_interactions(interactions),
+            "clips": self.clip is not None,
+        }
         self.shape = None if shape is None else tuple(shape)
         self.metrics = nn.ModuleDict()
+        self._excess: list[Tensor] = []
         if shape is not None:
-            self.model = TensorCompletion(shape, **self._model_args)  # type: ignore[arg-type]
+            self.build(shape)
 
     def forward(self, index: Tensor) -> Tensor:
         """Values, in the units of the data, at an ``(N, order)`` index; shape ``(N,)``."""
@@ -95,7 +134,18 @@ class CompletionTask(Task):
         """Build the model for a shape. Without ``shape`` in the arguments, this is done before training."""
         self.shape = tuple(shape)
         self.hparams["shape"] = list(shape)
-        self.model = TensorCompletion(shape, **self._model_args)  # type: ignore[arg-type]
+        if self.smoothness is not None:
+            check_smooth_modes(self.smoothness, self.shape)
+        arguments: dict[str, Any] = self._model_args
+        if self._ensemble == 1:
+            self.model = TensorCompletion(shape, **arguments)
+        else:
+            self.model = CompletionEnsemble(self._ensemble, shape, **arguments)
+
+    @property
+    def _members(self) -> list[TensorCompletion]:
+        members = self.model.members if isinstance(self.model, CompletionEnsemble) else [self.model]
+        return cast("list[TensorCompletion]", list(members))
 
     def configure_model(self) -> None:
         """Build the model for the shape of the data, if the arguments give none."""
@@ -103,10 +153,17 @@ class CompletionTask(Task):
             self.build(self._data.shape)
 
     def on_fit_start(self) -> None:
-        """Copy the location and scale of the data into the model, and so into checkpoints."""
+        """Copy the location, scale and range of the data into the model, and so into checkpoints."""
         super().on_fit_start()
-        self.model.location.fill_(self._data.location)
-        self.model.scale.fill_(self._data.scale)
+        data = self._data
+        for member in self._members:
+            member.location.fill_(data.location)
+            member.scale.fill_(data.scale)
+            if self.clip is not None:
+                known = data.splits["train"].value
+                low, high = (known.min(), known.max()) if self.clip == "data" else self.clip
+                member.low.fill_(low)
+                member.high.fill_(high)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and use row-sparse gradients where it and the size of the tensor allow them."""
@@ -123,8 +180,10 @@ class CompletionTask(Task):
         )
         entries = len(self._data.splits["train"])
         batch_size = self._data.hparams["batch_size"] or entries
-        large = not self.model.reconstructs(min(entries, batch_size))
-        self.model.sparse_grad = only_sparse or (plain_sgd and large and clip is None and processes == 1)
+        large = not self._members[0].reconstructs(min(entries, batch_size))
+        sparse = only_sparse or (plain_sgd and large and clip is None and processes == 1)
+        for member in self._members:
+            member.sparse_grad = sparse
         return configured
 
     @property
@@ -142,7 +201,7 @@ class CompletionTask(Task):
         """Validation alone: a test has the same entries."""
         return ("validate",)
 
-    def described_network(self, data: LightningDataModule) -> TensorCompletion:
+    def described_network(self, data: LightningDataModule) -> TensorCompletion | CompletionEnsemble:
         """The model, built for the data's shape where the arguments named none."""
         if self.shape is None:
             tensor = as_completion_data(data)
@@ -154,19 +213,31 @@ class CompletionTask(Task):
     # --- steps -------------------------------------------------------------------------------------------------
 
     def loss(self, batch: CompletionBatch, batch_idx: int) -> Tensor:
-        """Squared residuals of a batch, in standardized units, summed or averaged."""
-        residual: Tensor = (self.model(batch.index) - batch.value) / self.model.scale
+        """Squared residuals of a batch, in standardized units, summed or averaged, and the penalty of smoothness.
+
+        Of an ensemble it is the sum of the losses of its members: each is trained as if it were alone.
+        """
+        first, *others = (self._loss_of(member, batch) for member in self._members)
+        return sum(others, first)
+
+    def _loss_of(self, model: TensorCompletion, batch: CompletionBatch) -> Tensor:
+        squares: Tensor = ((model(batch.index) - batch.value) / model.scale).square()
         weight = batch_weight(self)
+        penalty = 0.0 if self.smoothness is None else roughness(model, batch.index, self.smoothness)
         if self.reduction == "mean":
-            return residual.square().mean() if weight == 1 else residual.square().mean() * weight
+            loss = squares.mean() + penalty
+            return loss if weight == 1 else loss * weight
         # DDP averages over ranks, and the loss is a sum. A share of weight 0 repeats an entry of another rank.
-        return residual.square().sum() * (self.trainer.world_size if weight else 0)
+        return (squares.sum() + len(squares) * penalty) * (self.trainer.world_size if weight else 0)
 
     def _metrics_of(self, split: str) -> dict[str, Metric]:
         return {key: metric for key, metric in self.metrics.items() if key.startswith(f"{split}/")}  # type: ignore[misc]
 
     def _update(self, batch: CompletionBatch, dataloader_idx: int) -> None:
         predicted = self.model(batch.index).double()
+        if isinstance(self.model, CompletionEnsemble) and self._data.eval_split_names[dataloader_idx] == "val":
+            spread = self.model.predictions(batch.index).double().var(0)
+            self._excess.append((predicted - batch.value.double()).square() - spread)
         for metric in self._metrics_of(self._data.eval_split_names[dataloader_idx]).values():
             metric.update(predicted, batch.value.double())
 
@@ -188,14 +259,22 @@ class CompletionTask(Task):
 
     def on_validation_epoch_end(self) -> None:
         """Log R² and RMSE of every split."""
+        if isinstance(self.model, CompletionEnsemble) and self._excess and self.trainer.state.fn == TrainerFn.FITTING:
+            self.model.noise.copy_(torch.cat(self._excess).mean().clamp(min=0).sqrt())
+        self._excess.clear()
         self._log_metrics()
 
     def on_test_epoch_end(self) -> None:
         """Log R² and RMSE of every split."""
+        self._excess.clear()
         self._log_metrics()
 
-    def predict_step(self, batch: CompletionBatch, batch_idx: int, dataloader_idx: int = 0) -> CompletionBatch:
-        """The batch's indices with the model's values, in the units of the data."""
+    def predict_step(
+        self, batch: CompletionBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> CompletionBatch | CompletedBatch:
+        """The batch's indices with the model's values, in the units of the data; of an ensemble with deviations."""
+        if isinstance(self.model, CompletionEnsemble) and self.model.noise > 0:
+            return CompletedBatch(batch.index, self.model(batch.index), self.model.deviation(batch.index))
         return CompletionBatch(batch.index, self.model(batch.index))
 
 

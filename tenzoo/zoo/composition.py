@@ -32,7 +32,7 @@ _HOW = frozenset({"foreach", "fused", "capturable", "differentiable", "maximize"
 
 _CORPUS = "tenzoo.data.TextCorpusDataModule"
 
-_OF_DATA = frozenset({"observed_fraction", "shape", "num_entries", "predict_index"})
+_OF_DATA = frozenset({"observed_fraction", "validation_fraction", "shape", "num_entries", "predict_index"})
 """What is chosen for one data set and means nothing for another."""
 
 
@@ -241,8 +241,7 @@ def _settle_split(config: Namespace, given: Sequence[Layer]) -> str | None:
             data[name] = None
     if not dropped:
         return None
-    known = ", of which all known entries are" if "observed_fraction" in meant_for else ""
-    return f"{'; '.join(dropped)}: not used for {dataset!r}{known}; give your own as arguments to change that"
+    return f"{'; '.join(dropped)}: not used for {dataset!r}; give your own as arguments to change that"
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ CONFIG = """
 trainer: {accelerator: cpu, max_steps: 2, enable_progress_bar: false, enable_model_summary: false,
           log_every_n_steps: 1, limit_val_batches: 0, num_sanity_val_steps: 0}
 model: {class_path: CompletionTask, init_args: {factorization: cp, rank: 1}}
-data: {class_path: CompletionDataModule, init_args: {dataset: mine.csv, validation_fraction: 0}}
+data: {class_path: CompletionDataModule, init_args: {dataset: mine.csv, observed_fraction: 1, validation_fraction: 0}}
 """
 SIX = "0,0,0\n0,1,1\n1,0,2\n1,2,3\n2,1,4\n2,2,5\n"
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from scipy import io
 
 from tenzoo.callbacks import CompletedEntriesWriter, PredictedClassesWriter
 from tenzoo.cli import main
@@ -61,8 +62,13 @@ def test_npz_and_csv_hold_the_same_cells(tmp_path, dtype):
     assert written["values"].dtype == (np.float64 if dtype == torch.float64 else np.float32)
     np.testing.assert_array_equal(written["values"], expected.to(torch.promote_types(dtype, torch.float32)))
     lines = (tmp_path / "deep" / "completed.csv").read_text().splitlines()
-    assert lines[0] == "i0,i1,i2,value"
-    table = np.loadtxt(lines[1:], delimiter=",")
+    assert lines[0] == "i0,i1,i2,value,known"
+    table = np.loadtxt(lines[1:], delimiter=",", usecols=range(4))
+    splits = {tuple(row): name for name, split in source.splits.items() for row in split.index.tolist()}
+    names = {"val": "validation", "held_out": "held out"}
+    marks = [names.get(splits.get(tuple(cell)), "missing") for cell in written["indices"].tolist()]
+    assert [line.rsplit(",", 1)[1] for line in lines[1:]] == marks
+    assert [written["known_names"][number] for number in written["known"]] == marks
     np.testing.assert_array_equal(table[:, :3], written["indices"])
     np.testing.assert_array_equal(table[:, 3].astype(written["values"].dtype), written["values"])
     assert {path.name for path in tmp_path.iterdir()} == {"completed.npz", "deep"}
@@ -77,7 +83,7 @@ def test_indices_stay_whole_in_a_csv(tmp_path):
 
 def test_it_is_said_what_was_written(tmp_path, caplog, monkeypatch):
     said = []
-    monkeypatch.setattr("tenzoo.prediction.writers.rank_zero_info", said.append)
+    monkeypatch.setattr("tenzoo.prediction.base.rank_zero_info", said.append)
     source = data()
     predict(tmp_path, source=source)
     train, missing = len(source.splits["train"]), 60 * 50 * 40 - 900
@@ -152,8 +158,8 @@ def test_predictions_that_are_not_finite_are_refused(tmp_path, value):
         ("/tmp/x.npz", ValueError, "inside the log directory in `name`, got '/tmp/x.npz'; .*default_root_dir"),
         ("../x.npz", ValueError, "inside the log directory"),
         ("a/../../x.csv", ValueError, "inside the log directory"),
-        ("x.txt", ValueError, "ending in .npz or .csv in `name`"),
-        (".npz", ValueError, "ending in .npz or .csv in `name`"),
+        ("x.txt", ValueError, "ending in .npz, .csv, .parquet.* in `name`"),
+        (".npz", ValueError, "ending in .npz, .csv, .parquet.* in `name`"),
         (3, TypeError, "file name as str in `name`, got 3"),
     ],
 )
@@ -218,3 +224,91 @@ def test_two_processes_write_the_file_of_one(tmp_path):
         for name in ("indices", "values"):
             np.testing.assert_array_equal(of_one[name], of_two[name])
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["completed.npz"]
+
+
+# --- one's own file, tables and whole tensors ------------------------------------------------------------------------
+
+
+def labelled(**changes):
+    """A frame of which two cells are missing, and one is held out."""
+    pandas = pytest.importorskip("pandas", reason="needs pandas: pip install pandas")
+    rows = [(f"u{i}", 10 * j, i + j / 8) for i in range(6) for j in range(5) if (i, j) not in [(0, 4), (5, 1)]]
+    frame = pandas.DataFrame(rows, columns=["user", "film", "stars"])
+    return CompletionDataModule(frame, index_columns=["user", "film"], value_column="stars", **changes)
+
+
+def test_parquet_has_labels_and_splits(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra tables: pip install 'tenzoo[tables]'")
+    writer = CompletedEntriesWriter()
+    writer.write_to(str(tmp_path / "elsewhere" / "all.parquet"))
+    source = labelled()
+    predict(tmp_path, writer=writer, source=source)
+    table = parquet.read_table(tmp_path / "elsewhere" / "all.parquet").to_pydict()
+    assert list(table) == ["user", "film", "value", "known"]
+    assert len(table["user"]) == 30 - len(source.splits["train"])
+    rows = {(user, film): (value, known) for user, film, value, known in zip(*table.values(), strict=True)}
+    assert rows["u0", "40"] == (np.float32(4 / 3), "missing")
+    assert rows["u5", "10"][1] == "missing"
+    assert sorted(known for _, known in rows.values()) == ["held out"] * 3 + ["missing"] * 2 + ["validation"] * 3
+
+
+@pytest.mark.parametrize("ending", [".npy", ".pt", ".mat", ".nc"])
+def test_whole_tensors_keep_what_is_known(tmp_path, ending):
+    if ending == ".nc":
+        pytest.importorskip("h5netcdf", reason="needs the extra arrays: pip install 'tenzoo[arrays]'")
+    writer = CompletedEntriesWriter()
+    writer.write_to(str(tmp_path / f"all{ending}"))
+    predict(tmp_path, writer=writer, source=labelled(observed_fraction=0.7, validation_fraction=0.2))
+    path = tmp_path / f"all{ending}"
+    match ending:
+        case ".npy":
+            found = np.load(path)
+        case ".pt":
+            found = torch.load(path, weights_only=True).numpy()
+        case ".mat":
+            found = io.loadmat(path)["completed"]
+        case _:
+            xarray = pytest.importorskip("xarray")
+            with xarray.open_dataset(path) as file:
+                found = file["completed"].values
+                assert file["user"].values.tolist() == [f"u{i}" for i in range(6)]
+                assert file["film"].values.tolist() == [0, 10, 20, 30, 40]
+    expected = np.add.outer(np.arange(6), np.arange(5) / 8).astype(np.float32)
+    expected[0, 4], expected[5, 1] = np.float32(4 / 3), 2  # as Sum predicts
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    predict(tmp_path, writer=writer, source=labelled(observed_fraction=0.7, validation_fraction=0.2))
+    assert sorted(each.name for each in tmp_path.iterdir()) == [f"all-1{ending}", f"all{ending}"]
+
+
+def test_whole_tensors_that_are_refused(tmp_path, monkeypatch):
+    writer = CompletedEntriesWriter("all.pt")
+    with pytest.raises(ValueError, match=r"no `predict_index` for a \.pt file, .* got 'held_out'"):
+        predict(tmp_path, writer=writer, source=labelled(predict_index="held_out"))
+    monkeypatch.setattr("tenzoo.prediction.cells.free_memory", lambda: 200)
+    with pytest.raises(
+        ValueError, match=r"fits into memory twice for a \.pt file, got 1e-07 GB where 2e-07 GB are free"
+    ):
+        predict(tmp_path, writer=writer, source=labelled())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_whole_tensor_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError):
+        predict(tmp_path, None, CompletedEntriesWriter("all.npy"), Stop(RuntimeError()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_writes_where_it_is_told(tmp_path, capsys):
+    words = ["--config", "covid_tucker", "--trainer.default_root_dir", str(tmp_path / "runs")]
+    quick = ["--trainer.max_epochs", "1", "--data.steps_per_epoch", "1", "--trainer.log_every_n_steps", "1"]
+    words += ["--trainer.enable_progress_bar", "false"]
+    assert main(["fit", *words, *quick]) == 0
+    words += ["--ckpt_path", "best"]
+    assert main(["predict", *words, "--output", str(tmp_path / "mine.npy")]) == 0
+    assert np.load(tmp_path / "mine.npy").shape == (438, 6, 11)
+    assert main(["predict", *words, "--output", "mine.txt"]) == 2
+    assert "ending in .npz, .csv, .parquet, .npy, .pt, .mat, .nc in `output`, got 'mine.txt'" in capsys.readouterr().err
+    own = ["--trainer.callbacks", "tenzoo.prediction.CompletedEntriesWriter"]
+    assert main(["predict", *words, *own, "--output", "mine.npy"]) == 2
+    assert "expected no `output` where CompletionTask or its callbacks" in capsys.readouterr().err

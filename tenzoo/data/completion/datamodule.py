@@ -2,19 +2,22 @@
 
 import functools
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from typing_extensions import override
 
 from tenzoo.data.checks import check_bool, check_fraction, check_int
 from tenzoo.data.completion.entries import CompletionBatch, Entries, look_up
 from tenzoo.data.completion.loaders import EVALUATION_BATCH_SIZE, EntryLoader, SequentialLoader
-from tenzoo.data.completion.preparation import PreparedData, check_predict_index, prepare, summary
-from tenzoo.data.completion.sources import DATASETS, check_missing_values, check_source, check_table
+from tenzoo.data.completion.preparation import PreparedData, check_predict_index, prepare
+from tenzoo.data.completion.sources import called, check_missing_values, check_source, check_table, is_public
 from tenzoo.data.completion.splits import SPLIT_NAMES
+from tenzoo.data.completion.summary import summary
 from tenzoo.data.completion.unseen import UnseenLoader
 from tenzoo.data.resumable import ResumableDataModule
 from tenzoo.data.transfer import upload
@@ -36,10 +39,14 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
 
     Args:
         dataset: ``"covid"``, ``"il2"``, ``"indian_pines"``, ``"kinetic"``, ``"synthetic"``, or the path of a ``.npy``,
-            ``.npz``, ``.pt`` or ``.csv`` file, dense with NaN for missing entries or a list of entries.
+            ``.npz``, ``.pt``, ``.mat``, ``.nc`` or ``.csv`` file, dense with NaN for missing entries or a list of
+            entries; in Python also an array of NumPy (which may be masked), torch (which may be sparse: what it does
+            not hold is missing) or xarray, or a data frame. Its dimensions and coordinates name modes and labels.
         observed_fraction: Fraction in (0, 1] of the known entries that is observed; the rest is held out. 1 is allowed
-            where the tensor has unknown cells. ``None`` means 1 for a file, and 0.3 for the data sets with a name.
-        validation_fraction: Fraction in [0, 1) of the observed entries that is held out for validation.
+            where the tensor has unknown cells. ``None`` means 0.9 for a file, and 0.3 for the data sets with a name.
+        validation_fraction: Fraction in [0, 1) of the observed entries that is held out for validation. ``None`` means
+            a tenth, and of a file with ``observed_fraction`` ``None`` a ninth, so that 80 % are trained on, 10 % are
+            for validation and 10 % are held out.
         seed: Chooses the splits, the order of batches, and the synthetic tensor. Independent of global generators.
         batch_size: Observed entries per optimizer step, over all processes together; ``None`` means all.
         steps_per_epoch: Batches per epoch; ``None`` means one pass over ``train``.
@@ -50,7 +57,8 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
             ``"held_out"`` means that split; else the path of a ``.csv`` or ``.npz`` file with indices, whose columns
             have the names of the data where both have names. Of a table with labels, it has labels, too.
         index_columns: Names of the columns of a table that say where an entry is, one for each mode; they may hold any
-            labels. The table is a ``.csv``, ``.tsv``, ``.csv.gz``, ``.parquet``, ``.feather`` or ``.arrow`` file.
+            labels. The table is a data frame, or a ``.csv``, ``.tsv``, ``.csv.gz``, ``.parquet``, ``.feather`` or
+            ``.arrow`` file.
         value_column: Name of the column of its values.
         missing_values: Numbers in a file that mean a missing value, such as −999.
 
@@ -74,10 +82,10 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
 
     def __init__(
         self,
-        dataset: str,
+        dataset: Any,
         *,
         observed_fraction: float | None = None,
-        validation_fraction: float = 0.1,
+        validation_fraction: float | None = None,
         seed: int = 0,
         batch_size: int | None = None,
         steps_per_epoch: int | None = None,
@@ -90,29 +98,32 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
         missing_values: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        dataset = data = os.fspath(dataset) if isinstance(dataset, os.PathLike) else dataset
         columns = check_table(dataset, index_columns, value_column, shape)
         sizes = None if columns is not None else check_source(dataset, shape=shape, num_entries=num_entries)
         index_columns = None if columns is None else list(columns.index)
         known_missing = check_missing_values(missing_values)
         missing_values = None if missing_values is None else list(known_missing)
-        if known_missing and dataset in DATASETS:
+        if known_missing and is_public(dataset):
             raise ValueError(f"expected `missing_values` only for a file, got {missing_values} with {dataset!r}")
         shape = None if sizes is None else list(sizes)
         if observed_fraction is not None:
             observed_fraction = check_fraction(observed_fraction, arg="observed_fraction", positive=True)
-        validation_fraction = check_fraction(validation_fraction, arg="validation_fraction", below_one=True)
+        if validation_fraction is not None:
+            validation_fraction = check_fraction(validation_fraction, arg="validation_fraction", below_one=True)
         check_int(seed, arg="seed", least=0)
         check_int(1 if batch_size is None else batch_size, arg="batch_size", least=1)
         check_int(1 if steps_per_epoch is None else steps_per_epoch, arg="steps_per_epoch", least=1)
         check_bool(standardize, arg="standardize")
         check_predict_index(predict_index)
+        dataset = called(data)
         # After the checks, which leave builtins only: checkpoints hold nothing else. Loggers are left out since they
         # refuse a task with an argument of the same name (`shape`) and another value.
         self.save_hyperparameters(logger=False)
         self._dataset, self._seed, self._steps_per_epoch = dataset, seed, steps_per_epoch
         self._load = functools.partial(
             prepare,
-            dataset,
+            data,
             observed_fraction=observed_fraction,
             validation_fraction=validation_fraction,
             seed=seed,
@@ -138,6 +149,22 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
     def labels(self) -> tuple[tuple[str | int, ...], ...] | None:
         """What each index of each mode stands for, if the data says so; known after ``setup``."""
         return self._data.known.labels
+
+    @property
+    def known(self) -> Entries:
+        """All known entries; known after ``setup``."""
+        return self._data.known
+
+    def split_of(self, index: Tensor) -> Tensor:
+        """Where cells lie: 0 in none of the splits since they are missing, 1 to 3 in ``train``, ``val``, ``held_out``.
+
+        Args:
+            index: Shape ``(n, order)``, int64.
+
+        Returns:
+            Shape ``(n,)``, int8.
+        """
+        return self._data.places.of(index)
 
     @property
     def num_known(self) -> int:
@@ -167,8 +194,8 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
     @override
     def _prepare(self) -> PreparedData:
         data = self._load()
-        if self._dataset not in DATASETS:
-            rank_zero_info(summary(self._dataset, data))
+        if not is_public(self._dataset):
+            rank_zero_info(summary(self._dataset, data.known, data.shape, data.splits))
         return data
 
     @override

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 
 from tenzoo.data.arrays import Array, TooLargeError, check_inflation, read_npy, read_npz
@@ -24,9 +23,10 @@ from tenzoo.data.completion.csv_files import Table, csv_fault, parse_csv
 from tenzoo.data.completion.entries import Entries, dense_entries, sparse_entries
 from tenzoo.data.completion.entry_checks import check_index, check_shape
 from tenzoo.data.completion.missing_values import check_markers, without_markers
+from tenzoo.data.completion.objects import object_entries, read_mat, read_netcdf
 from tenzoo.weight_files import OversizedError, load_torch
 
-FILE_ENDINGS = (".csv", ".npy", ".npz", ".pt")
+FILE_ENDINGS = (".csv", ".mat", ".nc", ".npy", ".npz", ".pt")
 INDEX_ENDINGS = (".csv", ".npz")
 SPARSE_ENDINGS = (".csv", ".npz")
 _NO_VALUES = ("indices", "shape")
@@ -46,9 +46,9 @@ def read_entries(
 
     Args:
         path: A dense tensor with NaN for missing entries (``.npy``, ``.npz`` with one array, ``.pt`` with one
-            tensor), or a list of entries (``.npz`` with ``indices``, ``values`` and possibly ``shape``; ``.csv``,
-            separated by commas, whose last column is the value and whose other columns are the indices, with or
-            without a header line).
+            tensor, which may be sparse, ``.mat`` and ``.nc`` with one array), or a list of entries (``.npz`` with
+            ``indices``, ``values`` and possibly ``shape``; ``.csv``, separated by commas, whose last column is the
+            value and whose other columns are the indices, with or without a header line).
         shape: The mode sizes of a list of entries; ``None`` takes those of the file, else the largest index plus 1.
         missing_values: Numbers that mean a missing value.
         arg: Name of the argument, for the errors.
@@ -71,7 +71,11 @@ def read_entries(
         case ".npy":
             return _dense(without_markers(_read(path, read_npy, arg), missing_values), arg)
         case ".pt":
-            return _dense(without_markers(_tensor_values(_read(path, _parse_pt, arg), arg), missing_values), arg)
+            return object_entries(_read(path, _parse_pt, arg), missing_values=missing_values, arg=arg)
+        case ".mat":
+            return object_entries(_read(path, read_mat, arg), missing_values=missing_values, arg=arg)
+        case ".nc":
+            return object_entries(_read(path, read_netcdf, arg), missing_values=missing_values, arg=arg)
         case ".csv":
             table = _table(path, arg)
             check_columns(table.names, arg=arg)
@@ -154,11 +158,13 @@ def _read(path: Path, parse: Callable[[Path], T], arg: str) -> T:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return parse(path)
-    except OversizedError:
+    except (OversizedError, ImportError):
         raise
     except TooLargeError as error:
         raise ValueError(f"expected a file that fits into memory in `{arg}`, got {error}") from None
     except Exception as error:  # the parsers raise a dozen types on broken files
+        if str(error).startswith("expected one ") or str(error).startswith("expected a file of MATLAB"):  # our own
+            raise
         if path.suffix.lower() == ".csv" and (fault := csv_fault(path)):
             raise ValueError(f"expected {fault[0]} of {str(path)!r} in `{arg}`, got {fault[1]}") from error
         raise ValueError(
@@ -167,31 +173,16 @@ def _read(path: Path, parse: Callable[[Path], T], arg: str) -> T:
         ) from error
 
 
-def _parse_pt(path: Path) -> object:
+def _parse_pt(path: Path) -> torch.Tensor:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             check_inflation(archive, path.stat().st_size)
-    return load_torch(path, "a .pt file of plain numbers in `dataset`")
-
-
-def _tensor_values(loaded: object, arg: str) -> Array:
-    if not isinstance(loaded, torch.Tensor) or loaded.layout != torch.strided or loaded.is_meta:
+    loaded = load_torch(path, "a .pt file of plain numbers in `dataset`")
+    if not isinstance(loaded, torch.Tensor):
         raise ValueError(
-            f"expected one dense tensor in `{arg}`, got {type(loaded).__name__}; save it by torch.save(tensor, path)"
+            f"expected one tensor in `dataset`, got {type(loaded).__name__}; save it by torch.save(tensor, path)"
         )
-    if loaded.is_complex() or loaded.dtype == torch.bool:
-        raise ValueError(f"expected real numbers in `{arg}`, got {loaded.dtype}; convert the values to float32")
-    if loaded.is_quantized:
-        raise ValueError(f"expected plain numbers in `{arg}`, got quantized ones; save tensor.dequantize()")
-    if loaded.numel() > loaded.untyped_storage().nbytes() // loaded.element_size():
-        raise ValueError(
-            f"expected a value of its own for each cell in `{arg}`, got {tuple(loaded.shape)} cells that share some; "
-            "save tensor.contiguous()"
-        )
-    values = loaded.detach().resolve_neg()
-    if values.is_floating_point() and values.dtype != torch.float64:
-        values = values.float()  # numpy has neither bfloat16 nor float8
-    return np.asarray(values.numpy())
+    return loaded
 
 
 def _dense(values: Array, arg: str) -> tuple[Entries, tuple[int, ...]]:

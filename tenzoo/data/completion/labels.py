@@ -1,6 +1,6 @@
 """Tables whose columns have names, and whose modes have labels: users, films, dates, ids with gaps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,23 @@ def read_labelled(
         ImportError: If pyarrow is not installed.
         ValueError: If the table has no such column, a label is missing, a value is no number, or a cell has two values.
     """
-    table = _read(path, [*index_columns, value_column], arg)
+    return labelled_entries(
+        _read(path, [*index_columns, value_column], arg), index_columns, value_column, missing_values, arg=arg
+    )
+
+
+def labelled_entries(
+    table: Mapping[str, Array],
+    index_columns: Sequence[str],
+    value_column: str,
+    missing_values: Sequence[float] = (),
+    *,
+    arg: str = "dataset",
+) -> tuple[Entries, tuple[int, ...]]:
+    """As :func:`read_labelled`, of columns by their names."""
+    for each in (*index_columns, value_column):
+        if each not in table:
+            raise ValueError(f"expected a column {each!r} in `{arg}`, got {', '.join(table)}")
     codes, labels = zip(*(_numbered(table[name], name, arg) for name in index_columns), strict=True)
     values = without_markers(_values(table[value_column], value_column, arg), missing_values)
     check_markers(values, arg=arg)
@@ -82,7 +98,7 @@ def read_labels(path: Path, known: Entries, *, arg: str = "predict_index") -> to
     columns = []
     for name, labels in zip(known.mode_names, known.labels, strict=True):
         place = {str(label): number for number, label in enumerate(labels)}
-        texts = [str(label).strip() for label in table[name]]
+        texts = [str(label).strip() for label in _dates(table[name])]
         for row, text in enumerate(texts, 1):
             if text not in place:
                 raise ValueError(
@@ -144,7 +160,7 @@ def _separator(path: Path, columns: Sequence[str]) -> str:
 
 def _numbered(column: Array, name: str, arg: str) -> tuple[Array, tuple[Label, ...]]:
     """Each row's number, and the label of each number."""
-    texts = [str(label).strip() for label in column]
+    texts = [str(label).strip() for label in _dates(column)]
     for row, (label, text) in enumerate(zip(column, texts, strict=True), 1):
         if not text or _is_missing(label):
             raise ValueError(f"expected a label in column {name!r} of `{arg}` in each row, got none in row {row}")
@@ -153,6 +169,22 @@ def _numbered(column: Array, name: str, arg: str) -> tuple[Array, tuple[Label, .
         labels = sorted(map(int, labels))
     place = {str(label): number for number, label in enumerate(labels)}
     return np.array([place[text] for text in texts], dtype=np.int64), tuple(labels)
+
+
+def labels_of(column: Array) -> list[Label]:
+    """A label for each number: itself if all are integers, else its text.
+
+    Example:
+        >>> labels_of(np.array(["2024-01-01", "2024-01-02"], dtype="datetime64[ns]"))
+        ['2024-01-01', '2024-01-02']
+    """
+    texts = [str(label).strip() for label in _dates(column)]
+    return [int(text) for text in texts] if all(map(_is_whole, texts)) else list(texts)
+
+
+def _dates(column: Array) -> Array:
+    """Times as texts, no longer than they must be."""
+    return np.datetime_as_string(column, unit="auto") if column.dtype.kind == "M" else column
 
 
 def _is_missing(value: Any) -> bool:

@@ -4,20 +4,23 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from tenzoo.data.completion.entries import Entries
 from tenzoo.data.completion.files import INDEX_ENDINGS, read_index
 from tenzoo.data.completion.labels import read_labels
-from tenzoo.data.completion.sources import DATASETS, Columns, load_entries
-from tenzoo.data.completion.splits import split_entries
+from tenzoo.data.completion.sources import Columns, called, is_public, load_entries
+from tenzoo.data.completion.splits import Places, split_entries
 
-BENCHMARK_FRACTION = 0.3
-"""Fraction of the known entries of a public data set that is observed, unless one is given."""
+_BENCHMARK = (0.3, 0.1)
+"""Observed fraction, and fraction of it for validation, of the data sets with a name, unless they are given."""
+
+_OWN = (0.9, 1 / 9)
+"""Those of a file: 80 % of the known entries to train on, 10 % to validate, 10 % held out."""
 
 HELD_OUT = "held_out"
 """The split that ``predict_index`` may name instead of a file."""
@@ -45,12 +48,17 @@ class PreparedData:
     predict_index: Tensor | None
     fingerprint: dict[str, Any]
 
+    @cached_property
+    def places(self) -> Places:
+        """The splits of cells."""
+        return Places(self.splits, self.shape)
+
 
 def prepare(
-    dataset: str,
+    dataset: Any,
     *,
     observed_fraction: float | None,
-    validation_fraction: float,
+    validation_fraction: float | None,
     seed: int,
     standardize: bool,
     shape: Sequence[int] | None,
@@ -74,15 +82,17 @@ def prepare(
     known, sizes = load_entries(
         dataset, shape=shape, num_entries=num_entries, seed=seed, columns=columns, missing_values=missing_values
     )
-    if observed_fraction is None:
-        observed_fraction = BENCHMARK_FRACTION if dataset in DATASETS else 1.0
-        _check_something_missing(dataset, known, sizes, observed_fraction)
+    if observed_fraction is None and not is_public(dataset):
+        _check_something_missing(called(dataset), known, sizes)
+    observed_fraction, validation_fraction = _fractions(dataset, observed_fraction, validation_fraction)
     splits = split_entries(
         known, sizes, observed_fraction=observed_fraction, validation_fraction=validation_fraction, seed=seed
     )
     location, scale = moments(splits["train"].value) if standardize else (0.0, 1.0)
     fingerprint = {
-        "dataset": dataset if dataset in DATASETS else Path(dataset).name,  # files may move to another folder
+        "dataset": Path(dataset).name
+        if isinstance(dataset, str)
+        else called(dataset),  # files may move to another folder
         "shape": list(sizes),
         "seed": seed,
         "observed_fraction": observed_fraction,
@@ -97,8 +107,15 @@ def prepare(
     return PreparedData(known, sizes, splits, location, scale, chosen, fingerprint)
 
 
-def _check_something_missing(dataset: str, known: Entries, shape: tuple[int, ...], observed_fraction: float) -> None:
-    if observed_fraction < 1 or len(known) < math.prod(shape):
+def _fractions(dataset: object, observed: float | None, validation: float | None) -> tuple[float, float]:
+    """The fractions of a split, those given and the defaults."""
+    own = not is_public(dataset) and observed is None
+    usual = _OWN if own else _BENCHMARK
+    return usual[0] if observed is None else observed, usual[1] if validation is None else validation
+
+
+def _check_something_missing(dataset: str, known: Entries, shape: tuple[int, ...]) -> None:
+    if len(known) < math.prod(shape):
         return
     zeros = int((known.value == 0).sum())
     raise ValueError(
@@ -106,36 +123,6 @@ def _check_something_missing(dataset: str, known: Entries, shape: tuple[int, ...
         f"cells are all known{f' ({zeros} of them 0)' if zeros else ''}, got None; write NaN where a value is missing, "
         "write a list of entries as .csv, or set `observed_fraction` to the fraction to train on"
     )
-
-
-def summary(dataset: str, data: PreparedData) -> str:
-    """One line on the data of a file and its splits.
-
-    Example:
-        >>> options = {"standardize": False, "shape": None, "num_entries": None, "predict_index": None}
-        >>> data = prepare("il2", observed_fraction=0.5, validation_fraction=0.0, seed=1, **options)
-        >>> summary("x", data).removesuffix(" to train on, 0 to validate, 2400 held out")
-        "'x': 13 × 4 × 12 × 8 cells, 4800 known (96.2 %) from 0 to 1, 828 of them 0: 2400"
-    """
-    cells, count = math.prod(data.shape), len(data.known)
-    size = {name: len(split) for name, split in data.splits.items()}
-    value = data.known.value
-    zeros = int((value == 0).sum())
-    lengths = list(map(str, data.shape))
-    if data.known.labels is not None and data.known.mode_names is not None:
-        lengths = [f"{length} {name}" for length, name in zip(lengths, data.known.mode_names, strict=True)]
-    line = (
-        f"{dataset!r}: {' × '.join(lengths)} cells, {count} known ({100 * count / cells:.3g} %) "
-        f"from {value.min():.6g} to {value.max():.6g}{f', {zeros} of them 0' if zeros else ''}: "
-        f"{size['train']} to train on, {size.get('val', 0)} to validate, {size.get(HELD_OUT, 0)} held out"
-    )
-    trained = data.splits["train"].index.numpy()
-    without = [
-        f"{lacking} of {length} of mode {mode}"
-        for mode, length in enumerate(data.shape)
-        if (lacking := length - len(np.unique(trained[:, mode])))
-    ]
-    return f"{line}; no training entries, so predictions have no meaning, at {', '.join(without)}" if without else line
 
 
 def _chosen_index(predict_index: str | None, splits: dict[str, Entries], shape: tuple[int, ...]) -> Tensor | None:

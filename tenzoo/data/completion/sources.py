@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorly as tl
@@ -14,7 +15,8 @@ from tenzoo.data.arrays import Array
 from tenzoo.data.completion.entries import Entries, dense_entries, group_rows
 from tenzoo.data.completion.entry_checks import check_shape
 from tenzoo.data.completion.files import FILE_ENDINGS, SPARSE_ENDINGS, read_entries
-from tenzoo.data.completion.labels import TABLE_ENDINGS, read_labelled
+from tenzoo.data.completion.labels import TABLE_ENDINGS, labelled_entries, read_labelled
+from tenzoo.data.completion.objects import check_object, columns_of, is_frame, object_entries
 
 SYNTHETIC_RANK = 4
 SYNTHETIC_NOISE = 0.1
@@ -39,6 +41,16 @@ DATASETS = (*sorted(_PUBLIC), "synthetic")
 """The valid names in ``dataset``; paths of files are valid too."""
 
 
+def is_public(dataset: object) -> bool:
+    """Whether a data set is one of :data:`DATASETS`."""
+    return isinstance(dataset, str) and dataset in DATASETS
+
+
+def called(dataset: object) -> str:
+    """What a data set is called where it cannot be kept: its name or path, or its class."""
+    return dataset if isinstance(dataset, str) else f"({type(dataset).__name__})"
+
+
 @dataclass(frozen=True)
 class Columns:
     """How a table is read.
@@ -53,7 +65,7 @@ class Columns:
 
 
 def check_table(
-    dataset: str, index_columns: Sequence[str] | None, value_column: str | None, shape: object
+    dataset: Any, index_columns: Sequence[str] | None, value_column: str | None, shape: object
 ) -> Columns | None:
     """Checks the arguments that name columns of a table, without reading it; None if there are none.
 
@@ -65,11 +77,12 @@ def check_table(
         >>> check_table("ratings.csv", ["user", "film"], "stars", None)
         Columns(index=('user', 'film'), value='stars')
     """
-    is_table = isinstance(dataset, str) and dataset.lower().endswith(TABLE_ENDINGS)
+    is_table = dataset.lower().endswith(TABLE_ENDINGS) if isinstance(dataset, str) else is_frame(dataset)
     if index_columns is None and value_column is None:
-        if is_table and not dataset.lower().endswith(FILE_ENDINGS):
+        if is_table and not (isinstance(dataset, str) and dataset.lower().endswith(FILE_ENDINGS)):
             raise ValueError(
-                f"expected the names of its columns in `index_columns` and `value_column` for {dataset!r}, got none"
+                f"expected the names of its columns in `index_columns` and `value_column` for {called(dataset)!r}, got "
+                "none"
             )
         return None
     if isinstance(index_columns, str) or not isinstance(index_columns, Sequence | None):
@@ -84,18 +97,19 @@ def check_table(
         raise ValueError(f"expected two or more different names in `index_columns`, got {[*index_columns]}")
     if not is_table:
         raise ValueError(
-            f"expected `index_columns` only for a table, a file ending in {', '.join(TABLE_ENDINGS)}, got {dataset!r}"
+            f"expected `index_columns` only for a table, a data frame or a file ending in {', '.join(TABLE_ENDINGS)}, "
+            f"got {called(dataset)!r}"
         )
     if shape is not None:
         raise ValueError(f"expected no `shape` beside `index_columns`, got {shape}: each mode is as long as its labels")
     return Columns(tuple(index_columns), value_column)
 
 
-def check_source(dataset: str, *, shape: Sequence[int] | None, num_entries: int | None) -> tuple[int, ...] | None:
+def check_source(dataset: Any, *, shape: Sequence[int] | None, num_entries: int | None) -> tuple[int, ...] | None:
     """Checks the arguments that choose a dataset, without reading a file.
 
     Args:
-        dataset: A name of :data:`DATASETS`, or the path of a file.
+        dataset: A name of :data:`DATASETS`, the path of a file, or data.
         shape: Mode sizes: required for ``synthetic``, optional for lists of entries, else ``None``.
         num_entries: Number of entries: required for ``synthetic``, else ``None``.
 
@@ -111,9 +125,12 @@ def check_source(dataset: str, *, shape: Sequence[int] | None, num_entries: int 
         >>> check_source("synthetic", shape=[9, 9], num_entries=50)
         (9, 9)
     """
-    if not isinstance(dataset, str):
-        raise TypeError(f"expected a string in `dataset`, got {type(dataset).__name__}; give a name or a path")
+    check_object(dataset)
     sizes = None if shape is None else check_shape(shape)
+    if not isinstance(dataset, str):
+        if shape is not None or num_entries is not None:
+            raise ValueError(f"expected neither `shape` nor `num_entries` for {called(dataset)}, which has a shape")
+        return None
     if dataset == "synthetic":
         return _check_synthetic(sizes, num_entries)
     ending = Path(dataset).suffix.lower()
@@ -165,7 +182,7 @@ def check_missing_values(values: object) -> tuple[float, ...]:
 
 
 def load_entries(
-    dataset: str,
+    dataset: Any,
     *,
     shape: Sequence[int] | None = None,
     num_entries: int | None = None,
@@ -180,8 +197,9 @@ def load_entries(
     image ``(145, 145, 200)``; all four come with TensorLy. ``synthetic`` is :func:`synthetic_entries`.
 
     Args:
-        dataset: A name of :data:`DATASETS`, or the path of a file, see
-            :func:`~tenzoo.data.completion.files.read_entries`.
+        dataset: A name of :data:`DATASETS`, the path of a file, see
+            :func:`~tenzoo.data.completion.files.read_entries`, or data, see
+            :func:`~tenzoo.data.completion.objects.object_entries`.
         shape: Mode sizes, see :func:`check_source`.
         num_entries: Number of synthetic entries.
         seed: Chooses the synthetic tensor; the others ignore it.
@@ -198,6 +216,11 @@ def load_entries(
         >>> math.prod(shape) - len(entries)
         192
     """
+    if is_frame(dataset):
+        assert columns is not None
+        return labelled_entries(columns_of(dataset), columns.index, columns.value, missing_values)
+    if not isinstance(dataset, str):
+        return object_entries(dataset, missing_values=missing_values)
     if columns is not None:
         return read_labelled(
             Path(dataset), index_columns=columns.index, value_column=columns.value, missing_values=missing_values

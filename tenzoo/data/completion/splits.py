@@ -1,12 +1,14 @@
 """Splits the known entries for training, validation and a held-out test."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from tenzoo.data.completion.entries import Entries
+from tenzoo.data.arrays import Array
+from tenzoo.data.completion.entries import Entries, look_up
 
 SPLIT_NAMES = ("train", "val", "held_out")
 """All possible splits, in their order."""
@@ -66,3 +68,44 @@ def split_entries(
         if wanted[name]:
             splits[name] = entries.take(row[start:end].sort().values)
     return splits
+
+
+class Places:
+    """Tells in which split a cell lies.
+
+    Args:
+        splits: The entries of each split, by its name.
+        shape: The tensor's mode sizes.
+
+    Example:
+        >>> entries = Entries(torch.tensor([[0, 1], [2, 0]]), torch.tensor([4.0, 5.0]))
+        >>> Places({"train": entries}, (3, 2)).of(torch.tensor([[2, 0], [2, 1]])).tolist()
+        [1, 0]
+    """
+
+    def __init__(self, splits: Mapping[str, Entries], shape: Sequence[int]) -> None:
+        self._shape = tuple(shape)
+        index = torch.cat([splits[name].index for name in SPLIT_NAMES if name in splits])
+        split = [
+            torch.full((len(splits[name]),), SPLIT_NAMES.index(name) + 1) for name in SPLIT_NAMES if name in splits
+        ]
+        self._entries = Entries(index, torch.cat(split).float())
+        self._numbered = math.prod(self._shape) < 2**63
+        if self._numbered:
+            numbers = self._numbers(index)
+            order = np.argsort(numbers, kind="stable")
+            self._number, self._split = numbers[order], torch.cat(split).to(torch.int8).numpy()[order]
+
+    def _numbers(self, index: Tensor) -> Array:
+        strides = [math.prod(self._shape[mode + 1 :]) for mode in range(len(self._shape))]
+        numbers: Array = index.cpu().numpy() @ np.array(strides)
+        return numbers
+
+    def of(self, index: Tensor) -> Tensor:
+        """For cells ``(n, order)``: 0 for missing ones, else the number of the split in its order, from 1; int8."""
+        if not self._numbered:  # too many cells to number them
+            return look_up(self._entries, index.cpu()).nan_to_num(0).to(torch.int8)
+        numbers = self._numbers(index)
+        place = np.searchsorted(self._number, numbers).clip(max=len(self._number) - 1)
+        found = np.where(self._number[place] == numbers, self._split[place], np.int8(0))
+        return torch.from_numpy(found)

@@ -180,18 +180,20 @@ def said(monkeypatch):
     return lines
 
 
-def test_all_that_is_known_is_used_unless_it_is_said_otherwise(tmp_path, said):
+def test_a_tenth_is_held_out_and_a_tenth_validates_unless_it_is_said_otherwise(tmp_path, said):
     csv(tmp_path / "x.csv")
     data = CompletionDataModule(str(tmp_path / "x.csv"))
     data.setup()
-    assert {name: len(split) for name, split in data.splits.items()} == {"train": 81, "val": 9}
-    assert said == [
-        f"{str(tmp_path / 'x.csv')!r}: 6 × 5 × 4 cells, 90 known (75 %) from {VALUES.min():.6g} to "
-        f"{VALUES.max():.6g}: 81 to train on, 9 to validate, 0 held out"
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 72, "val": 9, "held_out": 9}
+    assert said[0].splitlines() == [
+        f"{tmp_path / 'x.csv'}: 6 × 5 × 4 = 120 cells",
+        "  known   90 (75 %): 72 to train on, 9 to validate, 9 held out",
+        f"  values  {VALUES.min():.6g} to {VALUES.max():.6g}, mean {VALUES.mean():.6g}, standard deviation "
+        f"{VALUES.std():.3g}",
     ]
     data = CompletionDataModule(str(tmp_path / "x.csv"), observed_fraction=0.3)
     data.setup()
-    assert said[1].endswith("24 to train on, 3 to validate, 63 held out")
+    assert "24 to train on, 3 to validate, 63 held out" in said[1]
     state = data.state_dict()
     assert state["observed_fraction"] == 0.3
     named = CompletionDataModule("il2")

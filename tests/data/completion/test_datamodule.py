@@ -145,7 +145,7 @@ def test_bad_predict_index_files(tmp_path, content, error, message):
         ({"observed_fraction": True}, TypeError, "number in .* in `observed_fraction`"),
         ({"validation_fraction": 1}, ValueError, r"\[0, 1\) in `validation_fraction`, got 1"),
         ({"validation_fraction": -1e-9}, ValueError, "in `validation_fraction`"),
-        ({"validation_fraction": None}, TypeError, "in `validation_fraction`"),
+        ({"validation_fraction": "1"}, TypeError, "in `validation_fraction`"),
         ({"seed": True}, TypeError, "integer in `seed`"),
         ({"seed": 1.0}, TypeError, "integer in `seed`"),
         ({"seed": None}, TypeError, "integer in `seed`"),

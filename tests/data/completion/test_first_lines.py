@@ -53,7 +53,11 @@ def wanted(folder, data_names, index_names, row="1,2,3"):
     (folder / "x.csv").write_text("".join(f"{line}\n" for line in [*data_names, "0,0,0,4\n1,0,0,5\n0,1,3,2\n1,2,1,7"]))
     (folder / "wanted.csv").write_text("".join(f"{line}\n" for line in [*index_names, row]))
     data = CompletionDataModule(
-        str(folder / "x.csv"), shape=[4, 4, 4], validation_fraction=0.0, predict_index=str(folder / "wanted.csv")
+        str(folder / "x.csv"),
+        shape=[4, 4, 4],
+        observed_fraction=1,
+        validation_fraction=0.0,
+        predict_index=str(folder / "wanted.csv"),
     )
     data.setup()
     (batch,) = data.predict_dataloader()

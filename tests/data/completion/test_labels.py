@@ -37,7 +37,9 @@ WRITERS = {
 
 
 def read(path, **arguments):
-    data = CompletionDataModule(str(path), validation_fraction=0.0, **{**COLUMNS, **arguments})
+    data = CompletionDataModule(
+        str(path), **{"observed_fraction": 1, "validation_fraction": 0.0, **COLUMNS, **arguments}
+    )
     data.setup()
     return data
 
