@@ -49,8 +49,8 @@ def completed(index: Tensor, stars: Tensor, shape: list[int], *, rank: int, memb
         interactions=[[0, 1]],
         clip="data",
         ensemble=members,
-        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.02, weight_decay=6.0),
-        core_weight_decay=26.0,
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.02, weight_decay=26.0),
+        bias_weight_decay=6.0,
         lr_scheduler="cosine",
     )
     Trainer(max_epochs=1, accelerator="cpu", **QUIET).fit(task, data)

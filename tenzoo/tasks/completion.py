@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import MeanSquaredError, Metric, R2Score
 
 from tenzoo.data import CompletionBatch, CompletionDataModule
@@ -17,7 +18,7 @@ from tenzoo.models.completion import check_interactions
 from tenzoo.prediction import CompletedEntriesWriter
 from tenzoo.tasks.base import Task
 from tenzoo.tasks.command_line import Evaluation
-from tenzoo.tasks.completion_terms import check_clip, check_smooth_modes, check_smoothness, roughness
+from tenzoo.tasks.completion_terms import check_clip, check_decay, check_smooth_modes, check_smoothness, roughness
 from tenzoo.training import batch_weight
 
 
@@ -48,6 +49,7 @@ class CompletionTask(Task):
         reduction: Loss per batch: ``"mean"`` or ``"sum"`` of squared residuals, in standardized units.
         biases: Whether each index of each mode has a number of its own, which is added to its entries, such as for a
             film that all like.
+        bias_weight_decay: Weight decay of the biases; null takes the optimizer's.
         interactions: Groups of modes, such as ``[[0, 1], [0, 2]]``: one tensor for each, whose sum is the whole. What
             users think of films is learned better without a third mode where few entries are known.
         clip: What predictions are kept in, in the units of the data: ``"data"`` for the range of the training entries,
@@ -74,6 +76,7 @@ class CompletionTask(Task):
         init: Literal["normal", "uniform"] = "normal",
         reduction: Literal["mean", "sum"] = "mean",
         biases: bool = False,
+        bias_weight_decay: float | None = None,
         interactions: Sequence[Sequence[int]] | None = None,
         clip: Literal["data"] | Sequence[float] | None = None,
         smoothness: Sequence[float] | None = None,
@@ -86,6 +89,7 @@ class CompletionTask(Task):
         if reduction not in ("mean", "sum"):
             raise ValueError(f"expected 'mean' or 'sum' in `reduction`, got {reduction!r}")
         self.reduction = reduction
+        self._bias_decay = check_decay(bias_weight_decay, biases)
         self.clip = check_clip(clip)
         self.smoothness = check_smoothness(smoothness)
         self._ensemble = check_int(ensemble, arg="ensemble", least=1)
@@ -164,6 +168,26 @@ class CompletionTask(Task):
                 low, high = (known.min(), known.max()) if self.clip == "data" else self.clip
                 member.low.fill_(low)
                 member.high.fill_(high)
+
+    def build_optimizer(self) -> Optimizer:
+        """The optimizer; with a group for the biases where these have a weight decay of their own.
+
+        Raises:
+            ValueError: If it has no weight decay, and the arguments give one.
+        """
+        optimizer = super().build_optimizer()
+        if self._bias_decay is None:
+            return optimizer
+        if "weight_decay" not in optimizer.param_groups[0]:
+            raise ValueError(
+                f"expected an optimizer with weight_decay with `bias_weight_decay` = {self._bias_decay}, got "
+                f"{type(optimizer).__name__}, which has none"
+            )
+        biases = [bias for member in self._members for bias in member.biases or () if bias.requires_grad]
+        others = {id(bias) for bias in biases}
+        rest = [parameter for parameter in self.trainable_parameters() if id(parameter) not in others]
+        own = {"params": biases, "name": "biases", "weight_decay": self._bias_decay}
+        return self._optimizer_of([{"params": rest, "name": "cores"}, own])
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and use row-sparse gradients where it and the size of the tensor allow them."""

@@ -31,6 +31,28 @@ def check_clip(clip: Any) -> Literal["data"] | tuple[float, float] | None:
     return low, high
 
 
+def check_decay(decay: Any, biases: bool) -> float | None:
+    """The weight decay of the biases.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is negative or not finite, or there are no biases.
+
+    Example:
+        >>> check_decay(6, biases=True)
+        6.0
+    """
+    if decay is None:
+        return None
+    if not _is_number(decay):
+        raise TypeError(f"expected a number in `bias_weight_decay`, got {decay!r}")
+    if not 0 <= decay < math.inf:
+        raise ValueError(f"expected a number from 0 on in `bias_weight_decay`, got {decay}")
+    if not biases:
+        raise ValueError(f"expected `biases` with `bias_weight_decay`, got {decay} without; set biases to true")
+    return float(decay)
+
+
 def check_smoothness(smoothness: Any) -> tuple[float, ...] | None:
     """The weights of the modes; None if none is above 0.
 

@@ -140,6 +140,19 @@ def test_deviations_are_predicted_and_written(tmp_path):
     assert type(batch) is CompletionBatch  # without validation entries nothing is known of deviations
 
 
+# --- biases ----------------------------------------------------------------------------------------------------------
+
+
+def test_biases_decay_on_their_own():
+    task, own = fit(biases=True, bias_weight_decay=0.5, ensemble=2, optimizer=adam(lr=0.05, weight_decay=3.0))
+    cores, biases = own.optimizers[0].param_groups
+    assert (cores["weight_decay"], biases["weight_decay"]) == (3.0, 0.5)
+    assert {id(p) for p in biases["params"]} == {id(b) for m in task.model.members for b in m.biases}
+    assert len(cores["params"]) + len(biases["params"]) == len(list(task.parameters()))
+    with pytest.raises(ValueError, match=r"an optimizer with weight_decay with `bias_weight_decay` = 1\.0, got Rprop"):
+        fit(biases=True, bias_weight_decay=1, optimizer=torch.optim.Rprop)
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -158,6 +171,9 @@ def test_deviations_are_predicted_and_written(tmp_path):
         ({"ensemble": 0}, ValueError, "at least 1 in `ensemble`"),
         ({"ensemble": True}, TypeError, "an integer in `ensemble`"),
         ({"biases": 1}, TypeError, "a bool in `biases`"),
+        ({"bias_weight_decay": 1}, ValueError, "`biases` with `bias_weight_decay`, got 1 without"),
+        ({"biases": True, "bias_weight_decay": -1}, ValueError, "from 0 on in `bias_weight_decay`"),
+        ({"biases": True, "bias_weight_decay": "1"}, TypeError, "a number in `bias_weight_decay`"),
     ],
 )
 def test_arguments_that_are_refused(arguments, error, said):
