@@ -17,6 +17,9 @@ from tenzoo.zoo.metrics import by_split
 _ROWS = 8
 """Of the curve."""
 
+_PLACES = frozenset({"--trainer.default_root_dir", "--data.root", "--ckpt_path", "--trainer.enable_progress_bar"})
+"""Options that say where something lies, or only what is shown."""
+
 
 def card(checkpoint: Path, title: str, task: Task) -> str:
     """The card of a checkpoint, in Markdown.
@@ -44,8 +47,25 @@ def card(checkpoint: Path, title: str, task: Task) -> str:
         hardware = ", ".join(environment["gpus"]) or f"{environment['processor']}, {environment['threads']} threads"
         changed = " with changes" if environment.get("changed") else ""
         commit = f"; commit {environment['commit'][:12]}{changed}" if environment.get("commit") else ""
-        parts.append(f"```bash\n{shlex.join(environment['command'])}\n```\n\n{versions}; {hardware}{commit}.")
+        parts.append(f"```bash\n{_command(environment['command'])}\n```\n\n{versions}; {hardware}{commit}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _command(words: Sequence[str]) -> str:
+    """A command line without the places that it names, and without what is only shown.
+
+    Example:
+        >>> _command(["__main__.py", "fit", "--data.root=x", "--seed_everything", "1", "--ckpt_path", "a.ckpt"])
+        'tenzoo fit --seed_everything 1'
+    """
+    kept, skip = ["tenzoo"], False
+    for word in words[1:]:
+        name, equals, _ = word.partition("=")
+        hidden = name.replace(".init_args", "") in _PLACES
+        if not skip and not hidden:
+            kept.append(word)
+        skip = hidden and not equals
+    return shlex.join(kept)
 
 
 def _is_of(judged: Mapping[str, Any], checkpoint: Path) -> bool:

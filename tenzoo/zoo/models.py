@@ -15,7 +15,7 @@ from tenzoo.models import CompressedNetwork
 from tenzoo.models.compressed_network import NotCompressedYetError
 from tenzoo.models.pretrained_transformer import NoPretrainedModelError, NoTextPackagesError
 from tenzoo.tasks import Task
-from tenzoo.zoo import catalog
+from tenzoo.zoo import catalog, weights
 from tenzoo.zoo.description import describe, totals
 from tenzoo.zoo.reading import read
 from tenzoo.zoo.results import Result, Results, read_results
@@ -35,6 +35,7 @@ class ModelInfo:
         compression: Dense parameters per parameter; likewise.
         published: Results of others.
         measured: Results of this config, with their commands.
+        weights: Names of the trained weights that come with the package.
     """
 
     name: str
@@ -45,19 +46,22 @@ class ModelInfo:
     compression: float | None
     published: tuple[Result, ...]
     measured: tuple[Result, ...]
+    weights: tuple[str, ...] = ()
 
 
-def list_models(pattern: str = "*") -> list[str]:
+def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     """The names of the models.
 
     Args:
         pattern: Of the shell, such as ``"tr_*"``.
+        pretrained: Whether only those are listed that have trained weights in the package.
 
     Example:
         >>> list_models("t*_resnet20_cifar10")
         ['tr_resnet20_cifar10', 'tt_resnet20_cifar10', 'tucker_resnet20_cifar10']
     """
-    return [name for name in catalog.names(pattern) if not catalog.is_part(name)]
+    found = [name for name in catalog.names(pattern) if not catalog.is_part(name)]
+    return [name for name in found if weights.of_model(name)] if pretrained else found
 
 
 def model_info(name: str) -> ModelInfo:
@@ -76,36 +80,43 @@ def model_info(name: str) -> ModelInfo:
     return info_of(bare, path, read_results(catalog.folder()).get(bare, Results()))
 
 
-def load_task(name: str) -> Task:
+def load_task(name: str, pretrained: bool | str = False) -> Task:
     """The task that trains a model, with the network and the optimizer of its config.
 
+    Args:
+        name: Such as ``"covid_tucker"``.
+        pretrained: As in :func:`create_model`.
+
     Raises:
-        ValueError: If there is no model of this name.
+        ValueError: If there is no model, or there are no weights, of this name.
     """
-    return _read(name, {})[0]
+    return _loaded(name, pretrained, {})[0]
 
 
-def create_model(name: str, **overrides: Any) -> nn.Module:
-    """The network of a model, with weights drawn at random.
+def create_model(name: str, pretrained: bool | str = False, **overrides: Any) -> nn.Module:
+    """The network of a model, in training mode.
 
     Args:
         name: Such as ``"tr_resnet20_cifar10"``.
+        pretrained: Whether it has the trained weights of its name that come with the package, or the name of others of
+            its weights; else they are drawn at random.
         **overrides: Other values for arguments of the network; those of a completion are its task's.
 
     Raises:
-        ValueError: If there is no model of this name.
+        ValueError: If there is no model, or there are no weights, of this name, or they do not fit the overrides.
 
     Example:
         >>> network = create_model("tr_resnet20_cifar10", rank=5)
         >>> sum(parameter.numel() for parameter in network.parameters())
         15476
     """
-    task, data = _read(name, overrides)
+    task, data = _loaded(name, pretrained, overrides)
     return task.described_network(data)
 
 
 def info_of(name: str, path: Path, results: Results) -> ModelInfo:
     """What is known of a config; where its network cannot be made yet, the model says why."""
+    trained = tuple(weights.of_model(name))
     try:
         with _offline():
             task, data = read(["--config", str(path)])
@@ -113,7 +124,9 @@ def info_of(name: str, path: Path, results: Results) -> ModelInfo:
         for cause in chain(error):
             for kind, instead in _NOT_THERE.items():
                 if isinstance(cause, kind):
-                    return ModelInfo(name, str(path), instead, "", None, None, results.published, results.measured)
+                    return ModelInfo(
+                        name, str(path), instead, "", None, None, results.published, results.measured, trained
+                    )
         raise
     network = task.described_network(data)
     layers = describe(network)
@@ -124,7 +137,8 @@ def info_of(name: str, path: Path, results: Results) -> ModelInfo:
     trained_on = data.hparams.get("dataset") or type(data).__name__.removesuffix("DataModule")
     number, dense = totals(layers)
     model = " ".join([*formats, title])
-    return ModelInfo(name, str(path), model, trained_on, number, dense / number, results.published, results.measured)
+    shown = (name, str(path), model, trained_on, number, dense / number, results.published, results.measured)
+    return ModelInfo(*shown, trained)
 
 
 def _model(name: str) -> Path:
@@ -132,6 +146,18 @@ def _model(name: str) -> Path:
     if catalog.is_part(name.removeprefix(catalog.PREFIX)):
         raise ValueError(f"expected a model of the zoo, got {name!r}, a config that is composed over one")
     return path
+
+
+def _loaded(name: str, pretrained: bool | str, overrides: dict[str, Any]) -> tuple[Task, Any]:
+    task, data = _read(name, overrides)
+    if pretrained is not False:
+        bare = name.removeprefix(catalog.PREFIX)
+        chosen = bare if pretrained is True else pretrained
+        if (known := weights.of_model(bare)) and chosen not in known:
+            raise ValueError(f"expected True or one of {', '.join(known)} in `pretrained` for {name!r}, got {chosen!r}")
+        task.described_network(data)  # builds it
+        task.load_pretrained(weights.folder_of(chosen))
+    return task, data
 
 
 def _read(name: str, overrides: dict[str, Any]) -> tuple[Task, Any]:

@@ -6,14 +6,26 @@ from pathlib import Path
 
 from tenzoo.tasks.pretrained import WEIGHTS
 
-_FOLDER = Path(__file__).parent / "weights"
-_SUMS = "SHA256.json"
+FOLDER = Path(__file__).parent / "weights"
+"""It has a folder for each name, as ``save_pretrained`` writes it."""
+
+SUMS = "SHA256.json"
 """In the folder of all weights: from a name to the digest of its file."""
 
 
 def names() -> list[str]:
     """Of all weights; those of a config have its name, and others a dash and a word behind it."""
-    return sorted(path.parent.name for path in _FOLDER.glob(f"*/{WEIGHTS}"))
+    return sorted(path.parent.name for path in FOLDER.glob(f"*/{WEIGHTS}"))
+
+
+def of_model(model: str) -> list[str]:
+    """The names of the weights of a model; its own is first.
+
+    Example:
+        >>> of_model("covid_tucker")
+        ['covid_tucker']
+    """
+    return [name for name in names() if name.partition("-")[0] == model]
 
 
 def folder_of(name: str) -> Path:
@@ -22,10 +34,10 @@ def folder_of(name: str) -> Path:
     Raises:
         ValueError: If the zoo has none of this name, or the file is not the one that was published with it.
     """
-    folder = _FOLDER / name
+    folder = FOLDER / name
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"expected a name of weights of the zoo, one of {', '.join(names())}, got {name!r}")
-    expected = json.loads((_FOLDER / _SUMS).read_text(encoding="utf-8")).get(name)
+    expected = json.loads((FOLDER / SUMS).read_text(encoding="utf-8")).get(name)
     if digest(folder) != expected:
         raise ValueError(f"expected {str(folder / WEIGHTS)!r} as it was published, got another file; install again")
     return folder
