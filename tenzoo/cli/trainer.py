@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, StochasticWeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar, StochasticWeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
@@ -15,6 +15,7 @@ from typing_extensions import override
 from tenzoo import __version__
 from tenzoo.callbacks import RankWatch
 from tenzoo.cli import cluster, resumed_run
+from tenzoo.cli.bar import TrainingBar
 from tenzoo.cli.checkpoints import read_checkpoint
 from tenzoo.cli.checks import check_callbacks, check_environment, check_seed, check_trainer
 from tenzoo.cli.environment import write_environment
@@ -22,14 +23,11 @@ from tenzoo.cli.log_folders import LogFolders
 from tenzoo.cli.report import print_metrics, tell_of_early_stops, write_metrics
 from tenzoo.cli.run_folders import RUNS, checkpoint_of
 from tenzoo.cli.start import ZOO, StartWeights, start_of
+from tenzoo.cli.summary import NetworkSummary
 from tenzoo.jobs import ExactResume
 from tenzoo.tasks import Task
 from tenzoo.training import NoProfiler
 from tenzoo.zoo import reading
-
-_REFRESH_RATE = 25
-"""Batches between two updates of the progress bar: a step of a small model takes less time than an update."""
-
 
 _PRETRAINED = "weights to start from, or to judge: `zoo`, `zoo:NAME`, a folder of save_pretrained, a name on the hub"
 _INIT_FROM = "a checkpoint whose weights a new run starts from; `ckpt_path` goes on with its run"
@@ -152,7 +150,9 @@ class TenzooCLI(reading.ConfigCLI):
         if settings.get("profiler") is None:
             kwargs["profiler"] = NoProfiler()
         if settings.get("enable_progress_bar") is not False and not _any_of(callbacks, ProgressBar):
-            extra.append(RichProgressBar(refresh_rate=_REFRESH_RATE, leave=False))
+            extra.append(TrainingBar())
+        if settings.get("enable_model_summary") is not False and not _any_of(callbacks, ModelSummary):
+            extra.append(NetworkSummary())
         if self.subcommand == "predict":
             extra += _writers(self.model, callbacks)
         if self.start is not None:
