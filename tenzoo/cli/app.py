@@ -79,4 +79,6 @@ def execute(argv: list[str]) -> int:
         cli.log_folders.discard()
         print(found.line, file=sys.stderr)
         return found.code
+    finally:
+        cli.log_folders.release()
     return 0

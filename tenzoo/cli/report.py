@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks.early_stopping import EarlyStopping, EarlyStoppingReason
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.table import Table
@@ -73,6 +74,18 @@ def write_metrics(trainer: Trainer, logged: Mapping[str, Any], *, weights: str, 
     }
     with atomic_write(Path(directory) / METRICS) as unfinished:
         unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def log_final_metrics(trainer: Trainer, logged: Mapping[str, Any]) -> None:
+    """Give TensorBoard the metrics that a run ends with beside its hyperparameters, as ``final/…``.
+
+    They are those of the judged weights, and so no points of the curves, which have names without ``final``.
+    """
+    metrics = {f"final/{key}": float(value) for key, value in logged.items()}
+    for logger in trainer.loggers:
+        if metrics and isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            logger.log_hyperparams(dict(logger.hparams), metrics, trainer.global_step)
+            logger.finalize("success")
 
 
 def _print_table(metrics: Mapping[str, float], weights: str) -> None:
