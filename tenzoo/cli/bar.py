@@ -14,7 +14,7 @@ from rich.progress import ProgressColumn, TextColumn
 from rich.text import Text
 from typing_extensions import override
 
-from tenzoo.cli.tables import elided
+from tenzoo.messages import elided
 from tenzoo.training import batch_items
 
 _REFRESH_RATE = 25

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
-from tenzoo.cli.tables import elided
+from tenzoo.messages import elided
 
 _WORDS = ("Name", "Type")
 """Columns of names, which lose their middle in a narrow terminal; numbers do not."""

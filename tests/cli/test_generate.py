@@ -147,7 +147,7 @@ def test_a_text_of_ones_own_is_trained_on_continued_and_predicted(tmp_path, caps
 
     more = ["--ckpt_path", checkpoint, "--data.init_args.predict", str(prompts)]
     assert main(["predict", *config, *more, "--model.init_args.continuation.length", "7"]) == 0
-    (path,) = runs.rglob("continuations.csv")
+    (path,) = root.rglob("continuations.csv")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["prompt"] for row in rows] == ["abc", "cab,"]

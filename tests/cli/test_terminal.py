@@ -7,8 +7,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
+from tenzoo.cli import main
 from tenzoo.cli.bar import TrainingBar, packed
+from tenzoo.cli.report import print_metrics
 from tenzoo.cli.summary import NetworkSummary
+from tenzoo.cli.tables import _command
+from tenzoo.compression import plan
 from tenzoo.zoo.reading import quiet
 from tests.cli.test_commands import config, run  # noqa: F401  (fixtures)
 from tests.tasks.toy import Batches, Regression, sgd, trainer
@@ -36,6 +40,65 @@ def test_fit(config, capsys, caplog, monkeypatch, columns):  # noqa: F811
     assert re.search(r"^[\d.,]+ batches/s  [\d.,]+ samples/s ", out, re.MULTILINE)
     assert "val/r2 " in out
     assert "parameters; " in out
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["list"],
+        ["list", "covid_tucker"],
+        ["describe", "--config", "tr_resnet20_cifar10"],
+        ["describe", "--config", "btt_picogpt"],
+    ],
+    ids=" ".join,
+)
+def test_tables(capsys, monkeypatch, columns, words):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(words) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("config: ")]  # a whole path
+    assert max(map(len, lines)) <= columns
+    if words[0] == "describe":
+        assert not any(line.endswith("-") for line in lines)
+        layer = "conv1" if "tr_resnet20_cifar10" in words else "embedding"
+        (row,) = [line.split() for line in lines if line.split()[:1] == [layer]]
+        assert row[1] in ("16×3×3×3", "65×128")
+        assert ("core group" in "".join(lines)) is (columns == 120)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_metrics_at_the_end(capsys, monkeypatch, tmp_path, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    names = [f"metric_number_{number}" for number in range(9)] + ["a_long_name_of_a_metric_" * 5]
+    metrics = {f"{split}/{name}": 1234.5 for split in ("train", "val", "held_out") for name in names}
+    judge = Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
+    print_metrics(judge, metrics, weights="the last weights")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert len([line for line in lines if "1234.5000" in line]) == 10
+    assert any(re.search("metric_number_3 +│ +1234.5000 │ +1234.5000 │ +1234.5000 │", line) for line in lines)
+    print_metrics(judge, {"val/r2": 0.5}, weights="the last weights")
+    assert "│ validation │ 0.5000 │" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_plan(columns):
+    torch.manual_seed(0)
+    names = [f"a_block_with_a_name.that_is_long.{number}.weight" for number in range(3)]
+    network = nn.ModuleDict({name.replace(".", "_"): nn.Linear(64, 64) for name in names})
+    network["small"] = nn.Linear(4, 4)
+    table = plan(network, factorization="tt", ranks=8).table(columns)
+    assert widest(table) <= columns
+    assert re.search("a_block_w[a-z_]*…?[a-z_]*0_weight +64×64 +tt 8 ", table)
+    assert "multiplications" not in table
+
+
+def test_a_command_stays_one():
+    command = "tenzoo fit --config zoo:covid_tucker --config zoo:methods/sam --model.init_args.sam.rho 0.01"
+    lines = _command(command, 40)
+    assert all(len(line) <= 40 for line in lines)
+    assert "".join(line.removesuffix("\\") for line in lines).split() == command.split()
 
 
 def test_words_are_not_split():

@@ -125,10 +125,9 @@ def test_predict_writes_the_classes(config, capsys):
     np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
     assert classes.tolist() == expected.argmax(1).tolist()
 
-    target = runs(config.parent / "runs")[2] / "mine.csv"
     writer = ["--trainer.callbacks+=PredictedClassesWriter", "--trainer.callbacks.name=mine.csv"]
     assert run("predict", config, "--ckpt_path", str(checkpoint), *writer) == 0
-    lines = target.read_text().splitlines()
+    lines = (runs(config.parent / "runs")[2] / "mine.csv").read_text().splitlines()
     assert lines[0] == "class,p0,p1,p2,p3,p4"
     assert lines[1].startswith(f"{classes[0]},{probabilities[0, 0]:.9g}")
     assert len(lines) == 9
