@@ -13,11 +13,21 @@ from pathlib import Path
 
 from fsspec.utils import get_protocol  # type: ignore[import-untyped]
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import (
+    CometLogger,
+    CSVLogger,
+    Logger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
 from typing_extensions import override
 
 from tenzoo.cli.continued_logs import ContinuedCSVLogger, Resumed
 from tenzoo.distributed import is_first_process
+
+ELSEWHERE = (CometLogger, MLFlowLogger, WandbLogger)
+"""Loggers that send metrics to a service: beside them a run has its folder and logs as always."""
 
 
 class LogFolders:

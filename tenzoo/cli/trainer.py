@@ -22,7 +22,7 @@ from tenzoo.cli.checks import check_callbacks, check_environment, check_seed, ch
 from tenzoo.cli.continued_logs import Resumed
 from tenzoo.cli.environment import FILE as ENVIRONMENT
 from tenzoo.cli.environment import write_environment
-from tenzoo.cli.log_folders import LogFolders, SameFolder
+from tenzoo.cli.log_folders import ELSEWHERE, LogFolders, SameFolder
 from tenzoo.cli.report import log_final_metrics, print_metrics, tell_of_early_stops, write_metrics
 from tenzoo.cli.run_folders import RUNS, checkpoint_of, config_of, free, name_of, run_of
 from tenzoo.cli.start import ZOO, StartWeights, start_of
@@ -168,8 +168,11 @@ class TenzooCLI(reading.ConfigCLI):
         check_trainer(settings, self.subcommand)
         check_callbacks(callbacks if isinstance(callbacks, list) else [callbacks])
         extra: list[Callback] = [self.training_start, *([] if _any_of(callbacks, RankWatch) else [RankWatch()])]
-        if settings.get("logger") in (None, True):
-            kwargs["logger"] = self._own_loggers(settings, callbacks)
+        logger = settings.get("logger")
+        elsewhere = logger if isinstance(logger, list) else [logger]
+        if logger in (None, True) or (elsewhere and all(isinstance(each, ELSEWHERE) for each in elsewhere)):
+            own = self._own_loggers(settings, callbacks)
+            kwargs["logger"] = own if logger in (None, True) else [*own, *elsewhere]
             extra.append(SameFolder(self.log_folders.own))
         if settings.get("profiler") is None:
             kwargs["profiler"] = NoProfiler()
@@ -180,8 +183,8 @@ class TenzooCLI(reading.ConfigCLI):
         if self.subcommand == "predict":
             extra += _writers(self.model, callbacks)
         if self.start is not None:
-            own = callbacks if isinstance(callbacks, list) else [callbacks]
-            kwargs["callbacks"] = [StartWeights(self.start), *own]  # before what looks at the norms of the cores
+            given = callbacks if isinstance(callbacks, list) else [callbacks]
+            kwargs["callbacks"] = [StartWeights(self.start), *given]  # before what looks at the norms of the cores
         trainer = self._instantiate_trainer({**settings, **kwargs}, extra)
         self.log_folders.claim(trainer.loggers)
         cluster.prepare(trainer, _root(settings))
