@@ -163,20 +163,45 @@ class EpochMean:
         return gather(trainer, own)
 
 
+_NEVER = 2**62
+
+
+class LossWatch:
+    """From which step on the losses are not finite, noted on the device: no step waits to know."""
+
+    def __init__(self) -> None:
+        self._since: Tensor | None = None
+
+    def add(self, loss: Tensor, step: int) -> None:
+        """Note the loss of a step, a scalar without gradient. A finite one forgets those before it."""
+        since = torch.full((), _NEVER, device=loss.device) if self._since is None else self._since.to(loss.device)
+        self._since = since.clamp(max=step).masked_fill(loss.isfinite(), _NEVER)
+
+    def reset(self) -> None:
+        """Forget all."""
+        self._since = None
+
+    def since(self) -> int | None:
+        """The first of the last steps, all of whose losses are not finite; None if the last one is. It waits."""
+        step = _NEVER if self._since is None else int(self._since)
+        return None if step == _NEVER else step
+
+
 class DivergenceError(ArithmeticError):
-    """A weight is not finite, or the ranks of a run have different weights."""
+    """A weight or the loss is not finite, or the ranks of a run have different weights."""
 
 
 class RanksPartedError(DivergenceError):
     """The ranks of a run no longer have the same weights."""
 
 
-def check_finite(module: nn.Module, *, when: str) -> None:
+def check_finite(module: nn.Module, *, when: str, losses: LossWatch | None = None) -> None:
     """Refuse weights that are not finite. It waits for the device.
 
     Args:
         module: The module with the parameters.
         when: The time of the check, for the message.
+        losses: Those of the steps so far, for the message.
 
     Raises:
         DivergenceError: With the name of a parameter.
@@ -197,10 +222,45 @@ def check_finite(module: nn.Module, *, when: str) -> None:
     if fine:
         return
     name = next((repr(name) for name, part in parts.items() if not bool(part.isfinite().all())), "a shard elsewhere")
-    raise DivergenceError(
-        f"training diverged: {name} is not finite {when}; lower the learning rate, or bound the gradient with "
-        "`gradient_clip_val` (in YAML model.init_args.gradient_clip_val)"
-    )
+    since = None if losses is None else losses.since()
+    loss = "" if since is None else f"the loss is not finite from step {since} on, "
+    gradient = next((repr(name) for name, each in module.named_parameters() if not _has_finite_gradient(each)), None)
+    told = "" if gradient is None else f"the gradient of {gradient} is not finite, "
+    raise DivergenceError(f"training diverged: {loss}{told}{name} is not finite {when}; {_REMEDY}")
+
+
+_CLIP = "`gradient_clip_val` (in YAML model.init_args.gradient_clip_val)"
+_REMEDY = f"lower the learning rate, or bound the gradient with {_CLIP}"
+
+
+def _has_finite_gradient(parameter: nn.Parameter) -> bool:
+    if parameter.grad is None or parameter.grad.is_meta:
+        return True
+    grad = own_part(parameter.grad)
+    return bool((grad.coalesce().values() if grad.is_sparse else grad).isfinite().all())
+
+
+def check_last_loss(trainer: Trainer, losses: LossWatch) -> None:
+    """Refuse to end with a loss that is not finite: no step is made with it in float16, and the weights stay finite.
+
+    A collective if there are several processes.
+
+    Args:
+        trainer: The Trainer, at the end of training.
+        losses: Those of the steps so far.
+
+    Raises:
+        DivergenceError: With the step from which on it is not.
+    """
+    since = losses.since()
+    if trainer.world_size > 1 and not true_everywhere(since is None, trainer.strategy.root_device):
+        every = gather(trainer, torch.tensor(_NEVER if since is None else since, device=trainer.strategy.root_device))
+        since = int(every.min())
+    if since is not None:
+        raise DivergenceError(
+            f"training diverged: the loss is not finite from step {since} on, though the weights are; look for such "
+            f"values in the data, or {_REMEDY}"
+        )
 
 
 def log_to_loggers(trainer: Trainer, metrics: dict[str, float]) -> None:

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from tenzoo.cli import main
+from tests.runs import the_run
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "examples" / "cluster"
@@ -119,21 +120,29 @@ def test_without_a_head_it_says_what_is_missing(tmp_path):
     assert "HEAD: name one of the nodes" in done.stderr
 
 
+RUN = "covid-sam-s0/2026-11-28_114503/checkpoints"
+
+
 def test_a_run_goes_on_from_its_newest_checkpoint(tmp_path):
     runs = tmp_path / "my runs"
     plain = called_by(CLUSTER / "go_on.sh", "program", tmp_path, str(runs), "program", "fit")
     assert plain == ["fit", "--trainer.default_root_dir", str(runs)]
-    for age, name in enumerate(("version_1/checkpoints/preempted.ckpt", "version_1/checkpoints/last.ckpt")):
+    for age, name in enumerate(
+        (
+            f"{RUN}/preempted.ckpt",
+            f"{RUN}/last.ckpt",
+        )
+    ):
         (runs / name).parent.mkdir(parents=True, exist_ok=True)
         (runs / name).touch()
         os.utime(runs / name, (1e9 - age, 1e9 - age))
     (runs / "version_0/checkpoints").mkdir(parents=True)
     (runs / "version_0/checkpoints/other.ckpt").touch()
     words = called_by(CLUSTER / "go_on.sh", "program", tmp_path, str(runs), "program", "fit")
-    assert words == [*plain, "--ckpt_path", str(runs / "version_1/checkpoints/preempted.ckpt")]
-    os.utime(runs / "version_1/checkpoints/last.ckpt", (2e9, 2e9))
+    assert words == [*plain, "--ckpt_path", str(runs / "covid-sam-s0/2026-11-28_114503/checkpoints/preempted.ckpt")]
+    os.utime(runs / f"{RUN}/last.ckpt", (2e9, 2e9))
     words = called_by(CLUSTER / "go_on.sh", "program", tmp_path, str(runs), "program", "fit")
-    assert words[-1] == str(runs / "version_1/checkpoints/last.ckpt")
+    assert words[-1] == str(runs / "covid-sam-s0/2026-11-28_114503/checkpoints/last.ckpt")
 
 
 class Node(subprocess.Popen):
@@ -169,11 +178,12 @@ def free_port():
 def test_two_nodes_train_are_preempted_and_go_on(tmp_path):
     port = free_port()
     nodes = [Node(tmp_path, number, port, epochs=100_000) for number in range(2)]
-    checkpoints = tmp_path / "runs" / "version_0" / "checkpoints"
+    runs = tmp_path / "runs"
     for _ in range(1200):
-        if (checkpoints / "last.ckpt").exists() or any(node.poll() is not None for node in nodes):
+        if any(runs.glob("*/*/checkpoints/last.ckpt")) or any(node.poll() is not None for node in nodes):
             break
         time.sleep(0.25)
+    checkpoints = the_run(runs) / "checkpoints"
     nodes[1].send_signal(signal.SIGTERM)
     ends = [node.ended() for node in nodes]
     assert all(code != 0 for code, _ in ends), ends
@@ -183,7 +193,7 @@ def test_two_nodes_train_are_preempted_and_go_on(tmp_path):
     port = free_port()
     ends = [node.ended() for node in [Node(tmp_path, number, port, epochs) for number in range(2)]]
     assert all(code == 0 for code, _ in ends), ends
-    last = torch.load(tmp_path / "runs" / "version_1" / "checkpoints" / "last.ckpt", weights_only=True)
+    last = torch.load(checkpoints / "last.ckpt", weights_only=True)
     assert last["global_step"] == 25 * epochs
 
 

@@ -12,6 +12,7 @@ from tenzoo.compression import Plan
 from tenzoo.data import ImageDataModule
 from tenzoo.models import CIFARResNet
 from tenzoo.zoo.catalog import PARTS
+from tests.runs import the_run
 
 ROOT = Path(__file__).parent.parent / "configs"
 MODELS = sorted(path for path in ROOT.rglob("*.yaml") if path.parent.name not in (*PARTS, "text"))
@@ -92,7 +93,7 @@ def test_every_model_trains(tmp_path, monkeypatch, capsys, config):
     judged = "validation" if "TextCorpusDataModule" in text and "test:" not in text else "test"
     assert ("held out" if "CompletionDataModule" in text else judged) in printed
     assert "nan" not in printed
-    written = {path.name for path in (runs / "version_0").iterdir()}
+    written = {path.name for path in the_run(runs).iterdir()}
     assert {"config.yaml", "metrics.csv", "checkpoints"} <= written
     assert ("norm_dynamics.png" in written) == ("NormDynamicsMonitor" in config.read_text())
 

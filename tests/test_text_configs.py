@@ -12,6 +12,7 @@ pytest.importorskip("peft", reason="needs the extra text: pip install tenzoo[tex
 
 from tenzoo.cli import main
 from tenzoo.models import PretrainedTransformer
+from tests.runs import runs
 
 ROOT = Path(__file__).parent.parent / "configs"
 MODELS = sorted((ROOT / "text").glob("minilm_*.yaml"))
@@ -103,7 +104,7 @@ def test_every_model_trains(tmp_path, model, capsys, config):
     printed = capsys.readouterr().out
     assert "test" in printed
     assert "nan" not in printed
-    written = {path.name for path in (tmp_path / "runs" / "version_0").iterdir()}
+    written = {path.name for path in runs(tmp_path / "runs")[0].iterdir()}
     assert {"config.yaml", "metrics.csv", "checkpoints", "norm_dynamics.png"} <= written
 
 

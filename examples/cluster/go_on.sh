@@ -9,7 +9,7 @@ set -euo pipefail
 runs=${1:?usage: go_on.sh RUNS COMMAND…}
 shift
 newest=
-for file in "$runs"/version_*/checkpoints/{preempted,last}.ckpt; do
+for file in "$runs"/{,*/}*/checkpoints/{preempted,last}.ckpt; do
     if [[ -f $file && (-z $newest || $file -nt $newest) ]]; then
         newest=$file
     fi

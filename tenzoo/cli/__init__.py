@@ -3,15 +3,17 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from tenzoo import __version__
+from tenzoo.cli.completion import completion_command
 from tenzoo.cli.help import text
 
 __all__ = ["main", "run"]
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command in this process; help is printed without the packages that training needs.
+    """Run a command in this process; help and completion need no package that training needs.
 
     Args:
         args: As on the command line, without the program's name; None takes ``sys.argv``.
@@ -26,6 +28,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if argv == ["--version"]:
         print(f"tenzoo {__version__}")
         return 0
+    if argv[:1] == ["completion"]:
+        with suppress(ValueError):  # said below, as of any command
+            return completion_command(argv[1:])
     from tenzoo.cli.app import execute
 
     return execute(argv)

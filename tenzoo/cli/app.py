@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 from tenzoo.causes import raised_by_own_code
 from tenzoo.cli.checks import check_command
 from tenzoo.cli.commands import copy_command, describe_command, init_command, list_command, save_command
+from tenzoo.cli.completion import completion_command
 from tenzoo.cli.compress import compress_command
 from tenzoo.cli.generate import generate_command
 from tenzoo.cli.messages import answer
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compress": compress_command,
     "save": save_command,
     "generate": generate_command,
+    "completion": completion_command,
 }
 """Those that do not train, by name."""
 
@@ -79,4 +81,6 @@ def execute(argv: list[str]) -> int:
         cli.log_folders.discard()
         print(found.line, file=sys.stderr)
         return found.code
+    finally:
+        cli.log_folders.release()
     return 0

@@ -33,11 +33,9 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_environment(folder: Path, name: str = FILE) -> None:
-    """Write it to a folder; a file that is there stays."""
-    path = folder / name
-    if not path.exists():
-        path.write_text(json.dumps(environment(), indent=1) + "\n", encoding="utf-8")
+def write_environment(path: Path) -> None:
+    """Write it to a new file."""
+    path.write_text(json.dumps(environment(), indent=1) + "\n", encoding="utf-8")
 
 
 def _processor() -> str:

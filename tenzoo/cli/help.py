@@ -20,6 +20,9 @@ GROUPS = {
         "compress": "make a trained network smaller",
         "generate": "continue a prompt with a language model",
     },
+    "The shell": {
+        "completion": "print a script with which bash, zsh or fish completes words",
+    },
 }
 """All commands by what they are for, and what each does."""
 
@@ -34,7 +37,7 @@ _EXAMPLES = (
 def text() -> str:
     """The help, in lines of at most 80 columns."""
     groups = (
-        "\n".join([f"{title}:", *(f"  {name:<10}{purpose}" for name, purpose in commands.items())])
+        "\n".join([f"{title}:", *(f"  {name:<11}{purpose}" for name, purpose in commands.items())])
         for title, commands in GROUPS.items()
     )
     examples = "\n".join(f"  {example}" for example in _EXAMPLES)

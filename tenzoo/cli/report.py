@@ -8,12 +8,14 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks.early_stopping import EarlyStopping, EarlyStoppingReason
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.table import Table
 
 from tenzoo.atomic import atomic_write
 from tenzoo.callbacks import NormDynamicsMonitor
+from tenzoo.messages import elided
 from tenzoo.training import DivergenceError
 from tenzoo.zoo.metrics import by_split
 
@@ -75,14 +77,35 @@ def write_metrics(trainer: Trainer, logged: Mapping[str, Any], *, weights: str, 
         unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def log_final_metrics(trainer: Trainer, logged: Mapping[str, Any]) -> None:
+    """Give TensorBoard the metrics that a run ends with beside its hyperparameters, as ``final/…``.
+
+    They are those of the judged weights, and so no points of the curves, which have names without ``final``.
+    """
+    metrics = {f"final/{key}": float(value) for key, value in logged.items()}
+    for logger in trainer.loggers:
+        if metrics and isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            logger.log_hyperparams(dict(logger.hparams), metrics, trainer.global_step)
+            logger.finalize("success")
+
+
 def _print_table(metrics: Mapping[str, float], weights: str) -> None:
     names, splits = by_split(metrics)
-    title = f"Metrics of {weights}"
-    table = Table(title=title, min_width=len(title))
-    table.add_column("split")
-    for name in names:
-        table.add_column({"r2": "R²", "rmse": "RMSE"}.get(name, name), justify="right")
-    for split, values in splits.items():
-        cells = ["" if value is None else f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4e}" for value in values]
-        table.add_row(split, *cells)
-    Console().print(table)
+    headings = ["split", *({"r2": "R²", "rmse": "RMSE"}.get(name, name) for name in names)]
+    rows = [[split, *(_text(value) for value in values)] for split, values in splits.items()]
+    console = Console()
+    if sum(max(map(len, column)) + 3 for column in zip(headings, *rows, strict=True)) >= console.width:
+        headings, *rows = ([*column] for column in zip(headings, *rows, strict=True))  # a row for each metric
+        headings[0] = "metric"
+    name = console.width - sum(max(map(len, column)) + 3 for column in [*zip(headings, *rows, strict=True)][1:]) - 4
+    table = Table()
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for first, *cells in rows:
+        table.add_row(elided(first, name), *cells)
+    console.print(f"Metrics of {weights}", style="italic", highlight=False, soft_wrap=True)
+    console.print(table)
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4e}"

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tenzoo.messages import elided, fitted
 from tenzoo.zoo.description import Layer, totals
 from tenzoo.zoo.models import ModelInfo
 from tenzoo.zoo.results import headline
@@ -22,47 +23,69 @@ _TEXTS = frozenset({"config", "model", "data"})
 _NAME = 25
 """Characters of the longest name that is shown whole."""
 
-_MIN_WIDTH = 120
-"""Columns of a terminal that the tables need."""
+_WITH_TIMES = 120
+"""Columns of a terminal from which on layers have one for their core group, and two for times."""
+
+_NAMES = ("layer", "cores", "core group")
+"""Columns of layers whose texts lose their middle where the terminal is narrow."""
+
+_WAYS = ("reconstruct", "contract")
 
 
 def print_layers(layers: Sequence[Layer], batch_size: int | None, *, as_json: bool) -> None:
-    """Print what :func:`describe` found."""
+    """Print what :func:`describe` found; in a narrow terminal without what is in the JSON alone."""
     if as_json:
         print(json.dumps([{**asdict(layer), "compression": layer.compression} for layer in layers], indent=1))
         return
+    console = Console()
+    wide = console.width >= _WITH_TIMES
     per_batch = "" if batch_size is None else f" for a batch of {batch_size}"
-    table = Table(title=f"Layers; millions of multiplications{per_batch}, estimated ms of each way in a training step")
-    for column in ("layer", "weight", "cores", "core group"):
-        table.add_column(column, overflow="fold")
-    for column in ("parameters", "÷", "mult.", "way", "reconstruct", "contract"):
-        table.add_column(column, justify="right", no_wrap=True)
-    weights = [layer for layer in layers if len(layer.shape) > 1]
-    for layer in weights:
-        made = "" if layer.rank is None or layer.modes is None else f"{layer.factorization} {_ranks(layer.rank)}"
-        modes = "" if layer.modes is None or tuple(layer.modes) == tuple(layer.shape) else f" of {_times(layer.modes)}"
-        times = layer.milliseconds or {}
-        table.add_row(
-            layer.name or layer.kind,
-            _times(layer.shape),
-            made + modes,
-            layer.core_group or "",
-            f"{layer.parameters:,}",
-            f"{layer.compression:.1f}" if layer.rank else "",
-            "" if layer.multiplications is None else f"{layer.multiplications / 1e6:,.2f}",
-            layer.contraction or "",
-            *(f"{times[key]:.2f}" if key in times else "" for key in ("reconstruct", "contract")),
-        )
+    times = ", estimated ms of each way in a training step" if wide else ""
+    titles = ["layer", "weight", "cores", "parameters", "÷", "mult.", "way"]
+    titles += ["core group", "reconstruct", "contract"] if wide else []
     number, dense = totals(layers)
-    multiplications = [layer.multiplications for layer in layers if layer.multiplications is not None]
+    rows = [_row(layer, wide=wide) for layer in layers if len(layer.shape) > 1]
+    if sum(fitted([titles, *rows], 10**6, shrink=[0])) + len(titles) - 1 > console.width:
+        rows = [
+            [cell.partition(" of ")[0] if title == "cores" else cell for title, cell in zip(titles, row, strict=True)]
+            for row in rows
+        ]
     others = sum(layer.parameters for layer in layers if len(layer.shape) <= 1)
     if others:
-        table.add_row("norms", "", "", "", f"{others:,}", "", "", "", "", "")
-    table.add_section()
-    table.add_row(
-        "total", "", "", "", f"{number:,}", f"{dense / number:.1f}", f"{sum(multiplications) / 1e6:,.2f}", "", "", ""
+        rows.append(["norms", "", "", f"{others:,}"])
+    millions = sum(layer.multiplications or 0 for layer in layers if len(layer.shape) > 1) / 1e6
+    rows.append(["total", "", "", f"{number:,}", f"{dense / number:.1f}", f"{millions:,.2f}"])
+    rows = [[*row, *[""] * (len(titles) - len(row))] for row in rows]
+    widths = fitted([titles, *rows], console.width, shrink=[titles.index(name) for name in _NAMES if name in titles])
+    table = Table(
+        title=f"Layers; millions of multiplications{per_batch}{times}", box=box.SIMPLE_HEAD, padding=0, show_edge=False
     )
-    _wide_console().print(table)
+    for title, width in zip(titles, widths, strict=True):
+        words = title in ("layer", "weight", "cores", "way", "core group")
+        table.add_column(title, justify="left" if words else "right", no_wrap=True, width=width)
+    for row in rows:
+        if row[0] == "total":
+            table.add_section()
+        table.add_row(*(elided(cell, width) for cell, width in zip(row, widths, strict=True)))
+    console.print(table)
+
+
+def _row(layer: Layer, *, wide: bool) -> list[str]:
+    made = "" if layer.rank is None or layer.modes is None else f"{layer.factorization} {_ranks(layer.rank)}"
+    modes = "" if layer.modes is None or tuple(layer.modes) == tuple(layer.shape) else f" of {_times(layer.modes)}"
+    times = layer.milliseconds or {}
+    row = [
+        layer.name or layer.kind,
+        _times(layer.shape),
+        made + (modes if wide else ""),
+        f"{layer.parameters:,}",
+        f"{layer.compression:.1f}" if layer.rank else "",
+        "" if layer.multiplications is None else f"{layer.multiplications / 1e6:,.2f}",
+        layer.contraction or "",
+    ]
+    if wide:
+        row += [layer.core_group or "", *(f"{times[key]:.2f}" if key in times else "" for key in _WAYS)]
+    return row
 
 
 def _times(sizes: Sequence[int]) -> str:
@@ -117,16 +140,6 @@ def _size(model: ModelInfo) -> tuple[str, str]:
     return f"{model.parameters:,}", ratio
 
 
-def elided(name: str, width: int) -> str:
-    """A name without its middle, if it is longer than a width.
-
-    Example:
-        >>> elided("minilm_sst2_loretta", 11), elided("das", 11)
-        ('minil…retta', 'das')
-    """
-    return name if len(name) <= width else f"{name[: width // 2]}…{name[len(name) - (width - 1) // 2 :]}"
-
-
 def _print_results(model: ModelInfo, console: Console) -> None:
     """Where each number is from."""
     console.print(f"config: {model.config}\ndata: {model.data}", highlight=False, soft_wrap=True)
@@ -138,8 +151,25 @@ def _print_results(model: ModelInfo, console: Console) -> None:
                 f"seeds {', '.join(map(str, result.seeds))}" if result.seeds else "",
             )
             said = ", ".join(word for word in words if word)
-            console.print(f"{kind}: {result.metric} {result.split} {result}: {said}", highlight=False, soft_wrap=True)
-            console.print(f"    {result.command or result.source}", highlight=False, soft_wrap=True)
+            console.print(f"{kind}: {result.metric} {result.split} {result}: {said}", highlight=False)
+            for line in _command(result.command or result.source or "", console.width - 4):
+                console.print(f"    {line}", highlight=False, soft_wrap=True)
+
+
+def _command(command: str, width: int) -> list[str]:
+    r"""A command in lines that a shell takes as one, divided before options.
+
+    Example:
+        >>> _command("tenzoo fit --config zoo:covid_tucker --seed_everything 3", 40)
+        ['tenzoo fit --config zoo:covid_tucker \\', '  --seed_everything 3']
+    """
+    lines: list[str] = []
+    for part in command.replace(" --", "\n--").split("\n"):
+        if lines and len(lines[-1]) + 1 + len(part) <= width - 2:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(part if not lines else f"  {part}")
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
 def print_parts(names: Sequence[str]) -> None:
@@ -152,9 +182,3 @@ def print_parts(names: Sequence[str]) -> None:
     for folder, found in folders.items():
         table.add_row(f"{folder}/", " ".join(found))
     Console().print(table)
-
-
-def _wide_console() -> Console:
-    """In a narrow terminal, or in none, columns would shrink to nothing."""
-    console = Console()
-    return console if console.width >= _MIN_WIDTH else Console(width=_MIN_WIDTH)

@@ -1,12 +1,13 @@
 """LightningCLI with tenzoo's defaults, and errors of one line."""
 
-import itertools
 from pathlib import Path
 from typing import Any, Self
 
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, StochasticWeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar, StochasticWeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -15,22 +16,22 @@ from typing_extensions import override
 from tenzoo import __version__
 from tenzoo.callbacks import RankWatch
 from tenzoo.cli import cluster, resumed_run
+from tenzoo.cli.bar import TrainingBar
 from tenzoo.cli.checkpoints import read_checkpoint
 from tenzoo.cli.checks import check_callbacks, check_environment, check_seed, check_trainer
+from tenzoo.cli.continued_logs import Resumed
+from tenzoo.cli.environment import FILE as ENVIRONMENT
 from tenzoo.cli.environment import write_environment
-from tenzoo.cli.log_folders import LogFolders
-from tenzoo.cli.report import print_metrics, tell_of_early_stops, write_metrics
-from tenzoo.cli.run_folders import RUNS, checkpoint_of
+from tenzoo.cli.log_folders import ELSEWHERE, LogFolders, SameFolder
+from tenzoo.cli.report import log_final_metrics, print_metrics, tell_of_early_stops, write_metrics
+from tenzoo.cli.run_folders import RUNS, checkpoint_of, config_of, free, name_of, run_of
 from tenzoo.cli.start import ZOO, StartWeights, start_of
-from tenzoo.jobs import ExactResume
+from tenzoo.cli.summary import NetworkSummary
+from tenzoo.jobs import ExactResume, first_logged_step
 from tenzoo.prediction import PredictionWriter
 from tenzoo.tasks import Task
 from tenzoo.training import NoProfiler
 from tenzoo.zoo import reading
-
-_REFRESH_RATE = 25
-"""Batches between two updates of the progress bar: a step of a small model takes less time than an update."""
-
 
 _OUTPUT = "the file of the predictions, such as completed.parquet; default: a file in the run's folder"
 _PRETRAINED = "weights to start from, or to judge: `zoo`, `zoo:NAME`, a folder of save_pretrained, a name on the hub"
@@ -54,7 +55,8 @@ class TrainingStart(Callback):
 class _SaveConfig(SaveConfigCallback):
     """Writes the config beside the logs; without a logger there is no directory that belongs to this run alone.
 
-    Loggers that send their logs elsewhere share a directory, or have none: there a number makes the name a new one.
+    Loggers that send their logs elsewhere share a directory, or have none: there a number makes the name a new one, as
+    it does for a run that goes on with other settings.
     """
 
     @override
@@ -63,10 +65,21 @@ class _SaveConfig(SaveConfigCallback):
         if folder is None:
             return
         if trainer.is_global_zero and not self.already_saved:
-            self.config_filename = _free(Path(folder), "config", ".yaml", "-").name
+            self.already_saved = self._goes_on_as_it_was(Path(folder))
+            if not self.already_saved:
+                self.config_filename = free(Path(folder) / "config.yaml").name
             if trainer.state.fn == TrainerFn.FITTING:
-                write_environment(Path(folder))
+                write_environment(free(Path(folder) / ENVIRONMENT))
+        self.already_saved = trainer.strategy.broadcast(self.already_saved)
         super().setup(trainer, pl_module, stage)
+
+    def _goes_on_as_it_was(self, folder: Path) -> bool:
+        """Whether this is a run that goes on in its folder, with settings that were saved there."""
+        resumed = self.config.get("ckpt_path")
+        if resumed is None or run_of(Path(resumed)) != folder:
+            return False
+        own = _settings(self.parser.dump(self.config, skip_none=False))
+        return any(_settings(path.read_text(encoding="utf-8")) == own for path in folder.glob("config*.yaml"))
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -81,18 +94,22 @@ class TenzooCLI(reading.ConfigCLI):
         training_start: Whether training began.
         log_folders: Those of this run.
         start: Weights that are loaded before the first step.
+        run: Folder of the run that wrote the checkpoint, if there is one.
+        first_step: The first step that a run that goes on logs.
     """
 
     training_start: TrainingStart
     log_folders: LogFolders
     start: Path | str | None
+    run: Path | None
+    first_step: int
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
         """Make the attributes that are read also where ``__init__`` fails."""
         cli = super().__new__(cls)
         cli.training_start = TrainingStart()
         cli.log_folders = LogFolders()
-        cli.start = None
+        cli.start = cli.run = None
         return cli
 
     @override
@@ -126,10 +143,14 @@ class TenzooCLI(reading.ConfigCLI):
         if given is None:
             return
         self.start = None  # the run that goes on has begun with it
-        given = config.ckpt_path = checkpoint_of(str(given), _root(config.trainer))
+        configs = [str(each) for each in config.get("config") or []]
+        given = checkpoint_of(str(given), _root(config.trainer), config_of(configs))
+        self.run = run_of(Path(given))
+        given = config.ckpt_path = given if self.run is None else str(self.run / "checkpoints" / Path(given).name)
         checkpoint = read_checkpoint(Path(given))
         if self.config.subcommand == "fit":
             resumed_run.check_same_run(checkpoint, config, Path(given))
+            self.first_step = first_logged_step(checkpoint)
         else:
             resumed_run.check_judged(checkpoint, config, Path(given))
 
@@ -150,21 +171,40 @@ class TenzooCLI(reading.ConfigCLI):
         check_trainer(settings, self.subcommand)
         check_callbacks(callbacks if isinstance(callbacks, list) else [callbacks])
         extra: list[Callback] = [self.training_start, *([] if _any_of(callbacks, RankWatch) else [RankWatch()])]
-        if settings.get("logger") in (None, True):
-            kwargs["logger"] = self.log_folders.both_loggers(_root(settings))
+        logger = settings.get("logger")
+        elsewhere = logger if isinstance(logger, list) else [logger]
+        if logger in (None, True) or (elsewhere and all(isinstance(each, ELSEWHERE) for each in elsewhere)):
+            own = self._own_loggers(settings, callbacks)
+            kwargs["logger"] = own if logger in (None, True) else [*own, *elsewhere]
+            extra.append(SameFolder(self.log_folders.own))
         if settings.get("profiler") is None:
             kwargs["profiler"] = NoProfiler()
         if settings.get("enable_progress_bar") is not False and not _any_of(callbacks, ProgressBar):
-            extra.append(RichProgressBar(refresh_rate=_REFRESH_RATE, leave=False))
+            extra.append(TrainingBar())
+        if settings.get("enable_model_summary") is not False and not _any_of(callbacks, ModelSummary):
+            extra.append(NetworkSummary())
         if self.subcommand == "predict":
             extra += _writers(self.model, callbacks, self._get(self.config_init, "output", default=None))
         if self.start is not None:
-            own = callbacks if isinstance(callbacks, list) else [callbacks]
-            kwargs["callbacks"] = [StartWeights(self.start), *own]  # before what looks at the norms of the cores
+            given = callbacks if isinstance(callbacks, list) else [callbacks]
+            kwargs["callbacks"] = [StartWeights(self.start), *given]  # before what looks at the norms of the cores
         trainer = self._instantiate_trainer({**settings, **kwargs}, extra)
         self.log_folders.claim(trainer.loggers)
         cluster.prepare(trainer, _root(settings))
         return trainer
+
+    def _own_loggers(self, settings: Any, callbacks: Any) -> list[Logger]:
+        """Those of a new run, or of the run that goes on; what judges a run lies beside it."""
+        command, config = str(self.subcommand), self.config[self.subcommand]
+        if command == "fit" and self.run is not None:
+            return self.log_folders.same_run(Resumed(self.run, self.first_step))
+        root = Path(_root(settings))
+        if self.run is not None and root.resolve() in self.run.resolve().parents:
+            return self.log_folders.new_run(self.run.parent, command=command)
+        configs = [str(each) for each in config.get("config") or []]
+        given = callbacks if isinstance(callbacks, list) else [callbacks]
+        name = name_of(configs, self.model, given, config.get("seed_everything"))
+        return self.log_folders.new_run(root / name, command=command)
 
     def after_fit(self) -> None:
         """Judge the best weights, where a checkpoint callback chose them by a metric, else the last.
@@ -186,7 +226,7 @@ class TenzooCLI(reading.ConfigCLI):
             best, weights = None, "the averaged weights"
             folder = getattr(chosen, "dirpath", None) or Path(trainer.log_dir or trainer.default_root_dir)
             trainer.save_checkpoint(
-                trainer.strategy.broadcast(_free(Path(folder), "averaged", ".ckpt", "-v")), weights_only=True
+                trainer.strategy.broadcast(free(Path(folder) / "averaged.ckpt", "-v")), weights_only=True
             )
         metrics: dict[str, Any] = {}
         for name in self.model.final_evaluations():
@@ -195,6 +235,7 @@ class TenzooCLI(reading.ConfigCLI):
                 getattr(trainer, name)(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
                 metrics.update(trainer.logged_metrics)
         cluster.forget(trainer, _root(self._get(self.config_init, "trainer", default={})))
+        log_final_metrics(trainer, metrics)
         print_metrics(trainer, metrics, weights=weights)
         write_metrics(trainer, metrics, weights=weights, checkpoint=best)
 
@@ -219,10 +260,10 @@ def _has_best(checkpoint: ModelCheckpoint) -> bool:
     return checkpoint.best_model_score is not None and Path(checkpoint.best_model_path).is_file()
 
 
-def _free(folder: Path, name: str, suffix: str, mark: str) -> Path:
-    """A file that is not there yet, by a number behind the mark if need be: another run may have made one."""
-    names = itertools.chain([name], (f"{name}{mark}{number}" for number in itertools.count(1)))
-    return next(path for each in names if not (path := folder / f"{each}{suffix}").exists())
+def _settings(text: str) -> Any:
+    """What a saved config says of a run, other than where it begins."""
+    content = yaml.safe_load(text)
+    return {**content, "ckpt_path": None} if isinstance(content, dict) else content
 
 
 def _writers(task: Task, callbacks: Any, output: str | None) -> list[Callback]:

@@ -4,7 +4,7 @@ from lightning.pytorch import Callback, Trainer
 
 from tenzoo.jobs.checkpoint_io import AtomicCheckpointIO, CheckpointWriteError, write_atomically
 from tenzoo.jobs.last_state import SaveLastState
-from tenzoo.jobs.resume import ExactResume
+from tenzoo.jobs.resume import ExactResume, first_logged_step
 from tenzoo.jobs.signals import Preempted, Signals, StopOnSignal, handle_signals
 from tenzoo.jobs.slurm import load_no_foreign_checkpoint, slurm_job
 from tenzoo.jobs.world import check_world_size
@@ -17,6 +17,7 @@ __all__ = [
     "SaveLastState",
     "Signals",
     "StopOnSignal",
+    "first_logged_step",
     "handle_signals",
     "load_no_foreign_checkpoint",
     "secure",

@@ -116,7 +116,7 @@ class ExactResume(Callback):
         loops = checkpoint["loops"]["fit_loop"]
         self._resumed = {"place": place_of_counters(loops), **checkpoint.get(_KEY, {}), "loops": loops}
         states = [(each, checkpoint["callbacks"].get(each.state_key)) for each in model_checkpoints(trainer)]
-        kept = [_keep_best(callback, state) for callback, state in states if state is not None]
+        kept = [_keep_best(each, state, trainer.ckpt_path) for each, state in states if state is not None]
         self.keeps_best = all(kept)
         fit_loop = trainer.fit_loop
         # Lightning has no hook between its last preparation and the first epoch. This replaces one call.
@@ -208,11 +208,38 @@ def _wrote(callback: ModelCheckpoint, path: Any) -> bool:
     return path is not None and os.path.realpath(path) in {os.path.realpath(each) for each in own if each}
 
 
-def _keep_best(callback: ModelCheckpoint, state: dict[str, Any]) -> bool:
+def _keep_best(callback: ModelCheckpoint, state: dict[str, Any], checkpoint: Any) -> bool:
     """Let a callback with a new folder continue from the scores in the old one, whose files are not removed.
 
-    Lightning drops the scores if the folder has changed. This does so only if a file is missing.
+    Lightning drops the scores if the folder has changed. This does so only if a file is missing, here and beside the
+    checkpoint, where all of them are if the folder was moved, or is called by another path.
     """
+    if checkpoint is not None:
+        beside = Path(checkpoint).parent
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[name] = _moved(state.get(name, ""), beside)
+        state["best_k_models"] = {_moved(path, beside): score for path, score in state.get("best_k_models", {}).items()}
     if all(Path(path).is_file() for path in state.get("best_k_models", {})):
         state["dirpath"] = callback.dirpath
     return bool(state["dirpath"] == callback.dirpath)
+
+
+def _moved(path: str, folder: Path) -> str:
+    """The file of this name in a folder, if it is the same, or the other is gone."""
+    here = folder / Path(path).name
+    if not path or not here.is_file() or (Path(path).is_file() and not here.samefile(path)):
+        return path
+    return str(here)
+
+
+def first_logged_step(checkpoint: Mapping[str, Any]) -> int:
+    """The first step of which a run that goes on from a checkpoint logs everything.
+
+    Of the step before, which Lightning counts after its validation, some may have been logged, and some not.
+    """
+    loops = checkpoint.get("loops", {}).get("fit_loop")
+    if loops is None:
+        return int(checkpoint["global_step"])
+    place = checkpoint.get(_KEY, {}).get("place", place_of_counters(loops))
+    counted = int(loops["epoch_loop.state_dict"].get("_batches_that_stepped", 0))
+    return counted + (place in ("after a batch", "validated"))

@@ -210,7 +210,7 @@ class Task(OptimizedModule, CoreContainer, PretrainedMethods, CommandLineMethods
         if self._trainer is None:  # the user saves, outside of a run
             check_finite(self, when="before a run, and was not saved")
             return
-        check_finite(self, when=f"after {self.trainer.global_step} steps, and was not saved")
+        check_finite(self, when=f"after {self.trainer.global_step} steps, and was not saved", losses=self._losses)
         checkpoint["epoch_means"] = {name: mean.state(self.trainer) for name, mean in self._epoch_means.items()}
 
     def on_fit_start(self) -> None:
@@ -233,6 +233,8 @@ _PARENT_HOOKS: Mapping[str, ParentCall] = {
     "on_load_checkpoint": call_after,
     "on_save_checkpoint": call_after,
     "on_fit_start": call_after,
+    "on_train_start": call_after,
+    "on_train_end": call_after,
     "on_train_epoch_start": call_after,
     "on_train_batch_start": call_after,
     "training_step": refuse_with_sam,

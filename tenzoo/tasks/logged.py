@@ -8,7 +8,16 @@ from torchmetrics import MetricCollection
 
 from tenzoo.tasks.checks import check_modes, check_plateaus, searches_learning_rate
 from tenzoo.tasks.ranks import as_of_all_ranks, logged_names, warn_of_repeats
-from tenzoo.training import EpochMean, batch_items, check_finite, logs_this_step, mean_over_ranks
+from tenzoo.training import (
+    EpochMean,
+    LossWatch,
+    batch_items,
+    check_finite,
+    check_last_loss,
+    logs_this_step,
+    mean_over_ranks,
+    steps_so_far,
+)
 
 
 class LoggedModule(LightningModule):
@@ -20,6 +29,7 @@ class LoggedModule(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self._epoch_means = {"train/loss": EpochMean()}
+        self._losses = LossWatch()
         self._loss_is_monitored = False
         self._monitored: frozenset[str] = frozenset()
 
@@ -57,6 +67,7 @@ class LoggedModule(LightningModule):
         """Log the loss of a batch, and add it to the mean over the items of the epoch."""
         loss, items = loss.detach(), batch_items(self, batch)
         self._epoch_means["train/loss"].add(loss * items, items)
+        self._losses.add(loss, steps_so_far(self.trainer) + 1)
         if self._loss_is_monitored or logs_this_step(self.trainer):
             # On the host: Lightning's progress bar reads it again after every batch.
             value = mean_over_ranks(self.trainer, loss).cpu()
@@ -66,7 +77,7 @@ class LoggedModule(LightningModule):
 
     def _check_finite(self) -> None:
         if not searches_learning_rate(self.trainer):
-            check_finite(self, when=f"after {self.trainer.global_step} steps")
+            check_finite(self, when=f"after {self.trainer.global_step} steps", losses=self._losses)
 
     def _epoch_mean(self, name: str) -> Tensor | None:
         """The mean over the epoch that ends, None without a batch. The next epoch starts at zero."""
@@ -94,6 +105,19 @@ class LoggedModule(LightningModule):
         check_plateaus(self.trainer, known=known or ())
 
     # --- hooks -------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Forget the losses of an earlier run."""
+        self._losses.reset()
+
+    def on_train_end(self) -> None:
+        """Refuse to end with a loss that is not finite.
+
+        Raises:
+            DivergenceError: With the step from which on it is not.
+        """
+        if not searches_learning_rate(self.trainer):
+            check_last_loss(self.trainer, self._losses)
 
     def on_train_epoch_start(self) -> None:
         """Reset the means over the epoch."""

@@ -35,8 +35,17 @@ class _ModelOnly(ConfigCLI):
         return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
 
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
+_SAYS_NOTHING = (
+    "Tip:",
+    "TPU available: False",
+    "IPU available: False",
+    "HPU available: False",
+    "Trainer already configured with model",
+)
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    return not any(words in record.getMessage() for words in _SAYS_NOTHING)
 
 
 def quiet() -> None:
@@ -56,7 +65,7 @@ def quiet() -> None:
     )
     for message in (*lightnings_own, *expected):
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_says_something)
 
 
 def build(cli: LightningCLI, argv: Sequence[str], *, run: bool, parser: dict[str, Any], **kwargs: Any) -> None:

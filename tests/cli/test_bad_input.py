@@ -190,6 +190,8 @@ def test_options(config, capsys, monkeypatch, option, word):  # noqa: F811
         (["fit", "-x"], "'-x'"),
         (["validate", "--config", "config.yaml"], "`ckpt_path`, or `pretrained`, for validate, got none"),
         (["predict", "--config", "config.yaml"], "`ckpt_path`, or `pretrained`, for predict, got none"),
+        (["completion"], "one of bash, zsh, fish for tenzoo completion, got none"),
+        (["completion", "tcsh"], "bash, zsh, fish for tenzoo completion, got 'tcsh'"),
         (["list", "x"], "`PATTERN`, got 'x'"),
         (["list", "--configs"], "--configs"),
         (["list", "--configs", "nowhere"], "'nowhere'"),

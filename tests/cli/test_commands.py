@@ -15,6 +15,7 @@ from tenzoo.cli.report import print_metrics
 from tenzoo.training import DivergenceError
 from tests.cli.refused import refused
 from tests.hostile import Bomb
+from tests.runs import runs, the_run
 
 CONFIG = """
 seed_everything: 1
@@ -58,7 +59,7 @@ def run(command, config, *args):
 @pytest.fixture
 def checkpoint(config):
     assert run("fit", config) == 0
-    return config.parent / "runs" / "version_0" / "checkpoints" / "last.ckpt"
+    return runs(config.parent / "runs")[0] / "checkpoints" / "last.ckpt"
 
 
 def refusal(capsys, code):
@@ -80,7 +81,9 @@ def test_fit_writes_both_logs_into_one_directory(config, checkpoint, capsys):
     assert {f"{split}/{name}" for split in ("train", "val", "held_out") for name in ("r2", "rmse")} <= set(columns)
     assert run("fit", config) == 0  # a second run leaves the first one alone
     assert "Metrics of the weights with the best val/r2" in capsys.readouterr().out
-    assert {path.name for path in directory.parent.iterdir()} == {"version_0", "version_1"}
+    assert len(runs(config.parent / "runs")) == 2
+    assert directory.parent.name == "config-plain-s1"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d{6}", directory.name)
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
@@ -93,9 +96,9 @@ def test_a_checkpoint_is_judged(config, checkpoint, command, capsys):
 
 
 def test_predict_writes_the_completed_entries(config, checkpoint):
-    for version in ("version_1", "version_2"):
+    for number in (1, 2):
         assert run("predict", config, "--ckpt_path", str(checkpoint)) == 0
-        with np.load(config.parent / "runs" / version / "completed.npz") as written:
+        with np.load(runs(config.parent / "runs")[number] / "completed.npz") as written:
             indices, values = written["indices"], written["values"]
     train = round(117 * 0.6) - round(round(117 * 0.6) * 0.2)
     assert indices.shape == (120 - train, 3)
@@ -111,16 +114,16 @@ def test_predict_writes_the_completed_entries(config, checkpoint):
 def test_predict_to_a_csv_of_ones_own(config, checkpoint, tmp_path):
     wanted = tmp_path / "wanted.csv"
     wanted.write_text("0,0,0\n5,4,3\n")
-    runs = config.parent / "runs"
+    root = config.parent / "runs"
     writer = ["--trainer.callbacks+=tenzoo.callbacks.CompletedEntriesWriter", "--trainer.callbacks.name=mine.csv"]
     arguments = ["--ckpt_path", str(checkpoint), "--data.init_args.predict_index", str(wanted)]
     assert run("predict", config, *arguments, *writer) == 0
-    lines = (runs / "version_1" / "mine.csv").read_text().splitlines()
+    lines = (runs(root)[1] / "mine.csv").read_text().splitlines()
     assert lines[0] == "i0,i1,i2,value"
     assert [line.rpartition(",")[0] for line in lines[1:]] == ["0,0,0", "5,4,3"]
     for _ in range(2):
         assert run("predict", config, *arguments, *writer, "--trainer.logger=false") == 0
-    assert {path.name for path in runs.glob("mine*")} == {"mine.csv", "mine-1.csv"}
+    assert {path.name for path in root.glob("mine*")} == {"mine.csv", "mine-1.csv"}
     assert run("predict", config, *arguments, *writer[:1], f"--trainer.callbacks.name={tmp_path / 'mine.csv'}") == 2
     assert not (tmp_path / "mine.csv").exists()
 
@@ -130,8 +133,7 @@ def test_a_run_goes_on_where_it_stopped(config, checkpoint):
     assert run("fit", config, "--ckpt_path", str(checkpoint), *longer) == 0
     assert run("fit", config, *longer) == 0
     resumed, whole = (
-        torch.load(config.parent / "runs" / version / "checkpoints" / "last.ckpt", weights_only=True)
-        for version in ("version_1", "version_2")
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in runs(config.parent / "runs")
     )
     assert resumed["global_step"] == whole["global_step"] == 12
     for name, value in whole["state_dict"].items():
@@ -174,10 +176,10 @@ def test_the_checkpoint_called_last_is_the_last_state(config, capsys):
     text = config.read_text().replace("monitor: val/r2, mode: max, save_last: true", "filename: last")
     config.write_text(text)
     assert run("fit", config) == 0
-    last = config.parent / "runs" / "version_0" / "checkpoints" / "last.ckpt"
+    last = runs(config.parent / "runs")[0] / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 6
     assert run("fit", config, "--ckpt_path", str(last), "--trainer.max_epochs", "3") == 0
-    resumed = torch.load(config.parent / "runs" / "version_1" / "checkpoints" / "last.ckpt", weights_only=True)
+    resumed = torch.load(the_run(config.parent / "runs") / "checkpoints" / "last.ckpt", weights_only=True)
     assert resumed["global_step"] == 9
 
 
@@ -216,22 +218,24 @@ def test_a_refused_run_leaves_no_directory(config, checkpoint, capsys, mistake):
     before = {path: path.read_bytes() for path in sorted((config.parent / "runs").rglob("*")) if path.is_file()}
     refusal(capsys, run("fit", config, *mistake))
     assert {path: path.read_bytes() for path in before} == before
-    assert [path.name for path in (config.parent / "runs").iterdir()] == ["version_0"]
+    assert len(list((config.parent / "runs").glob("*/*"))) == 1
 
 
 def test_a_refused_run_leaves_what_another_has_made(config, checkpoint, monkeypatch, capsys):
     """Two runs may look for a free directory at the same moment."""
-    other = config.parent / "runs" / "version_1"
+    others = []
     make = LogFolders._make
 
     def late(folders, folder):
-        (other / "checkpoints").mkdir(parents=True, exist_ok=True)
+        monkeypatch.setattr(LogFolders, "_make", make)
+        (folder / "checkpoints").mkdir(parents=True)
+        others.append(folder)
         return make(folders, folder)
 
     monkeypatch.setattr(LogFolders, "_make", late)
     refusal(capsys, run("fit", config, "--model.init_args.shape", "[2,2,2]"))
-    assert (other / "checkpoints").is_dir()
-    assert {path.name for path in (config.parent / "runs").iterdir()} == {"version_0", "version_1"}
+    assert (others[0] / "checkpoints").is_dir()
+    assert len(list((config.parent / "runs").glob("*/*"))) == 2
 
 
 def logger(kind, folder, *, version):
@@ -311,7 +315,7 @@ def test_each_of_two_checkpoint_callbacks_is_looked_at(config, capsys):
 @pytest.mark.filterwarnings("ignore:.*could not find the monitored key:UserWarning")
 def test_a_run_without_validation_says_where_its_weights_are(config, capsys):
     assert run("fit", config, "--trainer.limit_val_batches", "0") == 0
-    folder = config.parent / "runs" / "version_0"
+    folder = runs(config.parent / "runs")[0]
     assert capsys.readouterr().out.splitlines()[-1] == f"Logs and checkpoints: {folder}"
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
 
@@ -367,13 +371,13 @@ def test_a_run_that_stops_early_says_why(config, caplog):
 
 
 def test_a_resumed_run_names_its_best_weights_for_what_they_are(config, checkpoint, capsys):
+    moved = config.parent / "moved.ckpt"
+    moved.write_bytes(checkpoint.read_bytes())
     capsys.readouterr()
     assert run("fit", config, "--ckpt_path", str(checkpoint), "--trainer.max_epochs", "4") == 0
     printed = capsys.readouterr().out.replace("\n", " ")
     assert "best val/r2" in printed  # of both runs together
     assert "since" not in printed
-    moved = config.parent / "moved.ckpt"
-    moved.write_bytes(checkpoint.read_bytes())
     shutil.rmtree(checkpoint.parent)  # a finished run writes no better weights, and does not ask for the old ones
     assert run("fit", config, "--ckpt_path", str(moved)) == 0
     assert "Metrics of the last weights" in capsys.readouterr().out
@@ -396,9 +400,9 @@ def test_a_time_limit_from_the_command_line(config, capsys):
     """Its defaults hold a member of an enumeration, which the saved config has to name."""
     limit = ["--trainer.callbacks+=Timer", "--trainer.callbacks.init_args.duration=00:01:00:00"]
     assert run("fit", config, *limit) == 0
-    saved = (config.parent / "runs" / "version_0" / "config.yaml").read_text()
+    saved = (runs(config.parent / "runs")[0] / "config.yaml").read_text()
     assert "interval: step" in saved
-    assert run("fit", config.parent / "runs" / "version_0" / "config.yaml") == 0
+    assert run("fit", runs(config.parent / "runs")[0] / "config.yaml") == 0
 
 
 def numbers(printed):
@@ -414,7 +418,7 @@ def test_averaged_weights_are_judged_and_saved(config, capsys, sam):
     printed = capsys.readouterr()
     assert "Metrics of the averaged weights" in printed.out
     assert "Warning" not in printed.err
-    folder = config.parent / "runs" / "version_0" / "checkpoints"
+    folder = runs(config.parent / "runs")[0] / "checkpoints"
     averaged, last = (torch.load(folder / name, weights_only=True) for name in ("averaged.ckpt", "last.ckpt"))
     name = "model.tensor.cores.0"
     assert not averaged["state_dict"][name].equal(last["state_dict"][name])

@@ -11,6 +11,7 @@ from tenzoo.data.corpus.vocabulary import vocabulary_of
 from tenzoo.models.generation import Sampling, generate
 from tenzoo.tasks import CausalLMTask
 from tests.data.running_text.test_corpus import TEXT
+from tests.runs import runs, the_run
 
 
 def trained(folder, num_tokens=30, **data):
@@ -39,7 +40,7 @@ def trained(folder, num_tokens=30, **data):
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(["fit", "--config", str(folder / "config.yaml")]) == 0
-    return str(folder / "runs" / "version_0" / "checkpoints" / "end.ckpt")
+    return str(runs(folder / "runs")[0] / "checkpoints" / "end.ckpt")
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +129,13 @@ def test_checkpoints_of_other_tasks(tmp_path, capsys):
 def test_a_text_of_ones_own_is_trained_on_continued_and_predicted(tmp_path, capsys, caplog):
     """Three commands with a config that was written for another vocabulary."""
     trained(tmp_path)
-    own, prompts, runs = tmp_path / "own.txt", tmp_path / "prompts.txt", tmp_path / "own_runs"
+    own, prompts, root = tmp_path / "own.txt", tmp_path / "prompts.txt", tmp_path / "own_runs"
     own.write_text("abc cab, " * 60)
     prompts.write_text("abc\ncab,\n")
     config = ["--config", str(tmp_path / "config.yaml"), "--data.init_args.train", str(own)]
-    config += ["--trainer.default_root_dir", str(runs)]
+    config += ["--trainer.default_root_dir", str(root)]
     assert main(["fit", *config]) == 0
-    checkpoint = str(runs / "version_0" / "checkpoints" / "end.ckpt")
+    checkpoint = str(the_run(root) / "checkpoints" / "end.ckpt")
     assert "num_tokens 5, as in the text (the config has 30)" in caplog.text
     capsys.readouterr()
     assert CausalLMTask.load_from_checkpoint(checkpoint, weights_only=True).network.num_tokens == 5
@@ -146,7 +147,7 @@ def test_a_text_of_ones_own_is_trained_on_continued_and_predicted(tmp_path, caps
 
     more = ["--ckpt_path", checkpoint, "--data.init_args.predict", str(prompts)]
     assert main(["predict", *config, *more, "--model.init_args.continuation.length", "7"]) == 0
-    (path,) = runs.rglob("continuations.csv")
+    (path,) = root.rglob("continuations.csv")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["prompt"] for row in rows] == ["abc", "cab,"]

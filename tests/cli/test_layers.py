@@ -15,6 +15,7 @@ from tenzoo.cli import main
 from tenzoo.cli.trainer import TenzooCLI, build
 from tenzoo.zoo import composition
 from tenzoo.zoo.reading import quiet
+from tests.runs import runs
 
 ROOT = Path(__file__).parents[2] / "configs"
 MODELS = sorted(path for path in ROOT.glob("*.yaml"))
@@ -261,6 +262,6 @@ def test_all_that_is_known_of_a_tensor_of_ones_own_is_used(tmp_path, capfd):
     words = ["fit", *map(str, OVER_ADAM), "--data.init_args.dataset", str(tmp_path / "mine.npy"), "--model.rank", "2"]
     quiet = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     assert main([*words, *quiet, f"--trainer.default_root_dir={tmp_path / 'runs'}"]) == 0
-    (checkpoint,) = (tmp_path / "runs" / "version_0" / "checkpoints").glob("last.ckpt")
+    (checkpoint,) = (runs(tmp_path / "runs")[0] / "checkpoints").glob("last.ckpt")
     counted = torch.load(checkpoint, weights_only=True)["CompletionDataModule"]["num_entries"]
     assert counted == {"train": known - round(0.05 * known), "val": round(0.05 * known)}

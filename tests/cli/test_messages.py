@@ -184,7 +184,7 @@ def test_a_binary_config(config, capsys):  # noqa: F811
 
 def test_an_unknown_command_and_an_empty_one(capsys):
     assert main(["fot"]) == 2
-    known = "compress, copy, describe, fit, generate, init, list, predict, save, test, validate"
+    known = "completion, compress, copy, describe, fit, generate, init, list, predict, save, test, validate"
     assert f"{known}, got 'fot'; did you mean 'fit'?" in capsys.readouterr().err
     assert main(["fit"]) == 2
     assert "arguments are required: fit.data, fit.model" in capsys.readouterr().err

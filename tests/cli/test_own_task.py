@@ -10,6 +10,7 @@ from tenzoo.cli import main
 from tenzoo.models import CIFARResNet
 from tenzoo.tasks import ImageClassificationTask
 from tests.cli.test_commands import CONFIG, config, run  # noqa: F401  (config is a fixture)
+from tests.runs import runs
 
 OWN = "factorization: cp, rank: 2, "
 
@@ -24,12 +25,12 @@ def test_predictions_are_written_by_the_writer_of_the_task(config, capsys):  # n
     with_own_task(config, "Answering")
     assert run("fit", config) == 0
     assert "Metrics" not in capsys.readouterr().out  # no final evaluation
-    last = config.parent / "runs" / "version_0" / "checkpoints" / "last.ckpt"
+    last = runs(config.parent / "runs")[0] / "checkpoints" / "last.ckpt"
     assert run("predict", config, "--ckpt_path", str(last)) == 0
-    assert (config.parent / "runs" / "version_1" / "rated.csv").read_text().startswith("i0,i1,i2,value\n0,0,0,")
+    assert (runs(config.parent / "runs")[1] / "rated.csv").read_text().startswith("i0,i1,i2,value\n0,0,0,")
     writer = ["--trainer.callbacks+=CompletedEntriesWriter", "--trainer.callbacks.name=mine.csv"]
     assert run("predict", config, "--ckpt_path", str(last), *writer) == 0
-    names = {path.name for path in (config.parent / "runs" / "version_2").iterdir()}
+    names = {path.name for path in runs(config.parent / "runs")[2].iterdir()}
     assert "mine.csv" in names
     assert "rated.csv" not in names
 
@@ -37,7 +38,7 @@ def test_predictions_are_written_by_the_writer_of_the_task(config, capsys):  # n
 def test_a_task_without_a_writer_says_so(config, caplog):  # noqa: F811
     with_own_task(config, "OwnTask")
     assert run("fit", config) == 0
-    last = config.parent / "runs" / "version_0" / "checkpoints" / "last.ckpt"
+    last = runs(config.parent / "runs")[0] / "checkpoints" / "last.ckpt"
     caplog.clear()
     assert run("predict", config, "--ckpt_path", str(last)) == 2  # it has no forward() either
     (line,) = (record.getMessage() for record in caplog.records if "predictions" in record.getMessage())

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tenzoo.cli import main
+from tests.runs import runs
 
 CONFIG = """
 trainer: {accelerator: cpu, max_steps: 2, enable_progress_bar: false, enable_model_summary: false,
@@ -52,13 +53,13 @@ def test_too_many_cells_to_complete_are_refused_and_the_held_out_ones_are_not(tm
     (tmp_path / "mine.csv").write_text(SIX + "0,2,1\n2,0,2\n")
     words = ["--data.shape", "[40000,40000]", "--data.observed_fraction", "0.5"]
     assert run(tmp_path, *words) == 0
-    (checkpoint,) = tmp_path.glob("runs/version_0/checkpoints/*.ckpt")
+    (checkpoint,) = tmp_path.glob("runs/*/*/checkpoints/*.ckpt")
     words += ["--ckpt_path", str(checkpoint)]
     assert run(tmp_path, *words, command="predict") == 2
     assert "expected a choice of cells in `predict_index` for a tensor with 1599999996" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["version_0"]
+    assert len(runs(tmp_path / "runs")) == 1
     assert run(tmp_path, *words, "--data.predict_index", "held_out", command="predict") == 0
-    with np.load(tmp_path / "runs" / "version_1" / "completed.npz") as written:
+    with np.load(runs(tmp_path / "runs")[1] / "completed.npz") as written:
         cores = torch.load(checkpoint, weights_only=True)["state_dict"]
         first, second = (cores[f"model.tensor.cores.{mode}"][:, 0].numpy() for mode in (0, 1))
         index = written["indices"]

@@ -6,6 +6,7 @@ import torch
 from tenzoo.cli import main
 from tests.cli.refused import refused
 from tests.cli.test_commands import checkpoint, config, run  # noqa: F401  (fixtures)
+from tests.runs import runs
 
 DAS = ["--trainer.callbacks+=tenzoo.callbacks.DeviationAwareScaling", "--trainer.callbacks.alpha=0.01"]
 EMA = ["--trainer.callbacks+=EMAWeightAveraging", "--model.init_args.shape=[6,5,4]"]
@@ -13,7 +14,7 @@ LONGER = "--trainer.max_epochs=4"
 
 
 def last(config, version):  # noqa: F811
-    return config.parent / "runs" / f"version_{version}" / "checkpoints" / "last.ckpt"
+    return runs(config.parent / "runs")[version] / "checkpoints" / "last.ckpt"
 
 
 def refusal(capsys, config, *words, before=()):  # noqa: F811

@@ -12,6 +12,7 @@ from tenzoo.cli.run_folders import checkpoint_of
 from tenzoo.tasks import Task
 from tenzoo.zoo import weights
 from tenzoo.zoo.catalog import model_of
+from tests.runs import runs, the_run
 
 QUIET = [f"--trainer.{name}=false" for name in ("enable_progress_bar", "enable_model_summary")]
 FIT = ["fit", "--config", "covid_tucker", *QUIET]
@@ -22,7 +23,7 @@ def run(tmp_path, monkeypatch):
     """The folder of a run of two epochs."""
     monkeypatch.chdir(tmp_path)
     assert main([*FIT, "--trainer.max_epochs=2"]) == 0
-    return tmp_path / "runs" / "covid_tucker" / "version_0"
+    return the_run(tmp_path / "runs")
 
 
 def metrics(folder):
@@ -40,7 +41,7 @@ def test_a_new_run_starts_from_a_checkpoint_with_other_settings(run, capsys):
     checkpoint = run / "checkpoints" / "last.ckpt"
     still = ["--trainer.max_epochs=1", "--model.init_args.optimizer.init_args.lr=0.0"]
     assert main([*FIT, *still, "--init_from", str(checkpoint)]) == 0
-    again = run.parent / "version_1"
+    again = runs(run.parent)[1]
     before, after = (Task.from_pretrained(folder / "checkpoints" / "last.ckpt") for folder in (run, again))
     assert all(torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())
     resumed = torch.load(again / "checkpoints" / "last.ckpt", weights_only=True)
@@ -82,8 +83,9 @@ def test_checkpoints_by_what_they_are(run, tmp_path, capsys):
     table = capsys.readouterr().out
     assert all(f"{value:.4f}" in table for value in metrics(run).values())
     assert main([*FIT, "--trainer.max_epochs=3", "--ckpt_path", "last"]) == 0
-    newer = run.parent / "version_2"
-    assert checkpoint_of("last", root) == str(newer / "checkpoints" / "last.ckpt")
+    assert checkpoint_of("last", root) == str(last)
+    best = next((run / "checkpoints").glob("epoch=*.ckpt"))  # of the run that went on
+    assert "epoch=2" in best.name
     moved = run.rename(tmp_path / "elsewhere")
     assert checkpoint_of(f"{moved}/best", root) == str(moved / "checkpoints" / best.name)
     (moved / "checkpoints" / best.name).unlink()
@@ -147,7 +149,7 @@ def test_weights_of_another_model_are_refused(run, capsys):
     small = ["--model.init_args.rank=[2,2,2]", "--trainer.max_epochs=1"]
     assert main([*FIT, *small, "--init_from", str(run / "checkpoints" / "last.ckpt")]) == 2
     assert "expected the shape" in capsys.readouterr().err
-    assert not (run.parent / "version_1").exists()
+    assert runs(run.parent) == [run]
 
 
 # --- the weights of the package --------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 
 from tenzoo.cli import main
 from tests.jobs.test_signals import CONFIG, Hooked
+from tests.runs import runs
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def one_line(capsys):
 
 
 def only_checkpoint(tmp_path):
-    (path,) = (tmp_path / "runs" / "version_0" / "checkpoints").iterdir()
+    (path,) = (runs(tmp_path / "runs")[0] / "checkpoints").iterdir()
     return path
 
 
@@ -43,7 +44,7 @@ def only_checkpoint(tmp_path):
 def test_a_checkpoint_that_cannot_be_written(tmp_path, fit, capsys, monkeypatch, number):
     assert fit() == 0
     whole = Hooked.weights
-    (tmp_path / "runs" / "version_0").rename(tmp_path / "whole")
+    runs(tmp_path / "runs")[0].rename(tmp_path / "whole")
     save = torch.save
 
     def full(checkpoint, file):
@@ -97,7 +98,7 @@ def test_data_that_vanished_before_the_resume(tmp_path, fit, capsys):
     assert fit("--ckpt_path", str(last)) == 2
     assert "mine.npy" in one_line(capsys)
     assert last.read_bytes() == before
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["version_0"]
+    assert len(runs(tmp_path / "runs")) == 1
 
 
 def test_data_that_changed_before_the_resume(tmp_path, fit, capsys):

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tenzoo.cli import main
 from tenzoo.jobs import Preempted
+from tests.runs import runs
 from tests.tasks import test_resume_chains as chains
 from tests.tasks.toy import Batches, Regression, assert_same_weights, trainer
 
@@ -182,7 +183,7 @@ def slurm(tmp_path, monkeypatch):
 
 def test_sigterm_from_the_command_line(tmp_path, fit, capsys):
     assert fit(signal_at=4, number=signal.SIGTERM) == 143
-    saved = tmp_path / "runs" / "version_0" / "checkpoints" / "preempted.ckpt"
+    saved = runs(tmp_path / "runs")[0] / "checkpoints" / "preempted.ckpt"
     assert f"tenzoo: SIGTERM after step 5: saved {saved}" in capsys.readouterr().err
     assert fit("--ckpt_path", str(saved)) == 0
     resumed = Hooked.weights
@@ -214,14 +215,14 @@ def test_a_checkpoint_of_lightnings_requeue_is_nobodys(tmp_path, fit, slurm, cap
     """It would be resumed by any run, and judged in place of the run's own weights."""
     assert fit("--trainer.max_epochs", "1") == 0
     table = capsys.readouterr().out
-    last = tmp_path / "runs" / "version_0" / "checkpoints" / "last.ckpt"
+    last = runs(tmp_path / "runs")[0] / "checkpoints" / "last.ckpt"
     assert fit("--model.init_args.rank", "3") == 0  # a stale one of another model
-    other = tmp_path / "runs" / "version_1" / "checkpoints" / "last.ckpt"
+    other = runs(tmp_path / "runs")[1] / "checkpoints" / "last.ckpt"
     assert last.exists()
     (tmp_path / "runs" / "hpc_ckpt_1.ckpt").write_bytes(other.read_bytes())
     capsys.readouterr()
     assert fit("--trainer.max_epochs", "1") == 0
-    assert capsys.readouterr().out.replace("version_2", "version_0") == table
+    assert capsys.readouterr().out.replace(runs(tmp_path / "runs")[2].name, runs(tmp_path / "runs")[0].name) == table
 
 
 def test_a_requeue_that_fails_is_said(fit, slurm, capsys, monkeypatch):

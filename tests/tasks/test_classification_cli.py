@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from tenzoo.cli import main
 from tenzoo.models import CIFARResNet
 from tenzoo.tasks import ImageClassificationTask
+from tests.runs import runs
 from tests.tasks.test_classification import Batches
 from tests.tasks.toy import assert_same_weights
 
@@ -70,7 +71,7 @@ LOADS = pytest.mark.filterwarnings("ignore:(?s).*JsonargparseDeprecationWarning"
 def test_a_network_of_the_command_line_is_kept(config, capsys):
     schedule = ["--model.init_args.lr_scheduler", "cosine"]
     assert run("fit", config, *schedule) == 0
-    directory = config.parent / "runs" / "version_0"
+    directory = runs(config.parent / "runs")[0]
     checkpoint = directory / "checkpoints" / "end.ckpt"
     lines = (directory / "metrics.csv").read_text().splitlines()
     columns = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
@@ -98,7 +99,7 @@ def test_a_network_of_the_command_line_is_kept(config, capsys):
 def test_weights_are_judged_in_their_own_network(config, capsys, command):
     """Settings that no shape of a weight shows."""
     assert run("fit", config) == 0
-    checkpoint = ["--ckpt_path", str(config.parent / "runs" / "version_0" / "checkpoints" / "end.ckpt")]
+    checkpoint = ["--ckpt_path", str(runs(config.parent / "runs")[0] / "checkpoints" / "end.ckpt")]
     capsys.readouterr()
     settings = "--model.init_args.network.init_args"
     assert run(command, config, *checkpoint, f"{settings}.tensorization", "{16: [2, 8]}") == 2
@@ -114,9 +115,9 @@ def test_predict_writes_the_classes(config, capsys):
     printed = capsys.readouterr().out
     assert "Logs and checkpoints: " in printed  # without a monitor there is no figure
     assert [line.split()[1] for line in printed.splitlines() if line.startswith("│")] == ["validation", "test"]
-    checkpoint = config.parent / "runs" / "version_0" / "checkpoints" / "end.ckpt"
+    checkpoint = runs(config.parent / "runs")[0] / "checkpoints" / "end.ckpt"
     assert run("predict", config, "--ckpt_path", str(checkpoint)) == 0
-    with np.load(config.parent / "runs" / "version_1" / "classes.npz") as written:
+    with np.load(runs(config.parent / "runs")[1] / "classes.npz") as written:
         classes, probabilities = written["classes"], written["probabilities"]
     loaded = ImageClassificationTask.load_from_checkpoint(checkpoint, weights_only=True).eval()
     with torch.no_grad():
@@ -124,10 +125,9 @@ def test_predict_writes_the_classes(config, capsys):
     np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
     assert classes.tolist() == expected.argmax(1).tolist()
 
-    target = config.parent / "runs" / "version_2" / "mine.csv"
     writer = ["--trainer.callbacks+=PredictedClassesWriter", "--trainer.callbacks.name=mine.csv"]
     assert run("predict", config, "--ckpt_path", str(checkpoint), *writer) == 0
-    lines = target.read_text().splitlines()
+    lines = (runs(config.parent / "runs")[2] / "mine.csv").read_text().splitlines()
     assert lines[0] == "class,p0,p1,p2,p3,p4"
     assert lines[1].startswith(f"{classes[0]},{probabilities[0, 0]:.9g}")
     assert len(lines) == 9

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 
 from tenzoo.cli import main
 from tests.processes import in_processes
+from tests.runs import runs, the_run
 
 CONFIG = """
 seed_everything: 1
@@ -117,7 +118,7 @@ def test_fit_validate_test_and_predict_give_what_one_process_gives(tmp_path):
     for code, _, errors in in_processes(words_in, ["fit", "--config", config, *METHODS["sam"], *IN_TWO]):
         assert (code, errors) == (0, "")
     compare(one, two, ["fit"])
-    (checkpoint,) = map(str, (two / "runs/version_0/checkpoints").glob("*.ckpt"))
+    (checkpoint,) = map(str, (the_run(two / "runs") / "checkpoints").glob("*.ckpt"))
     for command in ("validate", "test", "predict"):
         rest = [*METHODS["sam"], "--ckpt_path", checkpoint, f"--trainer.default_root_dir={tmp_path / command}"]
         code, _, errors = words_in([command, "--config", str(one / "config.yaml"), *rest])
@@ -125,10 +126,9 @@ def test_fit_validate_test_and_predict_give_what_one_process_gives(tmp_path):
         for code, _, errors in in_processes(words_in, [command, "--config", config, *rest, *IN_TWO]):
             assert (code, errors) == (0, "")
     compare(one, two, ["validate", "test"])
-    with (
-        np.load(tmp_path / "predict/version_0/completed.npz") as first,
-        np.load(tmp_path / "predict/version_1/completed.npz") as second,
-    ):
+    made = [folder / "completed.npz" for folder in runs(tmp_path / "predict")]
+    assert len(made) == 2
+    with np.load(made[0]) as first, np.load(made[1]) as second:
         for name in ("indices", "values"):
             np.testing.assert_array_equal(first[name], second[name])
 

@@ -11,6 +11,7 @@ from tenzoo.cores import find_core_groups
 from tenzoo.layers import TensorizedLinear
 from tenzoo.models import CIFARResNet
 from tenzoo.tasks import SAM, DistillationTask, ImageClassificationTask
+from tests.runs import runs
 from tests.tasks.test_classification import Batches, fit, small
 from tests.tasks.test_classification_cli import NETWORK, config  # noqa: F401  (a fixture)
 from tests.tasks.toy import assert_same_weights, sgd
@@ -177,6 +178,6 @@ def test_from_the_command_line_with_a_file_of_weights(tmp_path, config):  # noqa
     }
     config.write_text(yaml.safe_dump(settings))
     assert main(["fit", "--config", str(config)]) == 0
-    checkpoint = torch.load(config.parent / "runs" / "version_0" / "checkpoints" / "end.ckpt", weights_only=True)
+    checkpoint = torch.load(runs(config.parent / "runs")[0] / "checkpoints" / "end.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"]["teacher_weights"] == str(tmp_path / "teacher.pt")
     assert checkpoint["hyper_parameters"]["network"]["init_args"].items() >= NETWORK.items()

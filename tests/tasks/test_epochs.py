@@ -1,6 +1,7 @@
 """The loss over an epoch, the last window of an epoch, and runs that diverge."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from tenzoo.tasks import SAM
-from tenzoo.training import DivergenceError, EpochMean, check_finite
+from tenzoo.training import DivergenceError, EpochMean, LossWatch, check_finite, check_last_loss
 from tests.tasks.toy import Batches, Regression, assert_same_weights, sgd, trainer
 
 MODES = pytest.mark.parametrize("sam", [None, SAM(rho=0.05)])
@@ -229,6 +230,76 @@ def test_a_loss_that_is_logged_tells_at_once():
     fit = trainer(max_epochs=3, log_every_n_steps=1, callbacks=[Poisoned(1)])
     with pytest.raises(DivergenceError, match="after 1 steps"):
         fit.fit(Regression(optimizer=sgd()), Batches(count=50), Batches())
+
+
+class BadBatches(Batches):
+    """A NaN in some batches."""
+
+    def __init__(self, *bad, count=5):
+        super().__init__(count=count)
+        for number in bad:
+            self.batches[number][0][0, 0] = math.nan
+
+
+@MODES
+@pytest.mark.parametrize("every", [1, 1000])
+def test_the_step_is_named(sam, every):
+    """Whether the loss is looked at in that step or not until the end of the epoch."""
+    words = (
+        r"the loss is not finite from step 3 on, (the gradient of 'inner\.weight' is not finite, )?'inner\.\w+' is not"
+    )
+    with pytest.raises(DivergenceError, match=words) as caught:
+        trainer(max_epochs=2, log_every_n_steps=every).fit(
+            Regression(optimizer=sgd(), sam=sam), BadBatches(2), Batches()
+        )
+    assert ("gradient of" in str(caught.value)) is (every == 1 and sam is None)  # elsewhere it is gone by then
+
+
+class Skips(Regression):
+    """Makes no step with a loss that is not finite, as the scaler of float16 does."""
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        optimizer_closure()
+        if all(each.grad is None or bool(each.grad.isfinite().all()) for each in self.parameters()):
+            optimizer.step()
+
+    def on_train_end(self):  # a user's own, without super()
+        pass
+
+
+@pytest.mark.parametrize(("bad", "step"), [((3, 4), 9), ((4,), 10), (range(5), 1)])
+def test_a_run_that_ends_with_a_loss_that_is_not_finite_fails(bad, step):
+    with pytest.raises(DivergenceError, match=f"the loss is not finite from step {step} on, though the weights are"):
+        trainer(max_epochs=2).fit(Skips(optimizer=sgd(), norm=False), BadBatches(*bad), Batches())
+
+
+def test_a_run_may_pass_a_loss_that_is_not_finite():
+    trainer(max_epochs=2).fit(Skips(optimizer=sgd(), norm=False), BadBatches(1, 3), Batches())
+
+
+def test_losses_are_watched_step_by_step():
+    watch = LossWatch()
+    assert watch.since() is None
+    for step, loss in enumerate([1.0, math.inf, 2.0, math.nan, -math.inf], start=1):
+        watch.add(torch.tensor(loss), step)
+    assert watch.since() == 4
+    watch.add(torch.tensor(1.0), 6)
+    assert watch.since() is None
+
+
+def test_a_process_with_a_bad_loss_stops_all(monkeypatch):
+    """The others have a finite loss of their own share."""
+
+    class Two(SimpleNamespace):
+        world_size = 2
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+
+    monkeypatch.setattr("tenzoo.training.true_everywhere", lambda fact, device: False)
+    monkeypatch.setattr("tenzoo.training.gather", lambda trainer, tensor: torch.stack([tensor, torch.tensor(7)]))
+    watch = LossWatch()
+    watch.add(torch.tensor(1.0), 9)
+    with pytest.raises(DivergenceError, match="from step 7 on"):
+        check_last_loss(Two(), watch)
 
 
 def test_large_and_complex_weights_are_finite():

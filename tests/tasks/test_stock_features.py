@@ -299,8 +299,8 @@ def test_a_model_built_late_ends_as_one_built_at_once(name, sam, tmp_path):
     assert_same_weights(*ends)
 
 
-@pytest.mark.parametrize("sam", [None, SAM(rho=0.1)])
-def test_the_batch_size_that_is_found_is_the_one_trained_with(sam, tmp_path):
+@pytest.mark.parametrize(("sam", "das"), [(None, []), (SAM(rho=0.1), []), (None, [0.01])])
+def test_the_batch_size_that_is_found_is_the_one_trained_with(sam, das, tmp_path):
     sizes = []
 
     class Sizes(Callback):
@@ -309,7 +309,7 @@ def test_the_batch_size_that_is_found_is_the_one_trained_with(sam, tmp_path):
 
     module = data(batch_size=100)
     finder = BatchSizeFinder(init_val=16, max_trials=2, steps_per_trial=2)
-    fit = trainer(tmp_path, max_epochs=1, callbacks=[finder, Sizes()])
+    fit = trainer(tmp_path, max_epochs=1, callbacks=[finder, Sizes(), *map(DeviationAwareScaling, das)])
     torch.manual_seed(1)
     model = late(sam=sam)
     fit.fit(model, datamodule=module)

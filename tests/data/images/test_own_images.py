@@ -14,6 +14,7 @@ from tenzoo.data import (
     ImageFolderDataModule,
     MNISTDataModule,
 )
+from tests.runs import the_run
 
 COLORS = {"blue": (0, 0, 200), "green": (0, 200, 0), "red": (200, 0, 0)}
 
@@ -190,7 +191,7 @@ def test_a_network_of_the_zoo_gets_the_classes_and_channels_of_ones_own_images(f
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     config = ["--config", "tr_resnet20_cifar10", *data, *few, *quiet]
     assert main(["fit", *config, "--trainer.max_epochs=6", "--model.init_args.lr_scheduler=one_cycle"]) == 0
-    run = tmp_path / "runs" / "tr_resnet20_cifar10" / "version_0"
+    run = the_run(tmp_path / "runs")
     saved = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
     assert (saved["num_classes"], saved["network"]["init_args"]["num_classes"]) == (3, 3)
     capsys.readouterr()
