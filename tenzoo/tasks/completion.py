@@ -143,12 +143,15 @@ class CompletionTask(Task):
         return ("validate",)
 
     def described_network(self, data: LightningDataModule) -> TensorCompletion:
-        """The model, built for the data's shape where the arguments named none."""
+        """The model, built for the data's shape where the arguments named none; the data's arguments may name it."""
         if self.shape is None:
             tensor = as_completion_data(data)
-            tensor.prepare_data()
-            tensor.setup("fit")
-            self.build(tensor.shape)
+            shape: Sequence[int] | None = tensor.hparams["shape"]
+            if shape is None:
+                tensor.prepare_data()
+                tensor.setup("fit")
+                shape = tensor.shape
+            self.build(shape)
         return self.model
 
     # --- steps -------------------------------------------------------------------------------------------------
