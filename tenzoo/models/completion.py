@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tenzoo.cores import CoreContainer
-from tenzoo.factorizations import Rank, factorization_class
+from tenzoo.factorizations import FactorizationName, Rank, factorization_class
 from tenzoo.factorizations.gather import first_outside, never_changes
 from tenzoo.memory import free_memory, in_gigabytes
 
@@ -52,7 +52,7 @@ class TensorCompletion(nn.Module, CoreContainer):
     def __init__(
         self,
         shape: Sequence[int],
-        factorization: str,
+        factorization: FactorizationName,
         rank: Rank,
         *,
         init_std: float = 1.0,

@@ -7,11 +7,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, Metric, R2Score
+from typing_extensions import Unpack
 
 from tenzoo.data import CompletionBatch, CompletionDataModule
-from tenzoo.factorizations import Rank, factorization_class
+from tenzoo.factorizations import FactorizationName, Rank, factorization_class
 from tenzoo.models import TensorCompletion
 from tenzoo.prediction import CompletedEntriesWriter
+from tenzoo.tasks.arguments import TaskArguments
 from tenzoo.tasks.base import Task
 from tenzoo.tasks.command_line import Evaluation
 from tenzoo.training import batch_weight
@@ -44,14 +46,14 @@ class CompletionTask(Task):
 
     def __init__(
         self,
-        factorization: str = "tucker",
+        factorization: FactorizationName = "tucker",
         rank: Rank = 8,
         *,
         shape: Sequence[int] | None = None,
         init_std: float = 1.0,
         init: Literal["normal", "uniform"] = "normal",
         reduction: Literal["mean", "sum"] = "mean",
-        **kwargs: Any,
+        **kwargs: Unpack[TaskArguments],
     ) -> None:
         super().__init__(**kwargs)
         self.save_hyperparameters()
