@@ -38,12 +38,16 @@ def typed() -> list[list[str]]:
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_a_block_runs_as_pasted(tmp_path: Path, number: int):
-    """The first one trains for one epoch here, in place of sixty."""
-    code = BLOCKS[number]
-    if code == FIRST:
-        assert code.count("max_epochs=60") == 1
-        code = code.replace("max_epochs=60", "max_epochs=1")
-    paste(code, tmp_path)
+    """Here one epoch in place of sixty, and one format in place of the best of all; as they are in the slow test."""
+    paste(BLOCKS[number].replace("max_epochs=60", "max_epochs=1").replace('"auto"', '"tt"'), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_blocks_that_take_long_run_as_pasted(tmp_path: Path):
+    long = [block for block in BLOCKS if "max_epochs=60" in block or '"auto"' in block]
+    assert long[0] == FIRST
+    assert len(long) == 2
+    assert "total" in paste(long[1], tmp_path)
 
 
 @pytest.mark.slow

@@ -169,12 +169,12 @@ def test_one_line_says_what_is_wrong(config, capsys, arguments, words):
     assert not (config.parent / "small").exists()
 
 
-def test_nothing_is_overwritten(config, capsys):
-    assert compress(config) == 0
-    before = (config.parent / "small" / "plan.json").read_text()
-    assert compress(config, "--budget", "0.4") == 2
+def test_nothing_is_overwritten(shallow, capsys):
+    assert compress(shallow) == 0
+    before = (shallow.parent / "small" / "plan.json").read_text()
+    assert compress(shallow, "--budget", "0.4") == 2
     assert "without plan.json in `output`" in capsys.readouterr().err
-    assert (config.parent / "small" / "plan.json").read_text() == before
+    assert (shallow.parent / "small" / "plan.json").read_text() == before
 
 
 # --- what is printed -----------------------------------------------------------------------------------------------
@@ -239,17 +239,17 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_the_weights_are_re
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
-def test_a_full_disk_leaves_nothing(config, capsys, monkeypatch, error):
+def test_a_full_disk_leaves_nothing(shallow, capsys, monkeypatch, error):
     monkeypatch.setattr("torch.save", Mock(side_effect=error))
-    before = sorted(config.parent.rglob("*"))
-    assert compress(config) == 2
+    before = sorted(shallow.parent.rglob("*"))
+    assert compress(shallow) == 2
     message = capsys.readouterr().err.strip()
     assert "a folder that can be written to in `output`" in message
     assert (error.strerror if isinstance(error, OSError) else str(error)) in message
-    assert sorted(config.parent.rglob("*")) == before
-    (config.parent / "small").mkdir()
-    assert compress(config) == 2
-    assert not list((config.parent / "small").iterdir())
+    assert sorted(shallow.parent.rglob("*")) == before
+    (shallow.parent / "small").mkdir()
+    assert compress(shallow) == 2
+    assert not list((shallow.parent / "small").iterdir())
 
 
 # --- inputs and models ---------------------------------------------------------------------------------------------
