@@ -55,7 +55,7 @@ def test_the_first_block_ends_with_the_figure_of_the_command_line(tmp_path: Path
     text = README.read_text(encoding="utf-8")
     (figure,) = re.findall(r"│ held out +│ +(0\.\d{4}) │", text)
     assert f"R² of {figure} on the held-out entries:\n\n```python" in text
-    (printed,) = re.findall(r"held_out/r2 +│ (0\.\d{4})", paste(FIRST, tmp_path).replace("┃", "│"))[:1]
+    (printed,) = re.findall(r"held_out/r2 +│ +(0\.\d{4})", paste(FIRST, tmp_path))[:1]
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "--config", "covid_tucker"]) == 0
     assert re.findall(r"held out +│ +(0\.\d{4}) │", capsys.readouterr().out) == [printed]
