@@ -18,13 +18,13 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "sphinx.ext.mathjax",
     "myst_nb",
     "sphinx_copybutton",
+    "native_math",
     "project_pages",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["*.py", "_ext"]
+exclude_patterns = ["*.py", "_ext", "_static"]
 
 # ---- the interface: what __all__ of each public package names --------------------------------------------------------
 autosummary_generate = True
@@ -48,4 +48,7 @@ nb_merge_streams = True
 # ---- the site --------------------------------------------------------------------------------------------------------
 html_theme = "furo"
 html_title = f"tenzoo {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
 copybutton_exclude = ".linenos, .gp, .go"

@@ -44,7 +44,8 @@ def section(info: ModelInfo) -> str:
 def overview(info: ModelInfo) -> list[object]:
     """The row of a model in the table of all."""
     size = "" if info.parameters is None else f"{info.parameters:,}"
-    compression = "" if info.compression is None else f"{info.compression:,.1f}"
+    ratio = info.compression
+    compression = "" if ratio is None else f"{ratio:,.1f}" if ratio < 100 else f"{ratio:,.0f}"
     known = [str(len(found)) if found else "" for found in (info.published, info.measured)]
     return [f"`{info.name}`", info.model, info.data, size, compression, *known]
 
@@ -52,7 +53,7 @@ def overview(info: ModelInfo) -> list[object]:
 def zoo() -> str:
     """The models of the zoo, as of this build."""
     models = [model_info(name) for name in list_models()]
-    header = ["name", "model", "data", "parameters", "compression", "published results", "measured results"]
+    header = ["name", "model", "data", "parameters", "compression", "published", "measured"]
     known = [section(info) for info in models if info.published or info.measured]
     return "\n\n".join([table(header, map(overview, models)), "## Results", *known])
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType
 
-from tenzoo.factorizations import factorization_class
+from tenzoo.factorizations import FactorizationName, factorization_class
 
 Kind = Literal["lora", "flora", "network", "bottleneck"]
 
@@ -65,7 +65,7 @@ class TensorAdapterConfig(PeftConfig):  # type: ignore[misc]
     r: int = 8
     alpha: float = 8
     use_rslora: bool = False
-    factorization: str | None = None
+    factorization: FactorizationName | None = None
     rank: int | float | list[int] | None = None
     modes: dict[int, list[int]] | None = None
     dropout: float = 0.0

@@ -25,6 +25,7 @@ from tenzoo.compression.calls import Call, said
 from tenzoo.compression.progress import LOGGER
 from tenzoo.compression.reading import SAMPLES, read_batches
 from tenzoo.compression.samples import divider
+from tenzoo.factorizations import FactorizationName
 from tenzoo.weight_files import load_weights_
 from tenzoo.zoo.catalog import with_paths
 from tenzoo.zoo.yaml_files import PARSER_MODE, check_configs
@@ -43,7 +44,7 @@ def compress(
     network: nn.Module,
     weights: str,
     output: str,
-    factorization: str,
+    factorization: FactorizationName,
     budget: int | float | None = None,
     ranks: int | float | dict[str, int | float | list[int]] | None = None,
     exclude: list[str] | None = None,

@@ -20,7 +20,7 @@ from tenzoo.compression.reading import Example, read_call, read_calls
 from tenzoo.compression.replaceable import Weight, find_weights
 from tenzoo.compression.samples import divider
 from tenzoo.dynamics import is_distributed
-from tenzoo.factorizations import Rank, factorization_class
+from tenzoo.factorizations import FactorizationName, Rank, factorization_class
 from tenzoo.factorizations.decomposition import full_precision
 
 _AUTO = ("tt", "tucker", "cp", "tr")
@@ -34,7 +34,7 @@ _WEIGHED = 64
 def plan(
     model: nn.Module,
     *,
-    factorization: str,
+    factorization: FactorizationName,
     budget: float | None = None,
     ranks: Rank | Mapping[str, Rank] | None = None,
     count: Counted = "parameters",
@@ -193,7 +193,7 @@ def _reason(
 # --- arguments -----------------------------------------------------------------------------------------------------
 
 
-def _formats(factorization: str, ranks: object) -> tuple[str, ...]:
+def _formats(factorization: FactorizationName, ranks: object) -> tuple[str, ...]:
     """The formats that are tried."""
     if factorization != "auto":
         return (factorization_class(factorization).name,)

@@ -17,6 +17,7 @@ from tenzoo.factorizations.cp import CP
 from tenzoo.factorizations.dropout import tensor_dropout_, without_dropout
 from tenzoo.factorizations.einsum import einsum_format
 from tenzoo.factorizations.hierarchical_tucker import HierarchicalTucker
+from tenzoo.factorizations.names import FactorizationName
 from tenzoo.factorizations.network import Leg, OrderError
 from tenzoo.factorizations.rank import Rank
 from tenzoo.factorizations.tensor_ring import TensorRing
@@ -75,6 +76,7 @@ __all__ = [
     "BlockTT",
     "BlockTerm",
     "Factorization",
+    "FactorizationName",
     "HierarchicalTucker",
     "Leg",
     "OrderError",

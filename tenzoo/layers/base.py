@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tenzoo.factorizations import Rank, without_dropout
+from tenzoo.factorizations import FactorizationName, Rank, without_dropout
 from tenzoo.layers.implementation import FactorizedLayer, Implementation
 from tenzoo.layers.tensorization import Tensorization
 
@@ -90,7 +90,7 @@ class TensorizedLayer(FactorizedLayer, Generic[L]):
         cls,
         layer: L,
         *,
-        factorization: str,
+        factorization: FactorizationName,
         rank: Rank,
         tensorization: Tensorization | None = None,
         implementation: Implementation = "auto",
@@ -126,7 +126,7 @@ class TensorizedLayer(FactorizedLayer, Generic[L]):
         cls,
         layer: L,
         *,
-        factorization: str,
+        factorization: FactorizationName,
         rank: Rank,
         tensorization: Tensorization | None = None,
         implementation: Implementation = "auto",

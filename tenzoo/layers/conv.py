@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
-from tenzoo.factorizations import Rank
+from tenzoo.factorizations import FactorizationName, Rank
 from tenzoo.layers.convolution import C, Sizes, TensorizedConvolution
 from tenzoo.layers.implementation import Implementation
 from tenzoo.layers.tensorization import Tensorization
@@ -34,7 +34,7 @@ class _TensorizedConv(TensorizedConvolution[C]):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        factorization: str,
+        factorization: FactorizationName,
         rank: Rank,
         tensorization: Tensorization | None = None,
         implementation: Implementation = "auto",
@@ -138,6 +138,11 @@ class TensorizedConv2d(_TensorizedConv[nn.Conv2d], nn.Conv2d):
     ``2/fan_in`` with ``fan_in = k_1 ⋯ k_n I/groups`` (He et al. 2015, arXiv:1502.01852, eq. 10) in every format, and
     the bias is torch's.
 
+    Example:
+        >>> layer = TensorizedConv2d(16, 32, 3, padding=1, factorization="tr", rank=5)
+        >>> layer(torch.randn(2, 16, 8, 8)).shape, layer.factorization.shape
+        (torch.Size([2, 32, 8, 8]), (4, 4, 2, 9, 4, 2, 2))
+
     Args:
         in_channels: As in torch.
         out_channels: As in torch.
@@ -159,11 +164,6 @@ class TensorizedConv2d(_TensorizedConv[nn.Conv2d], nn.Conv2d):
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If the format is unknown, rank or tensorization does not fit, or as torch does.
-
-    Example:
-        >>> layer = TensorizedConv2d(16, 32, 3, padding=1, factorization="tr", rank=5)
-        >>> layer(torch.randn(2, 16, 8, 8)).shape, layer.factorization.shape
-        (torch.Size([2, 32, 8, 8]), (4, 4, 2, 9, 4, 2, 2))
     """
 
     dense_class: ClassVar[type[nn.Module]] = nn.Conv2d

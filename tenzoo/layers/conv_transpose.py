@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
-from tenzoo.factorizations import Rank
+from tenzoo.factorizations import FactorizationName, Rank
 from tenzoo.layers.convolution import C, Sizes, TensorizedConvolution
 from tenzoo.layers.implementation import Implementation
 from tenzoo.layers.tensorization import Tensorization
@@ -35,7 +35,7 @@ class _TensorizedConvTranspose(TensorizedConvolution[C]):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        factorization: str,
+        factorization: FactorizationName,
         rank: Rank,
         tensorization: Tensorization | None = None,
         implementation: Implementation = "auto",
@@ -129,6 +129,11 @@ class TensorizedConvTranspose2d(_TensorizedConvTranspose[nn.ConvTranspose2d], nn
     ``2/fan_in``, where ``fan_in = k_1 ⋯ k_n I/groups / (s_1 ⋯ s_n)`` is how many products an output is the sum of at
     strides s, on average (He et al. 2015, arXiv:1502.01852, eq. 10), in every format, and the bias is torch's.
 
+    Example:
+        >>> layer = TensorizedConvTranspose2d(32, 16, 3, stride=2, factorization="tr", rank=5)
+        >>> layer(torch.randn(2, 32, 8, 8)).shape, layer.weight.shape, layer.factorization.shape
+        (torch.Size([2, 16, 17, 17]), torch.Size([32, 16, 3, 3]), (4, 2, 2, 9, 4, 4, 2))
+
     Args:
         in_channels: As in torch.
         out_channels: As in torch.
@@ -150,11 +155,6 @@ class TensorizedConvTranspose2d(_TensorizedConvTranspose[nn.ConvTranspose2d], nn
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If the format is unknown, rank or tensorization does not fit, or as torch does.
-
-    Example:
-        >>> layer = TensorizedConvTranspose2d(32, 16, 3, stride=2, factorization="tr", rank=5)
-        >>> layer(torch.randn(2, 32, 8, 8)).shape, layer.weight.shape, layer.factorization.shape
-        (torch.Size([2, 16, 17, 17]), torch.Size([32, 16, 3, 3]), (4, 2, 2, 9, 4, 4, 2))
     """
 
     dense_class: ClassVar[type[nn.Module]] = nn.ConvTranspose2d

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
-from tenzoo.factorizations import Factorization, Rank
+from tenzoo.factorizations import Factorization, FactorizationName, Rank
 from tenzoo.layers.implementation import Implementation
 from tenzoo.layers.table import TensorizedTable
 from tenzoo.layers.tensorization import Tensorization
@@ -22,6 +22,11 @@ class TensorizedEmbedding(TensorizedTable[nn.Embedding], nn.Embedding):
     Three of torch's arguments are missing, for want of a row that could be changed by itself: ``max_norm`` with
     ``norm_type``, and ``scale_grad_by_freq``; so is ``sparse``, since the gradients are as small as the cores. The row
     ``padding_idx`` gives no gradient; it is no part of W, and kept as it is: 0, or that of the table it was made from.
+
+    Example:
+        >>> layer = TensorizedEmbedding(50_000, 768, factorization="tt", rank=16)
+        >>> layer(torch.tensor([[0, 49_999]])).shape, layer.factorization.shape
+        (torch.Size([1, 2, 768]), (50, 40, 25, 12, 8, 8))
 
     Args:
         num_embeddings: As in torch.
@@ -41,11 +46,6 @@ class TensorizedEmbedding(TensorizedTable[nn.Embedding], nn.Embedding):
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If the format is unknown, rank or tensorization does not fit, or as torch does.
-
-    Example:
-        >>> layer = TensorizedEmbedding(50_000, 768, factorization="tt", rank=16)
-        >>> layer(torch.tensor([[0, 49_999]])).shape, layer.factorization.shape
-        (torch.Size([1, 2, 768]), (50, 40, 25, 12, 8, 8))
     """
 
     dense_class: ClassVar[type[nn.Module]] = nn.Embedding
@@ -56,7 +56,7 @@ class TensorizedEmbedding(TensorizedTable[nn.Embedding], nn.Embedding):
         embedding_dim: int,
         padding_idx: int | None = None,
         *,
-        factorization: str,
+        factorization: FactorizationName,
         rank: Rank,
         tensorization: Tensorization | None = None,
         implementation: Implementation = "auto",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from tenzoo.factorizations import Factorization, Rank
+from tenzoo.factorizations import Factorization, FactorizationName, Rank
 from tenzoo.layers.implementation import Implementation
 from tenzoo.layers.table import TensorizedTable
 from tenzoo.layers.tensorization import Tensorization
@@ -19,6 +19,11 @@ class TensorizedEmbeddingBag(TensorizedTable[nn.EmbeddingBag], nn.EmbeddingBag):
 
     The table is that of a :class:`~tenzoo.layers.TensorizedEmbedding`, without ``max_norm``, ``scale_grad_by_freq`` and
     ``sparse`` as there. The row ``padding_idx`` is left out of each bag.
+
+    Example:
+        >>> layer = TensorizedEmbeddingBag(50_000, 768, mode="sum", factorization="tt", rank=16)
+        >>> layer(torch.tensor([0, 49_999, 7]), torch.tensor([0, 2])).shape
+        torch.Size([2, 768])
 
     Args:
         num_embeddings: As in torch.
@@ -39,11 +44,6 @@ class TensorizedEmbeddingBag(TensorizedTable[nn.EmbeddingBag], nn.EmbeddingBag):
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If the format or the mode is unknown, rank or tensorization does not fit, or as torch does.
-
-    Example:
-        >>> layer = TensorizedEmbeddingBag(50_000, 768, mode="sum", factorization="tt", rank=16)
-        >>> layer(torch.tensor([0, 49_999, 7]), torch.tensor([0, 2])).shape
-        torch.Size([2, 768])
     """
 
     dense_class: ClassVar[type[nn.Module]] = nn.EmbeddingBag
@@ -56,7 +56,7 @@ class TensorizedEmbeddingBag(TensorizedTable[nn.EmbeddingBag], nn.EmbeddingBag):
         mode: str = "mean",
         include_last_offset: bool = False,
         padding_idx: int | None = None,
-        factorization: str,
+        factorization: FactorizationName,
         rank: Rank,
         tensorization: Tensorization | None = None,
         implementation: Implementation = "auto",

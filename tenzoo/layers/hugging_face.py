@@ -8,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
-from tenzoo.factorizations import Rank
+from tenzoo.factorizations import FactorizationName, Rank
 from tenzoo.layers.implementation import Implementation
 from tenzoo.layers.linear import LinearLayer
 from tenzoo.layers.tensorization import Tensorization
@@ -48,7 +48,7 @@ class TensorizedTransposedLinear(LinearLayer[Any], Conv1D):  # type: ignore[misc
         nf: int,
         nx: int,
         *,
-        factorization: str,
+        factorization: FactorizationName,
         rank: Rank,
         tensorization: Tensorization | None = None,
         implementation: Implementation = "auto",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
-from tenzoo.factorizations import Factorization, Rank, factorization_class
+from tenzoo.factorizations import Factorization, FactorizationName, Rank, factorization_class
 from tenzoo.layers.base import L, TensorizedLayer
 from tenzoo.layers.contraction import contract_linear
 from tenzoo.layers.cost import Positions
@@ -29,7 +29,7 @@ class LinearLayer(TensorizedLayer[L]):
 
     def _make_cores(
         self,
-        factorization: str,
+        factorization: FactorizationName,
         rank: Rank,
         tensorization: Tensorization | None,
         device: torch.device | str | None,
@@ -97,6 +97,11 @@ class TensorizedLinear(LinearLayer[nn.Linear], nn.Linear):
     W is reshaped to ``(*out, *in)``, the factors of both sizes. At initialization W has mean 0 and variance
     ``2/in_features`` (He et al. 2015, arXiv:1502.01852, eq. 10) in every format, and the bias is torch's.
 
+    Example:
+        >>> layer = TensorizedLinear(64, 10, factorization="tt", rank=4)
+        >>> layer(torch.randn(7, 64)).shape, layer.weight.shape, layer.factorization.shape
+        (torch.Size([7, 10]), torch.Size([10, 64]), (5, 2, 4, 4, 4))
+
     Args:
         in_features: As in torch.
         out_features: As in torch.
@@ -113,11 +118,6 @@ class TensorizedLinear(LinearLayer[nn.Linear], nn.Linear):
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If the format is unknown, or rank or tensorization does not fit.
-
-    Example:
-        >>> layer = TensorizedLinear(64, 10, factorization="tt", rank=4)
-        >>> layer(torch.randn(7, 64)).shape, layer.weight.shape, layer.factorization.shape
-        (torch.Size([7, 10]), torch.Size([10, 64]), (5, 2, 4, 4, 4))
     """
 
     dense_class: ClassVar[type[nn.Module]] = nn.Linear
@@ -130,7 +130,7 @@ class TensorizedLinear(LinearLayer[nn.Linear], nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        factorization: str,
+        factorization: FactorizationName,
         rank: Rank,
         tensorization: Tensorization | None = None,
         implementation: Implementation = "auto",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from tenzoo.factorizations import Rank, factorization_class
+from tenzoo.factorizations import FactorizationName, Rank, factorization_class
 from tenzoo.layers.factorized import FactorizedModule
 from tenzoo.layers.tensorization import Tensorization, check_sizes, layer_modes
 
@@ -45,7 +45,7 @@ class TensorizedWeight(FactorizedModule):
         self,
         shape: tuple[int, int],
         *,
-        factorization: str,
+        factorization: FactorizationName,
         rank: Rank,
         tensorization: Tensorization | None = None,
         device: torch.device | str | None = None,

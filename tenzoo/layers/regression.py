@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
-from tenzoo.factorizations import Factorization, Rank, factorization_class
+from tenzoo.factorizations import Factorization, FactorizationName, Rank, factorization_class
 from tenzoo.layers.cost import Positions
 from tenzoo.layers.implementation import FactorizedLayer, Implementation
 from tenzoo.layers.networks import contract_rows_of_inputs
@@ -60,7 +60,7 @@ class TensorRegression(FactorizedLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        factorization: str,
+        factorization: FactorizationName,
         rank: Rank,
         implementation: Implementation = "auto",
     ) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tenzoo.cores import CoreContainer
-from tenzoo.factorizations import Factorization, Rank, factorization_class
+from tenzoo.factorizations import Factorization, FactorizationName, Rank, factorization_class
 from tenzoo.factorizations.gather import first_outside, never_changes
 from tenzoo.memory import free_memory, in_gigabytes
 
@@ -60,7 +60,7 @@ class TensorCompletion(nn.Module, CoreContainer):
     def __init__(
         self,
         shape: Sequence[int],
-        factorization: str,
+        factorization: FactorizationName,
         rank: Rank,
         *,
         init_std: float = 1.0,

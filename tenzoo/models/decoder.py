@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from tenzoo.factorizations import Rank
+from tenzoo.factorizations import FactorizationName, Rank
 from tenzoo.layers import Implementation, TensorizedLayer
 from tenzoo.layers.tensorization import check_sizes
 from tenzoo.models.parts import Part, Parts
@@ -134,7 +134,7 @@ class Decoder(nn.Module):
         activation: Activation = "swiglu",
         dropout: float = 0.0,
         tied: bool = True,
-        factorization: str | Mapping[Part, str] | None = None,
+        factorization: FactorizationName | Mapping[Part, FactorizationName] | None = None,
         rank: Rank | Mapping[Part, Rank] | None = None,
         budget: int | float | None = None,
         implementation: Implementation = "auto",

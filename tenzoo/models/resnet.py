@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from tenzoo.factorizations import Rank
+from tenzoo.factorizations import FactorizationName, Rank
 from tenzoo.layers import Implementation, Tensorization, TensorizedConv2d, TensorizedLayer
 from tenzoo.layers.implementation import check_implementation
 from tenzoo.layers.tensorization import check_sizes
@@ -64,7 +64,7 @@ class CIFARResNet(nn.Module):
         *,
         num_classes: int = 10,
         in_channels: int = 3,
-        factorization: str | None = None,
+        factorization: FactorizationName | None = None,
         rank: Rank | None = None,
         tensorization: Mapping[int, Sequence[int]] | None = None,
         implementation: Implementation = "auto",
@@ -173,7 +173,7 @@ class _Convolutions:
 
     channels: Sequence[int]
     """Numbers of channels that occur."""
-    factorization: str | None
+    factorization: FactorizationName | None
     rank: Rank | None
     tensorization: Mapping[int, Sequence[int]] | None
     implementation: Implementation

@@ -9,12 +9,13 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torchmetrics import Metric
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from tenzoo.data.corpus.blocks import IGNORED
 from tenzoo.models import Decoder
 from tenzoo.models.generation import Continuation
 from tenzoo.prediction import ContinuationsWriter
+from tenzoo.tasks.arguments import SupervisedArguments
 from tenzoo.tasks.command_line import Evaluation
 from tenzoo.tasks.supervised import SupervisedTask
 
@@ -51,7 +52,7 @@ class CausalLMTask(SupervisedTask):
         core_weight_decay: float | None = None,
         norm_weight_decay: float | None = 0.0,
         continuation: Continuation | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[SupervisedArguments],
     ) -> None:
         super().__init__(
             network,

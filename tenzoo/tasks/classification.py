@@ -7,9 +7,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torchmetrics.classification import MulticlassAccuracy
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from tenzoo.prediction import PredictedClassesWriter
+from tenzoo.tasks.arguments import SupervisedArguments
 from tenzoo.tasks.supervised import SupervisedTask, check_num_classes
 
 
@@ -58,7 +59,7 @@ class ImageClassificationTask(SupervisedTask):
         label_smoothing: float = 0.0,
         core_weight_decay: float | None = None,
         norm_weight_decay: float | None = 0.0,
-        **kwargs: Any,
+        **kwargs: Unpack[SupervisedArguments],
     ) -> None:
         check_num_classes(num_classes, least=2)
         if not 0 <= label_smoothing < 1:

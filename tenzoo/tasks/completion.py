@@ -9,13 +9,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanSquaredError, Metric, R2Score
+from typing_extensions import Unpack
 
 from tenzoo.data import CompletionBatch, CompletionDataModule
 from tenzoo.data.checks import check_bool, check_int
-from tenzoo.factorizations import Rank, factorization_class
+from tenzoo.factorizations import FactorizationName, Rank, factorization_class
 from tenzoo.models import CompletionEnsemble, TensorCompletion
 from tenzoo.models.completion import check_interactions
 from tenzoo.prediction import CompletedEntriesWriter
+from tenzoo.tasks.arguments import TaskArguments
 from tenzoo.tasks.base import Task
 from tenzoo.tasks.command_line import Evaluation
 from tenzoo.tasks.completion_terms import check_clip, check_decay, check_smooth_modes, check_smoothness, roughness
@@ -68,7 +70,7 @@ class CompletionTask(Task):
 
     def __init__(
         self,
-        factorization: str = "tucker",
+        factorization: FactorizationName = "tucker",
         rank: Rank = 8,
         *,
         shape: Sequence[int] | None = None,
@@ -81,7 +83,7 @@ class CompletionTask(Task):
         clip: Literal["data"] | Sequence[float] | None = None,
         smoothness: Sequence[float] | None = None,
         ensemble: int = 1,
-        **kwargs: Any,
+        **kwargs: Unpack[TaskArguments],
     ) -> None:
         super().__init__(**kwargs)
         self.save_hyperparameters()
@@ -226,12 +228,15 @@ class CompletionTask(Task):
         return ("validate",)
 
     def described_network(self, data: LightningDataModule) -> TensorCompletion | CompletionEnsemble:
-        """The model, built for the data's shape where the arguments named none."""
+        """The model, built for the data's shape where the arguments named none; the data's arguments may name it."""
         if self.shape is None:
             tensor = as_completion_data(data)
-            tensor.prepare_data()
-            tensor.setup("fit")
-            self.build(tensor.shape)
+            shape: Sequence[int] | None = tensor.hparams["shape"]
+            if shape is None:
+                tensor.prepare_data()
+                tensor.setup("fit")
+                shape = tensor.shape
+            self.build(shape)
         return self.model
 
     # --- steps -------------------------------------------------------------------------------------------------

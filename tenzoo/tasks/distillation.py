@@ -4,13 +4,14 @@ import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
+from tenzoo.tasks.arguments import ClassificationArguments
 from tenzoo.tasks.classification import ImageClassificationTask
 from tenzoo.training import batch_weight
 from tenzoo.weight_files import load_weights_
@@ -60,7 +61,7 @@ class DistillationTask(ImageClassificationTask):
         teacher_weights: str | None = None,
         teacher_share: float = 0.9,
         temperature: float = 4.0,
-        **kwargs: Any,
+        **kwargs: Unpack[ClassificationArguments],
     ) -> None:
         super().__init__(network, **kwargs)
         self.save_hyperparameters()

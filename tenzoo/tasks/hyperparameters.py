@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from typing_extensions import Unpack
+
 from tenzoo.tasks.sam import SAM
 
 
@@ -30,6 +32,7 @@ def note_arguments(cls: type) -> None:
     """
     constructor = vars(cls).get("__init__")
     if constructor is not None:
+        _forget_typed_dict(constructor)
         cls.__init__ = _noting(constructor)  # type: ignore[misc]
 
 
@@ -59,6 +62,17 @@ def is_plain(value: object) -> bool:
     if isinstance(value, list | tuple):
         return type(value) in (list, tuple) and all(is_plain(item) for item in value)
     return value is None or type(value) in (bool, int, float, str)
+
+
+def _forget_typed_dict(constructor: Callable[..., None]) -> None:
+    """Replace the annotation ``Unpack[…]`` of ``**kwargs``, which is for type checkers.
+
+    The command line would take the arguments from the ``TypedDict``, which has no defaults. Without it, they come from
+    the constructor that they are passed on to.
+    """
+    for name, annotation in constructor.__annotations__.items():
+        if isinstance(annotation, type(Unpack[Any])):
+            constructor.__annotations__[name] = Any
 
 
 def _noting(constructor: Callable[..., None]) -> Callable[..., None]:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torchmetrics import Metric
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from tenzoo.cores import find_core_groups
 from tenzoo.distributed import own_items
+from tenzoo.tasks.arguments import TaskArguments
 from tenzoo.tasks.base import Task
 from tenzoo.tasks.learning_rates import (
     by_learning_rate,
@@ -94,7 +95,7 @@ class SupervisedTask(Task):
         core_weight_decay: float | None,
         norm_weight_decay: float | None,
         base_width: int | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TaskArguments],
     ) -> None:
         super().__init__(**kwargs)
         check_base_width(base_width)

@@ -14,11 +14,12 @@ from torchmetrics.classification import (
     MulticlassF1Score,
     MulticlassMatthewsCorrCoef,
 )
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from tenzoo.dynamics.shards import is_distributed
 from tenzoo.models.pretrained_transformer import PretrainedTransformer, checksum
 from tenzoo.prediction import PredictedLabelsWriter
+from tenzoo.tasks.arguments import SupervisedArguments
 from tenzoo.tasks.supervised import SupervisedTask, check_num_classes
 
 MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
@@ -59,7 +60,7 @@ class TextClassificationTask(SupervisedTask):
         metrics: Sequence[MetricName] | None = None,
         core_weight_decay: float | None = None,
         norm_weight_decay: float | None = 0.0,
-        **kwargs: Any,
+        **kwargs: Unpack[SupervisedArguments],
     ) -> None:
         check_num_classes(num_classes, least=1)
         super().__init__(

@@ -79,6 +79,9 @@ def build(cli: LightningCLI, argv: Sequence[str], *, run: bool, parser: dict[str
         **kwargs: Arguments of the command line.
     """
     check_configs(argv)
+    subcommands = cli.subcommands()
+    if run and argv and argv[0] in subcommands:  # a parser of the others takes a third of the start, and is not used
+        cli.subcommands = lambda: {argv[0]: subcommands[argv[0]]}  # type: ignore[method-assign]
     strict = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": PARSER_MODE}
     cli.__init__(  # type: ignore[misc]
         Task,
@@ -86,7 +89,7 @@ def build(cli: LightningCLI, argv: Sequence[str], *, run: bool, parser: dict[str
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
-        parser_kwargs={**strict, **parser, **{name: dict(strict) for name in LightningCLI.subcommands()}},
+        parser_kwargs={**strict, **parser, **{name: dict(strict) for name in cli.subcommands()}},
         args=list(argv),
         run=run,
         **kwargs,

@@ -1,6 +1,7 @@
 """Weights that a run starts from, that are judged, and that are saved with a card."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -18,11 +19,21 @@ QUIET = [f"--trainer.{name}=false" for name in ("enable_progress_bar", "enable_m
 FIT = ["fit", "--config", "covid_tucker", *QUIET]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a run of two epochs, which every test gets a copy of."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main([*FIT, "--trainer.max_epochs=2"]) == 0
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(trained, tmp_path, monkeypatch):
     """The folder of a run of two epochs."""
     monkeypatch.chdir(tmp_path)
-    assert main([*FIT, "--trainer.max_epochs=2"]) == 0
+    shutil.copytree(trained / "runs", tmp_path / "runs")
     return the_run(tmp_path / "runs")
 
 

@@ -139,6 +139,12 @@ def test_calibration_leaves_a_layer_that_is_used_twice_as_it_is():
     assert made.layers[0].error > 1e-3
 
 
+@pytest.fixture(scope="module")
+def calibrated():
+    """A plan that was made with calibration data."""
+    return plan(network(), factorization="tt", budget=0.7, calibration=IMAGES)
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -153,12 +159,11 @@ def test_calibration_leaves_a_layer_that_is_used_twice_as_it_is():
         ((IMAGES, 3), "in `calibration`, got a tensor of shape .* and a int, with which it fails: TypeError: "),
     ],
 )
-def test_inputs_that_are_none(inputs, message):
+def test_inputs_that_are_none(calibrated, inputs, message):
     with pytest.raises((TypeError, ValueError), match=message):
         plan(network(), factorization="tt", budget=0.7, calibration=inputs)
-    made = plan(network(), factorization="tt", budget=0.7, calibration=IMAGES)
     with pytest.raises((TypeError, ValueError), match=f"{message}|that `plan` was made with, got others"):
-        apply_(network(), made, calibration=inputs)
+        apply_(network(), calibrated, calibration=inputs)
 
 
 def test_outputs_of_zero_make_all_layers_alike():

@@ -74,14 +74,22 @@ def inputs(batch):
 
 
 @pytest.mark.parametrize("factorization", NAMES)
-def test_files_compute_what_the_model_does_and_those_with_factors_are_small(tmp_path, suffix, factorization):
-    model, dense, small = Network(factorization), tmp_path / f"dense{suffix}", tmp_path / f"small{suffix}"
-    export(model, dense, inputs(1))
-    export(model, small, inputs(2), factors=True)
-    for path in (dense, small):
-        assert_same(path, model, *inputs(5))
-    assert small.stat().st_size < dense.stat().st_size
-    assert sorted(tmp_path.iterdir()) == [dense, small]
+def test_files_with_factors_compute_what_the_model_does_and_are_small(tmp_path, suffix, factorization):
+    model, path = Network(factorization), tmp_path / f"small{suffix}"
+    export(model, path, inputs(2), factors=True)
+    assert_same(path, model, *inputs(5))
+    layers = (model.convolution, model.linear, model.embedding)
+    assert path.stat().st_size < 4 * sum(layer.weight.numel() for layer in layers)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("factorization", ["btt", "tr"])
+def test_files_with_dense_weights_compute_what_the_model_does(tmp_path, suffix, factorization):
+    """What is exported is torch's layers, whatever the format was."""
+    model, path = Network(factorization), tmp_path / f"dense{suffix}"
+    export(model, path, inputs(1))
+    assert_same(path, model, *inputs(5))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("suffix", [".onnx"], indirect=True)

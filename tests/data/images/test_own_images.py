@@ -190,7 +190,7 @@ def test_a_network_of_the_zoo_gets_the_classes_and_channels_of_ones_own_images(f
     few = ["--data.init_args.image_size=8", "--data.init_args.batch_size=8", "--trainer.log_every_n_steps=1"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     config = ["--config", "tr_resnet20_cifar10", *data, *few, *quiet]
-    assert main(["fit", *config, "--trainer.max_epochs=6", "--model.init_args.lr_scheduler=one_cycle"]) == 0
+    assert main(["fit", *config, "--trainer.max_epochs=1", "--model.init_args.lr_scheduler=one_cycle"]) == 0
     run = the_run(tmp_path / "runs")
     saved = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
     assert (saved["num_classes"], saved["network"]["init_args"]["num_classes"]) == (3, 3)
