@@ -89,7 +89,7 @@ def _facts(config: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:
     formats = sorted({layer.factorization for layer in layers if layer.factorization})
     yield "parameters", f"{number:,}, dense {dense:,}" + (f"; {', '.join(formats)}" if formats else "")
     if data := config.get("data"):
-        yield "data", _said(data)
+        yield "data", _said(_without_folders(data))
     yield "optimizer", _said(task.hparams.get("optimizer")) or "given in Python"
     if (schedule := task.hparams.get("lr_scheduler")) is not None:
         yield "learning rate", _said(schedule) or str(schedule)
@@ -101,6 +101,13 @@ def _facts(config: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:
     yield "method", "; ".join(methods) or "plain"
     if "seed_everything" in config:
         yield "seed", str(config["seed_everything"])
+
+
+def _without_folders(value: Any) -> Any:
+    """Paths as the names of their files: where they lie is the user's affair."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(each) for key, each in value.items()}
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _said(value: Any) -> str:

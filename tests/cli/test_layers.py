@@ -227,10 +227,11 @@ def test_a_config_of_ones_own_sets_what_it_names(tmp_path, said):
 )
 def test_the_split_of_a_benchmark_is_not_that_of_a_tensor_of_ones_own(said, words, fraction):
     assert parsed(*OVER_ADAM, *words).data.init_args.observed_fraction == fraction
-    expected = (
-        "observed_fraction 0.3 is the config's for 'covid': not used for 'mine.csv', of which all known entries are; "
-    )
-    assert [line[: len(expected)] for line in said] == ([expected] if fraction is None else [])
+    dropped = "validation_fraction 0.05 is the config's for 'covid': not used for 'mine.csv'; give your own"
+    if fraction is None:
+        dropped = f"observed_fraction 0.3 is the config's for 'covid'; {dropped}"
+    own = any("mine.csv" in word for word in words)
+    assert [line[: len(dropped)] for line in said] == ([dropped] if own else [])
 
 
 def test_no_setting_of_a_benchmark_is_taken_for_that_of_a_tensor_of_ones_own(said):
@@ -249,11 +250,11 @@ def test_configs_of_ones_own_count_as_arguments_do(tmp_path, said):
     assert parsed(*OVER_ADAM, "--config", path).data.init_args.observed_fraction is None
     path.write_text("data: {init_args: {dataset: mine.csv, observed_fraction: 0.8}}")
     assert parsed(*OVER_ADAM, "--config", path).data.init_args.observed_fraction == 0.8
-    assert len(said) == 1
+    assert ["observed_fraction" in line for line in said] == [True, False]
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
-def test_all_that_is_known_of_a_tensor_of_ones_own_is_used(tmp_path, capfd):
+def test_a_tenth_of_a_tensor_of_ones_own_is_held_out_and_a_tenth_validates(tmp_path, capfd):
     generator = np.random.default_rng(0)
     values = 3 + np.einsum("ir,jr,kr->ijk", *(generator.normal(size=(size, 2)) for size in (9, 8, 7)))
     values[generator.random(values.shape) < 0.4] = np.nan
@@ -264,4 +265,8 @@ def test_all_that_is_known_of_a_tensor_of_ones_own_is_used(tmp_path, capfd):
     assert main([*words, *quiet, f"--trainer.default_root_dir={tmp_path / 'runs'}"]) == 0
     (checkpoint,) = (runs(tmp_path / "runs")[0] / "checkpoints").glob("last.ckpt")
     counted = torch.load(checkpoint, weights_only=True)["CompletionDataModule"]["num_entries"]
-    assert counted == {"train": known - round(0.05 * known), "val": round(0.05 * known)}
+    assert counted == {
+        "train": known - 2 * round(0.1 * known),
+        "val": round(0.1 * known),
+        "held_out": round(0.1 * known),
+    }

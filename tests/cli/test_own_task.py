@@ -27,7 +27,7 @@ def test_predictions_are_written_by_the_writer_of_the_task(config, capsys):  # n
     assert "Metrics" not in capsys.readouterr().out  # no final evaluation
     last = runs(config.parent / "runs")[0] / "checkpoints" / "last.ckpt"
     assert run("predict", config, "--ckpt_path", str(last)) == 0
-    assert (runs(config.parent / "runs")[1] / "rated.csv").read_text().startswith("i0,i1,i2,value\n0,0,0,")
+    assert (runs(config.parent / "runs")[1] / "rated.csv").read_text().startswith("i0,i1,i2,value,known\n0,0,0,")
     writer = ["--trainer.callbacks+=CompletedEntriesWriter", "--trainer.callbacks.name=mine.csv"]
     assert run("predict", config, "--ckpt_path", str(last), *writer) == 0
     names = {path.name for path in runs(config.parent / "runs")[2].iterdir()}

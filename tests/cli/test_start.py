@@ -174,6 +174,6 @@ def test_weights_that_are_not_those_that_were_published(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "model.safetensors").write_bytes(b"other")
     (tmp_path / "SHA256.json").write_text('{"a": "0"}')
-    monkeypatch.setattr(weights, "_FOLDER", tmp_path)
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
     with pytest.raises(ValueError, match="as it was published, got another file; install again"):
         weights.folder_of("a")

@@ -47,7 +47,7 @@ def test_fit(config, capsys, caplog, monkeypatch, columns):  # noqa: F811
     "words",
     [
         ["--help"],
-        ["list"],
+        ["list", "*tucker*"],
         ["list", "covid_tucker"],
         ["describe", "--config", "tr_resnet20_cifar10"],
         ["describe", "--config", "btt_picogpt"],
