@@ -3,7 +3,7 @@
 PAPER="tenzoo fit --config covid_tucker_paper --trainer.max_epochs 2 --trainer.log_every_n_steps 1"
 $PAPER && $PAPER --config methods/sam && $PAPER --config methods/das
 RUNS=runs/covid_tucker_paper
-python docs/compare_runs.py docs/norm_dynamics.png Adam=$RUNS/version_0 SAM=$RUNS/version_1 DAS=$RUNS/version_2
+python docs/compare_runs.py docs/norm_dynamics.png Adam=$RUN SAM=$OTHER DAS=$THIRD
 """
 
 import csv

@@ -53,7 +53,7 @@ def run(folder: Path, text: str, method: str, decay: str, seed: int, steps: int)
         "model.init_args.optimizer.init_args.weight_decay": decay,
     }
     given = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    kept = sorted(folder.glob("version_*/checkpoints/last*.ckpt"), key=lambda path: path.stat().st_mtime)
+    kept = sorted(folder.glob("**/checkpoints/last*.ckpt"), key=lambda path: path.stat().st_mtime)
     resumed = ["--ckpt_path", str(kept[-1])] if kept else []
     command = [sys.executable, "-m", "tenzoo", "fit", "--config", "configs/btt_picogpt.yaml", *METHODS[method]]
     with (folder / "log.txt").open("a") as log:
@@ -64,7 +64,7 @@ def run(folder: Path, text: str, method: str, decay: str, seed: int, steps: int)
 def curve(folder: Path, name: str) -> Points:
     """A logged quantity by the step."""
     points = {}
-    for path in sorted(folder.glob("version_*/metrics.csv")):
+    for path in sorted(folder.glob("**/metrics.csv")):
         with path.open(newline="") as file:
             points |= {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
     return points
