@@ -116,7 +116,7 @@ def create_model(name: str, pretrained: bool | str = False, **overrides: Any) ->
 
 def info_of(name: str, path: Path, results: Results) -> ModelInfo:
     """What is known of a config; where its network cannot be made yet, the model says why."""
-    trained = tuple(weights.of_model(name))
+    trained = tuple(weights.of_model(name)) if catalog.folder() in path.parents else ()
     try:
         with _offline():
             task, data = read(["--config", str(path)])
