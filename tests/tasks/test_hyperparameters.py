@@ -74,6 +74,12 @@ def test_positional_arguments_defaults_and_subclasses():
         "init_std": 1.0,
         "init": "normal",
         "reduction": "mean",
+        "biases": False,
+        "bias_weight_decay": None,
+        "interactions": None,
+        "clip": None,
+        "smoothness": None,
+        "ensemble": 1,
     }
 
 
