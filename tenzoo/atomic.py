@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import fcntl
+import itertools
 import os
 import secrets
 from collections.abc import Iterator
@@ -88,3 +89,9 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def unused(path: Path, mark: str = "-") -> Path:
+    """The path, or with a number behind a mark one that is not there yet: another run may have made a file."""
+    numbered = (path.with_stem(f"{path.stem}{mark}{number}") for number in itertools.count(1))
+    return next(each for each in itertools.chain([path], numbered) if not each.exists())

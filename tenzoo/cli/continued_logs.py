@@ -11,8 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
 
-from tenzoo.atomic import atomic_write
-from tenzoo.cli.run_folders import free
+from tenzoo.atomic import atomic_write, unused
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class _Continued(ExperimentWriter):
         if self.metrics and self._path.is_file():
             if not self._begun:
                 self._begun = True
-                self._take_out(lambda row: _step(row) >= self._step, kept_in=free(self._path))
+                self._take_out(lambda row: _step(row) >= self._step, kept_in=unused(self._path))
             again = [_columns(row) for row in self.metrics if _step(row) < self._step]
             if again:  # the step of the checkpoint was logged in part
                 self._take_out(lambda row: _columns(row) in again and _step(row) == self._step - 1)

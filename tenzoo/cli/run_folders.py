@@ -1,6 +1,5 @@
 """Run folders: their names, and the checkpoints in them by what they are, the last or the one with the best metric."""
 
-import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -92,12 +91,6 @@ def _parsed(name: str) -> str | None:
     """CONFIG in the name of an experiment; None if it is none."""
     found = re.fullmatch(r"(.+)-[^-]+-(?:s\d+|unseeded)", name)
     return None if found is None else found[1]
-
-
-def free(path: Path, mark: str = "-") -> Path:
-    """A file that is not there yet, by a number behind the mark if need be: another run may have made one."""
-    numbered = (path.with_name(f"{path.stem}{mark}{number}{path.suffix}") for number in itertools.count(1))
-    return next(each for each in itertools.chain([path], numbered) if not each.exists())
 
 
 # --- runs ----------------------------------------------------------------------------------------------------------

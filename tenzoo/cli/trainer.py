@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from tenzoo import __version__
+from tenzoo.atomic import unused
 from tenzoo.callbacks import RankWatch
 from tenzoo.cli import cluster, resumed_run
 from tenzoo.cli.bar import TrainingBar
@@ -24,7 +25,7 @@ from tenzoo.cli.environment import FILE as ENVIRONMENT
 from tenzoo.cli.environment import write_environment
 from tenzoo.cli.log_folders import ELSEWHERE, LogFolders, SameFolder
 from tenzoo.cli.report import log_final_metrics, print_metrics, tell_of_early_stops, write_metrics
-from tenzoo.cli.run_folders import RUNS, checkpoint_of, config_of, free, name_of, run_of
+from tenzoo.cli.run_folders import RUNS, checkpoint_of, config_of, name_of, run_of
 from tenzoo.cli.start import ZOO, StartWeights, start_of
 from tenzoo.cli.summary import NetworkSummary
 from tenzoo.jobs import ExactResume, first_logged_step
@@ -67,9 +68,9 @@ class _SaveConfig(SaveConfigCallback):
         if trainer.is_global_zero and not self.already_saved:
             self.already_saved = self._goes_on_as_it_was(Path(folder))
             if not self.already_saved:
-                self.config_filename = free(Path(folder) / "config.yaml").name
+                self.config_filename = unused(Path(folder) / "config.yaml").name
             if trainer.state.fn == TrainerFn.FITTING:
-                write_environment(free(Path(folder) / ENVIRONMENT))
+                write_environment(unused(Path(folder) / ENVIRONMENT))
         self.already_saved = trainer.strategy.broadcast(self.already_saved)
         super().setup(trainer, pl_module, stage)
 
@@ -226,7 +227,7 @@ class TenzooCLI(reading.ConfigCLI):
             best, weights = None, "the averaged weights"
             folder = getattr(chosen, "dirpath", None) or Path(trainer.log_dir or trainer.default_root_dir)
             trainer.save_checkpoint(
-                trainer.strategy.broadcast(free(Path(folder) / "averaged.ckpt", "-v")), weights_only=True
+                trainer.strategy.broadcast(unused(Path(folder) / "averaged.ckpt", "-v")), weights_only=True
             )
         metrics: dict[str, Any] = {}
         for name in self.model.final_evaluations():

@@ -3,6 +3,7 @@
 import math
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +21,10 @@ _MAX_INFLATED = 2**28
 
 class TooLargeError(Exception):
     """A file needs too much memory. The message says what it holds and what to do."""
+
+
+class ContentError(ValueError):
+    """A file holds something else than it should. The message is for the user as it is."""
 
 
 def read_npy(path: Path) -> Array:
@@ -75,11 +80,20 @@ def _read_array(file: IO[bytes], size: int) -> Array:
     expected = math.prod(shape) * kind.itemsize
     if kind.hasobject or file.tell() + expected != size:
         raise ValueError("objects, or another size than the header says")
-    free = free_memory()
-    if free is not None and 2 * expected > free:  # converting it to float32 needs a second array
-        raise TooLargeError(
-            f"an array {shape} of {in_gigabytes(expected)} where {in_gigabytes(free)} are free; write the known "
-            "entries alone, as `indices` and `values` in an .npz file"
-        )
+    check_room(shape, kind.itemsize)
     file.seek(0, os.SEEK_SET)
     return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def check_room(shape: Sequence[int], itemsize: int) -> None:
+    """Refuse a dense array that does not fit into memory, together with its copy in float32.
+
+    Raises:
+        TooLargeError: If it does not.
+    """
+    expected, free = math.prod(shape) * itemsize, free_memory()
+    if free is not None and 2 * expected > free:
+        raise TooLargeError(
+            f"an array {tuple(shape)} of {in_gigabytes(expected)} where {in_gigabytes(free)} are free; write the known "
+            "entries alone, as `indices` and `values` in an .npz file"
+        )

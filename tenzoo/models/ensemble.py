@@ -45,6 +45,16 @@ class CompletionEnsemble(nn.Module):
         """Mean of the predictions at an index ``(N, order)``; shape ``(N,)``."""
         return self.predictions(index).mean(0)
 
+    def moments(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the predictions of the members, each of shape ``(N,)``."""
+        variance, mean = torch.var_mean(self.predictions(index), 0)
+        return mean, variance
+
+    def with_deviation(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """What is predicted, and its standard deviation, in the units of the data; each of shape ``(N,)``."""
+        mean, variance = self.moments(index)
+        return mean, (variance + self.noise.square()).sqrt()
+
     def deviation(self, index: Tensor) -> Tensor:
         """Standard deviation of what is predicted, in the units of the data; shape ``(N,)``."""
-        return (self.predictions(index).var(0) + self.noise.square()).sqrt()
+        return self.with_deviation(index)[1]

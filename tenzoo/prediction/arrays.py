@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from tenzoo.atomic import atomic_write
+from tenzoo.atomic import atomic_write, unused
 
 Array = npt.NDArray[Any]
 
@@ -200,12 +200,3 @@ def _quoted(word: str) -> str:
 def _form(kind: np.dtype[Any]) -> str:
     """A format with enough digits to read the same number again."""
     return "%d" if np.issubdtype(kind, np.integer) else "%.9g" if kind.itemsize <= 4 else "%.17g"
-
-
-def unused(path: Path) -> Path:
-    """The path, with a number if there is such a file."""
-    candidate, number = path, 0
-    while candidate.exists():
-        number += 1
-        candidate = path.with_stem(f"{path.stem}-{number}")
-    return candidate

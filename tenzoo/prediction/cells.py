@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from tenzoo.atomic import atomic_write
+from tenzoo.atomic import atomic_write, unused
+from tenzoo.data.checks import MISSING_ARRAYS
 from tenzoo.memory import free_memory, in_gigabytes
-from tenzoo.prediction.arrays import Array, check_finite, in_folder, unused
+from tenzoo.prediction.arrays import Array, check_finite, in_folder
 
 DENSE_ENDINGS = (".npy", ".pt", ".mat", ".nc")
 """Files that hold a whole tensor."""
@@ -109,9 +110,7 @@ class GrowingCells:
         try:
             import xarray
         except ImportError as error:
-            raise ImportError(
-                "expected xarray to write a .nc file, got no such package; pip install 'tenzoo[arrays]'"
-            ) from error
+            raise ImportError(f"expected xarray to write a .nc file, got no such package; {MISSING_ARRAYS}") from error
         names, labels = self._data.mode_names, self._data.labels
         names = names or [f"i{mode}" for mode in range(len(self._shape))]
         coords = {} if labels is None else {name: list(own) for name, own in zip(names, labels, strict=True)}

@@ -263,10 +263,13 @@ class CompletionTask(Task):
         return {key: metric for key, metric in self.metrics.items() if key.startswith(f"{split}/")}  # type: ignore[misc]
 
     def _update(self, batch: CompletionBatch, dataloader_idx: int) -> None:
-        predicted = self.model(batch.index).double()
-        if isinstance(self.model, CompletionEnsemble) and self._data.eval_split_names[dataloader_idx] == "val":
-            spread = self.model.predictions(batch.index).double().var(0)
-            self._excess.append((predicted - batch.value.double()).square() - spread)
+        if isinstance(self.model, CompletionEnsemble):
+            mean, variance = self.model.moments(batch.index)
+            predicted = mean.double()
+            if self._data.eval_split_names[dataloader_idx] == "val":
+                self._excess.append((predicted - batch.value.double()).square() - variance.double())
+        else:
+            predicted = self.model(batch.index).double()
         for metric in self._metrics_of(self._data.eval_split_names[dataloader_idx]).values():
             metric.update(predicted, batch.value.double())
 
@@ -303,7 +306,7 @@ class CompletionTask(Task):
     ) -> CompletionBatch | CompletedBatch:
         """The batch's indices with the model's values, in the units of the data; of an ensemble with deviations."""
         if isinstance(self.model, CompletionEnsemble) and self.model.noise > 0:
-            return CompletedBatch(batch.index, self.model(batch.index), self.model.deviation(batch.index))
+            return CompletedBatch(batch.index, *self.model.with_deviation(batch.index))
         return CompletionBatch(batch.index, self.model(batch.index))
 
 

@@ -140,6 +140,18 @@ def group_rows(index: Array) -> tuple[Array, Array]:
     return order, np.concatenate([[0], np.cumsum((ranked[1:] != ranked[:-1]).any(axis=1))])
 
 
+def cell_numbers(index: Tensor, shape: Sequence[int]) -> Array:
+    """The numbers of cells in lexicographic order, of a tensor with at most 2^63 − 1 of them.
+
+    Example:
+        >>> cell_numbers(torch.tensor([[0, 2], [1, 0]]), (2, 3)).tolist()
+        [2, 3]
+    """
+    strides = [math.prod(shape[mode + 1 :]) for mode in range(len(shape))]
+    numbers: Array = index.cpu().numpy() @ np.array(strides)
+    return numbers
+
+
 def look_up(entries: Entries, index: Tensor) -> Tensor:
     """The values at the given indices, NaN where they are unknown. It makes no dense tensor and no flat index.
 

@@ -9,10 +9,9 @@ from typing import TypeVar
 
 import torch
 
-from tenzoo.data.arrays import Array, TooLargeError, check_inflation, read_npy, read_npz
+from tenzoo.data.arrays import Array, ContentError, TooLargeError, check_inflation, read_npy, read_npz
 from tenzoo.data.completion.ambiguity import (
     check_columns,
-    check_dense,
     check_last_columns,
     check_no_times,
     check_numbering,
@@ -20,7 +19,7 @@ from tenzoo.data.completion.ambiguity import (
     is_rating,
 )
 from tenzoo.data.completion.csv_files import Table, csv_fault, parse_csv
-from tenzoo.data.completion.entries import Entries, dense_entries, sparse_entries
+from tenzoo.data.completion.entries import Entries, sparse_entries
 from tenzoo.data.completion.entry_checks import check_index, check_shape
 from tenzoo.data.completion.missing_values import check_markers, without_markers
 from tenzoo.data.completion.objects import object_entries, read_mat, read_netcdf
@@ -69,7 +68,7 @@ def read_entries(
     """
     match path.suffix.lower():
         case ".npy":
-            return _dense(without_markers(_read(path, read_npy, arg), missing_values), arg)
+            return object_entries(_read(path, read_npy, arg), missing_values=missing_values, arg=arg)
         case ".pt":
             return object_entries(_read(path, _parse_pt, arg), missing_values=missing_values, arg=arg)
         case ".mat":
@@ -158,13 +157,11 @@ def _read(path: Path, parse: Callable[[Path], T], arg: str) -> T:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return parse(path)
-    except (OversizedError, ImportError):
+    except (OversizedError, ContentError, ImportError):
         raise
     except TooLargeError as error:
         raise ValueError(f"expected a file that fits into memory in `{arg}`, got {error}") from None
     except Exception as error:  # the parsers raise a dozen types on broken files
-        if str(error).startswith("expected one ") or str(error).startswith("expected a file of MATLAB"):  # our own
-            raise
         if path.suffix.lower() == ".csv" and (fault := csv_fault(path)):
             raise ValueError(f"expected {fault[0]} of {str(path)!r} in `{arg}`, got {fault[1]}") from error
         raise ValueError(
@@ -179,15 +176,10 @@ def _parse_pt(path: Path) -> torch.Tensor:
             check_inflation(archive, path.stat().st_size)
     loaded = load_torch(path, "a .pt file of plain numbers in `dataset`")
     if not isinstance(loaded, torch.Tensor):
-        raise ValueError(
+        raise ContentError(
             f"expected one tensor in `dataset`, got {type(loaded).__name__}; save it by torch.save(tensor, path)"
         )
     return loaded
-
-
-def _dense(values: Array, arg: str) -> tuple[Entries, tuple[int, ...]]:
-    check_dense(values, arg=arg)
-    return dense_entries(values, arg=arg)
 
 
 def _sparse(
@@ -215,7 +207,7 @@ def _npz_entries(arrays: dict[str, Array], shape: Sequence[int] | None, arg: str
         )
     if shape is not None:
         raise ValueError(f"expected no `shape` for the dense file in `{arg}`, got {tuple(shape)}; leave it out")
-    return _dense(next(iter(arrays.values())), arg)
+    return object_entries(next(iter(arrays.values())), arg=arg)
 
 
 def _own_shape(array: Array, arg: str) -> tuple[int, ...]:

@@ -60,9 +60,7 @@ def labelled_entries(
     arg: str = "dataset",
 ) -> tuple[Entries, tuple[int, ...]]:
     """As :func:`read_labelled`, of columns by their names."""
-    for each in (*index_columns, value_column):
-        if each not in table:
-            raise ValueError(f"expected a column {each!r} in `{arg}`, got {', '.join(table)}")
+    _check_columns(table, [*index_columns, value_column], arg)
     codes, labels = zip(*(_numbered(table[name], name, arg) for name in index_columns), strict=True)
     values = without_markers(_values(table[value_column], value_column, arg), missing_values)
     check_markers(values, arg=arg)
@@ -95,6 +93,7 @@ def read_labels(path: Path, known: Entries, *, arg: str = "predict_index") -> to
     assert known.mode_names is not None
     assert known.labels is not None
     table = _read(path, known.mode_names, arg)
+    _check_columns(table, known.mode_names, arg)
     columns = []
     for name, labels in zip(known.mode_names, known.labels, strict=True):
         place = {str(label): number for number, label in enumerate(labels)}
@@ -109,7 +108,7 @@ def read_labels(path: Path, known: Entries, *, arg: str = "predict_index") -> to
 
 
 def _read(path: Path, columns: Sequence[str], arg: str) -> dict[str, Array]:
-    """The columns of these names, and perhaps others: of texts, or of the types that the file says."""
+    """All columns: of texts, or of the types that the file says; the names tell what separates them."""
     if not path.is_file():
         raise FileNotFoundError(f"expected an existing file in `{arg}`, got {str(path)!r}")
     try:
@@ -139,10 +138,13 @@ def _read(path: Path, columns: Sequence[str], arg: str) -> dict[str, Array]:
     for each in found:
         if found.count(each) > 1:
             raise ValueError(f"expected one column {each!r} in `{arg}`, got {', '.join(found)}")
-    for each in columns:
-        if each not in found:
-            raise ValueError(f"expected a column {each!r} in `{arg}`, got {', '.join(found)}")
     return {each: column.to_numpy(zero_copy_only=False) for each, column in zip(found, table.columns, strict=True)}
+
+
+def _check_columns(table: Mapping[str, Array], names: Sequence[str], arg: str) -> None:
+    for name in names:
+        if name not in table:
+            raise ValueError(f"expected a column {name!r} in `{arg}`, got {', '.join(table)}")
 
 
 def _separator(path: Path, columns: Sequence[str]) -> str:

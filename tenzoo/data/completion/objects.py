@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from tenzoo.data.arrays import Array, TooLargeError
+from tenzoo.data.arrays import Array, ContentError, check_room
 from tenzoo.data.checks import MISSING_ARRAYS
 from tenzoo.data.completion.ambiguity import check_dense
 from tenzoo.data.completion.entries import Entries, dense_entries, sparse_entries
 from tenzoo.data.completion.labels import Label, labels_of
 from tenzoo.data.completion.missing_values import check_markers, without_markers
-from tenzoo.memory import free_memory, in_gigabytes
 
 
 def is_frame(data: object) -> bool:
@@ -98,8 +97,10 @@ def read_mat(path: Path) -> Any:
     """
     from scipy import io  # type: ignore[import-untyped]
 
-    if path.read_bytes()[:19] == b"MATLAB 7.3 MAT-file":
-        raise ValueError(
+    with path.open("rb") as file:
+        header = file.read(19)
+    if header == b"MATLAB 7.3 MAT-file":
+        raise ContentError(
             f"expected a file of MATLAB 7 or older in `dataset`, got {str(path)!r} of 7.3; save it with -v7"
         )
     for _, shape, _ in io.whosmat(str(path)):
@@ -129,23 +130,9 @@ def read_netcdf(path: Path) -> Any:
         return variable.load()
 
 
-def check_room(shape: Sequence[int], itemsize: int) -> None:
-    """Refuse a dense array that does not fit into memory, together with its copy in float32.
-
-    Raises:
-        TooLargeError: If it does not.
-    """
-    expected, free = int(np.prod([float(size) for size in shape])) * itemsize, free_memory()
-    if free is not None and 2 * expected > free:
-        raise TooLargeError(
-            f"an array {tuple(shape)} of {in_gigabytes(expected)} where {in_gigabytes(free)} are free; write the known "
-            "entries alone, as `indices` and `values` in an .npz file"
-        )
-
-
 def _only(found: Mapping[str, Any], what: str, arg: str) -> Any:
     if len(found) != 1:
-        raise ValueError(f"expected one {what} in `{arg}`, got {', '.join(map(str, found)) or 'none'}; give it alone")
+        raise ContentError(f"expected one {what} in `{arg}`, got {', '.join(map(str, found)) or 'none'}; give it alone")
     return next(iter(found.values()))
 
 
@@ -181,11 +168,11 @@ def _of_tensor(data: torch.Tensor, missing: Sequence[float], arg: str) -> tuple[
             data = data.coalesce()
             if data._nnz() < number:
                 raise ValueError(f"expected each cell once in `{arg}`, got a sparse tensor in which some occur twice")
-        return _sparse(data.indices().t().cpu().numpy(), tensor_values(data.values(), arg), data.shape, missing, arg)
-    return _dense(tensor_values(data, arg), missing, arg)
+        return _sparse(data.indices().t().cpu().numpy(), _tensor_values(data.values(), arg), data.shape, missing, arg)
+    return _dense(_tensor_values(data, arg), missing, arg)
 
 
-def tensor_values(data: torch.Tensor, arg: str) -> Array:
+def _tensor_values(data: torch.Tensor, arg: str) -> Array:
     """The numbers of a dense tensor.
 
     Raises:

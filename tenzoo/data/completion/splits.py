@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tenzoo.data.arrays import Array
-from tenzoo.data.completion.entries import Entries, look_up
+from tenzoo.data.completion.entries import Entries, cell_numbers, look_up
 
 SPLIT_NAMES = ("train", "val", "held_out")
 """All possible splits, in their order."""
@@ -85,27 +85,25 @@ class Places:
 
     def __init__(self, splits: Mapping[str, Entries], shape: Sequence[int]) -> None:
         self._shape = tuple(shape)
-        index = torch.cat([splits[name].index for name in SPLIT_NAMES if name in splits])
-        split = [
-            torch.full((len(splits[name]),), SPLIT_NAMES.index(name) + 1) for name in SPLIT_NAMES if name in splits
-        ]
-        self._entries = Entries(index, torch.cat(split).float())
-        self._numbered = math.prod(self._shape) < 2**63
-        if self._numbered:
-            numbers = self._numbers(index)
+        self._index = torch.cat([splits[name].index for name in SPLIT_NAMES if name in splits])
+        self._split = torch.cat(
+            [
+                torch.full((len(splits[name]),), number, dtype=torch.int8)
+                for number, name in enumerate(SPLIT_NAMES, 1)
+                if name in splits
+            ]
+        )
+        self._number: Array | None = None
+        if math.prod(self._shape) < 2**63:
+            numbers = cell_numbers(self._index, self._shape)
             order = np.argsort(numbers, kind="stable")
-            self._number, self._split = numbers[order], torch.cat(split).to(torch.int8).numpy()[order]
-
-    def _numbers(self, index: Tensor) -> Array:
-        strides = [math.prod(self._shape[mode + 1 :]) for mode in range(len(self._shape))]
-        numbers: Array = index.cpu().numpy() @ np.array(strides)
-        return numbers
+            self._number, self._split = numbers[order], self._split[torch.from_numpy(order)]
 
     def of(self, index: Tensor) -> Tensor:
         """For cells ``(n, order)``: 0 for missing ones, else the number of the split in its order, from 1; int8."""
-        if not self._numbered:  # too many cells to number them
-            return look_up(self._entries, index.cpu()).nan_to_num(0).to(torch.int8)
-        numbers = self._numbers(index)
+        if self._number is None:  # too many cells to number them
+            return look_up(Entries(self._index, self._split.float()), index.cpu()).nan_to_num(0).to(torch.int8)
+        numbers = cell_numbers(index, self._shape)
         place = np.searchsorted(self._number, numbers).clip(max=len(self._number) - 1)
-        found = np.where(self._number[place] == numbers, self._split[place], np.int8(0))
+        found = np.where(self._number[place] == numbers, self._split.numpy()[place], np.int8(0))
         return torch.from_numpy(found)

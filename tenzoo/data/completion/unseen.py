@@ -5,11 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 from typing_extensions import override
 
-from tenzoo.data.arrays import Array
-from tenzoo.data.completion.entries import CompletionBatch, Entries
+from tenzoo.data.completion.entries import CompletionBatch, Entries, cell_numbers
 from tenzoo.data.completion.loaders import EVALUATION_BATCH_SIZE
 from tenzoo.data.loader import OrderedLoader
 
@@ -39,14 +37,9 @@ class UnseenLoader(OrderedLoader[CompletionBatch]):
     ) -> None:
         super().__init__(math.prod(shape) - len(train), batch_size=batch_size)
         self._shape = tuple(shape)
-        trained_on = self._numbers(train.index)
+        trained_on = cell_numbers(train.index, self._shape)
         self._others_before = trained_on - np.arange(len(trained_on))
-        self._known, self._value = self._numbers(known.index), known.value.numpy()
-
-    def _numbers(self, index: Tensor) -> Array:
-        strides = [math.prod(self._shape[mode + 1 :]) for mode in range(len(self._shape))]
-        numbers: Array = index.numpy() @ np.array(strides)
-        return numbers
+        self._known, self._value = cell_numbers(known.index, self._shape), known.value.numpy()
 
     @override
     def _batch(self, rows: slice) -> CompletionBatch:

@@ -150,7 +150,7 @@ def test_mat_files_that_are_refused(tmp_path, write, said):
 
 def test_what_does_not_fit_into_memory_is_refused_with_its_size(tmp_path, monkeypatch):
     io.savemat(tmp_path / "a.mat", {"a": np.ones((100, 100))})
-    monkeypatch.setattr("tenzoo.data.completion.objects.free_memory", lambda: 100_000)
+    monkeypatch.setattr("tenzoo.data.arrays.free_memory", lambda: 100_000)
     with pytest.raises(ValueError, match=r"\(100, 100\) of 8e-05 GB where 0.0001 GB are free"):
         CompletionDataModule(str(tmp_path / "a.mat"), observed_fraction=0.5).setup()
 
