@@ -28,7 +28,7 @@ def resident() -> int:
 
 
 def reference() -> float:
-    """Seconds of the processor that fixed work takes: what the machine alone adds to a step's time, or takes from it."""
+    """Seconds of the processor that fixed work takes. Only the machine changes it."""
     start = time.process_time()
     weight = torch.ones(16, 16, requires_grad=True)
     for _ in range(10):
