@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tenzoo.messages import shown
+from tenzoo.tasks.rank_search import AUTO, choice_of
 from tenzoo.weight_files import load_torch
 
 MISSING = object()
@@ -27,6 +28,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint["state_dict"], dict) or not isinstance(settings, Mapping):
         raise ValueError(f"expected a Lightning checkpoint in `ckpt_path`, got other contents in {str(path)!r}")
     return checkpoint
+
+
+def settle_rank(config: Any, checkpoint: Mapping[str, Any]) -> None:
+    """Where a rank is chosen by the data, write what the checkpoint was trained with into the settings of the model.
+
+    Args:
+        config: The ``model`` of the configuration.
+        checkpoint: As read.
+    """
+    settings = config.get("init_args") or {}
+    if settings.get("rank") != AUTO:
+        return
+    choice = choice_of(checkpoint)
+    settings["rank"] = choice.rank
+    if choice.decay is not None:
+        settings["core_weight_decay"] = choice.decay
 
 
 def check_whole(checkpoint: Mapping[str, Any], path: Path) -> None:

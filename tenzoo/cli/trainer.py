@@ -18,7 +18,7 @@ from tenzoo.atomic import unused
 from tenzoo.callbacks import RankWatch
 from tenzoo.cli import cluster, resumed_run
 from tenzoo.cli.bar import TrainingBar
-from tenzoo.cli.checkpoints import read_checkpoint
+from tenzoo.cli.checkpoints import read_checkpoint, settle_rank
 from tenzoo.cli.checks import check_callbacks, check_environment, check_seed, check_trainer
 from tenzoo.cli.continued_logs import Resumed
 from tenzoo.cli.environment import FILE as ENVIRONMENT
@@ -149,6 +149,7 @@ class TenzooCLI(reading.ConfigCLI):
         self.run = run_of(Path(given))
         given = config.ckpt_path = given if self.run is None else str(self.run / "checkpoints" / Path(given).name)
         checkpoint = read_checkpoint(Path(given))
+        settle_rank(config.model, checkpoint)
         if self.config.subcommand == "fit":
             resumed_run.check_same_run(checkpoint, config, Path(given))
             self.first_step = first_logged_step(checkpoint)

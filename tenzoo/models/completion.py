@@ -20,7 +20,7 @@ _FEW_CELLS = 2**16
 _MAX_CELLS = 2**26
 """Tensors with more cells are never reconstructed: 256 MB in float32, and as much for the gradient."""
 
-_TRAINED_BYTES = 4 * 4
+TRAINED_BYTES = 4 * 4
 """Bytes of a parameter in float32: its value, its gradient, and two moments."""
 
 
@@ -74,9 +74,9 @@ class TensorCompletion(nn.Module, CoreContainer):
             raise ValueError(f"expected 'normal' or 'uniform' in `init`, got {init!r}")
         self.shape = tuple(shape)
         kind = factorization_class(factorization)
-        groups = [tuple(range(len(shape)))] if interactions is None else check_interactions(interactions, len(shape))
+        groups = _groups_of(shape, interactions)
         shapes = [tuple(shape[mode] for mode in group) for group in groups]
-        _check_memory(shape, rank, sum(kind.num_parameters(each, rank) for each in shapes))
+        _check_memory(shape, rank, num_parameters(shape, factorization, rank, interactions=interactions))
         std = init_std / math.sqrt(len(groups))
         tensors = [kind(each, rank, init_std=std) for each in shapes]
         if interactions is None:
@@ -160,6 +160,28 @@ class TensorCompletion(nn.Module, CoreContainer):
         return cells
 
 
+def num_parameters(
+    shape: Sequence[int],
+    factorization: FactorizationName,
+    rank: Rank,
+    *,
+    interactions: Sequence[Sequence[int]] | None = None,
+    **_: object,
+) -> int:
+    """Numbers in the cores of a :class:`TensorCompletion` of these arguments; others do not change it.
+
+    Example:
+        >>> num_parameters((4, 3, 2), "cp", 2), num_parameters((4, 3, 2), "cp", 2, interactions=[[0, 1], [0, 2]])
+        (18, 26)
+    """
+    kind = factorization_class(factorization)
+    return sum(kind.num_parameters([shape[mode] for mode in group], rank) for group in _groups_of(shape, interactions))
+
+
+def _groups_of(shape: Sequence[int], interactions: Sequence[Sequence[int]] | None) -> list[tuple[int, ...]]:
+    return [tuple(range(len(shape)))] if interactions is None else check_interactions(interactions, len(shape))
+
+
 def check_interactions(groups: object, order: int | None = None) -> list[tuple[int, ...]]:
     """Groups of modes.
 
@@ -196,7 +218,7 @@ def check_interactions(groups: object, order: int | None = None) -> list[tuple[i
 
 def _check_memory(shape: Sequence[int], rank: Rank, num_parameters: int) -> None:
     """Refuse a model whose training needs more memory than there is."""
-    needed, free = _TRAINED_BYTES * num_parameters, free_memory()
+    needed, free = TRAINED_BYTES * num_parameters, free_memory()
     if free is not None and needed > free:
         raise ValueError(
             f"expected a model to fit into memory, {in_gigabytes(free)} of it free, in `rank`, got {rank} for "

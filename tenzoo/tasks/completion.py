@@ -1,6 +1,6 @@
 """Training and evaluation of a tensor completion."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -15,13 +15,16 @@ from tenzoo.data import CompletionBatch, CompletionDataModule
 from tenzoo.data.checks import check_bool, check_int
 from tenzoo.factorizations import FactorizationName, Rank, factorization_class
 from tenzoo.models import CompletionEnsemble, TensorCompletion
-from tenzoo.models.completion import check_interactions
+from tenzoo.models.completion import check_interactions, num_parameters
 from tenzoo.prediction import CompletedEntriesWriter
 from tenzoo.tasks.arguments import TaskArguments
 from tenzoo.tasks.base import Task
 from tenzoo.tasks.command_line import Evaluation
-from tenzoo.tasks.completion_terms import check_clip, check_decay, check_smooth_modes, check_smoothness, roughness
+from tenzoo.tasks.completion_terms import check_clip, check_decays, check_smooth_modes, check_smoothness, roughness
+from tenzoo.tasks.rank_search import AUTO, Choice, check_minutes, choice_of, search
 from tenzoo.training import batch_weight
+
+_DECAYS = {"cores": "core_weight_decay", "biases": "bias_weight_decay"}
 
 
 class CompletedBatch(NamedTuple):
@@ -44,13 +47,19 @@ class CompletionTask(Task):
 
     Args:
         factorization: ``"cp"``, ``"tucker"``, ``"tt"``, ``"tr"`` or ``"btt"``.
-        rank: As the factorization takes it: one number, a list, or a fraction of the number of cells.
+        rank: As the factorization takes it: one number, a list, or a fraction of the number of cells. ``"auto"``
+            chooses it before training by the validation entries, and ``core_weight_decay`` with it unless that is
+            given, see :func:`~tenzoo.tasks.rank_search.search`. The search has the optimizer, but no scheduler, SAM or
+            callbacks. Checkpoints have what was chosen. A run that goes on from one in Python looks again in vain:
+            make its task by ``load_from_checkpoint``.
+        search_minutes: Most minutes that ``rank="auto"`` takes.
         shape: Mode sizes; null takes those of the data.
         init_std: Root mean square of the tensor's entries at initialization, in standardized units.
         init: ``"normal"``, or ``"uniform"`` for cores drawn from U(0, 1).
         reduction: Loss per batch: ``"mean"`` or ``"sum"`` of squared residuals, in standardized units.
         biases: Whether each index of each mode has a number of its own, which is added to its entries, such as for a
             film that all like.
+        core_weight_decay: Weight decay of the cores; null takes the optimizer's.
         bias_weight_decay: Weight decay of the biases; null takes the optimizer's.
         interactions: Groups of modes, such as ``[[0, 1], [0, 2]]``: one tensor for each, whose sum is the whole. What
             users think of films is learned better without a third mode where few entries are known.
@@ -71,13 +80,15 @@ class CompletionTask(Task):
     def __init__(
         self,
         factorization: FactorizationName = "tucker",
-        rank: Rank = 8,
+        rank: Rank | Literal["auto"] = 8,
         *,
+        search_minutes: float = 5.0,
         shape: Sequence[int] | None = None,
         init_std: float = 1.0,
         init: Literal["normal", "uniform"] = "normal",
         reduction: Literal["mean", "sum"] = "mean",
         biases: bool = False,
+        core_weight_decay: float | None = None,
         bias_weight_decay: float | None = None,
         interactions: Sequence[Sequence[int]] | None = None,
         clip: Literal["data"] | Sequence[float] | None = None,
@@ -91,11 +102,12 @@ class CompletionTask(Task):
         if reduction not in ("mean", "sum"):
             raise ValueError(f"expected 'mean' or 'sum' in `reduction`, got {reduction!r}")
         self.reduction = reduction
-        self._bias_decay = check_decay(bias_weight_decay, biases)
+        self._decays = check_decays(core_weight_decay, bias_weight_decay, with_biases=biases)
+        self._search_minutes = check_minutes(search_minutes)
         self.clip = check_clip(clip)
         self.smoothness = check_smoothness(smoothness)
         self._ensemble = check_int(ensemble, arg="ensemble", least=1)
-        self._model_args = {
+        self._model_args: dict[str, Any] = {
             "factorization": factorization,
             "rank": rank,
             "init_std": init_std,
@@ -105,9 +117,10 @@ class CompletionTask(Task):
             "clips": self.clip is not None,
         }
         self.shape = None if shape is None else tuple(shape)
+        self._chooses_rank = isinstance(rank, str) and rank == AUTO
         self.metrics = nn.ModuleDict()
         self._excess: list[Tensor] = []
-        if shape is not None:
+        if shape is not None and not self._chooses_rank:
             self.build(shape)
 
     def forward(self, index: Tensor) -> Tensor:
@@ -142,11 +155,10 @@ class CompletionTask(Task):
         self.hparams["shape"] = list(shape)
         if self.smoothness is not None:
             check_smooth_modes(self.smoothness, self.shape)
-        arguments: dict[str, Any] = self._model_args
         if self._ensemble == 1:
-            self.model = TensorCompletion(shape, **arguments)
+            self.model = TensorCompletion(shape, **self._model_args)
         else:
-            self.model = CompletionEnsemble(self._ensemble, shape, **arguments)
+            self.model = CompletionEnsemble(self._ensemble, shape, **self._model_args)
 
     @property
     def _members(self) -> list[TensorCompletion]:
@@ -154,42 +166,119 @@ class CompletionTask(Task):
         return cast("list[TensorCompletion]", list(members))
 
     def configure_model(self) -> None:
-        """Build the model for the shape of the data, if the arguments give none."""
-        if self.shape is None:
+        """Build the model, if it is not built yet, for the shape of the data and with the rank that is best for them.
+
+        Raises:
+            ValueError: With ``rank="auto"``, if there are no validation entries, or no error is finite.
+        """
+        if hasattr(self, "model"):
+            return
+        if self._chooses_rank:
+            if self.trainer.state.fn != TrainerFn.FITTING:
+                return  # on_load_checkpoint has the rank
+            found = self._search() if self.trainer.is_global_zero else None
+            self._take(cast("Choice", self.trainer.strategy.broadcast(found)))
+        self.build(self._data.shape)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """With ``rank="auto"`` build the model with the rank of the checkpoint."""
+        if self._chooses_rank and "hyper_parameters" in checkpoint:
+            self._take(choice_of(checkpoint))
             self.build(self._data.shape)
+        super().on_load_checkpoint(checkpoint)
+
+    def _take(self, choice: Choice) -> None:
+        self._model_args["rank"] = self.hparams["rank"] = choice.rank
+        if choice.decay is not None:
+            self._decays["cores"] = self.hparams["core_weight_decay"] = choice.decay
+
+    def _check_built(self) -> None:
+        if not hasattr(self, "model"):
+            raise ValueError("expected a checkpoint with `rank` 'auto' in a run that does not train, got none")
+
+    def on_validation_start(self) -> None:
+        """Refuse ``rank="auto"`` without a checkpoint."""
+        self._check_built()
+
+    def on_test_start(self) -> None:
+        """Refuse ``rank="auto"`` without a checkpoint."""
+        self._check_built()
+
+    def on_predict_start(self) -> None:
+        """Refuse ``rank="auto"`` without a checkpoint."""
+        self._check_built()
+
+    def _search(self) -> Choice:
+        def make(choice: Choice) -> tuple[TensorCompletion, Optimizer]:
+            model = self._fitted_to_data(
+                TensorCompletion(self._data.shape, **{**self._model_args, "rank": choice.rank})
+            )
+            optimizer = self._optimizer_over([model.to(device)], {**self._decays, "cores": choice.decay})
+            model.sparse_grad = isinstance(optimizer, torch.optim.SparseAdam)
+            return model, optimizer
+
+        device = self.trainer.strategy.root_device
+        return search(
+            self._data,
+            make,
+            self._objective,
+            num_parameters=lambda rank: num_parameters(self._data.shape, **{**self._model_args, "rank": rank}),
+            decay=self._decays["cores"],
+            summed=self.reduction == "sum",
+            device=device,
+            epochs=self.trainer.max_epochs,
+            minutes=self._search_minutes,
+        )
 
     def on_fit_start(self) -> None:
         """Copy the location, scale and range of the data into the model, and so into checkpoints."""
         super().on_fit_start()
-        data = self._data
         for member in self._members:
-            member.location.fill_(data.location)
-            member.scale.fill_(data.scale)
-            if self.clip is not None:
-                known = data.splits["train"].value
-                low, high = (known.min(), known.max()) if self.clip == "data" else self.clip
-                member.low.fill_(low)
-                member.high.fill_(high)
+            self._fitted_to_data(member)
+
+    def _fitted_to_data(self, model: TensorCompletion) -> TensorCompletion:
+        data = self._data
+        model.location.fill_(data.location)
+        model.scale.fill_(data.scale)
+        if self.clip is not None:
+            known = data.splits["train"].value
+            low, high = (known.min(), known.max()) if self.clip == "data" else self.clip
+            model.low.fill_(low)
+            model.high.fill_(high)
+        return model
 
     def build_optimizer(self) -> Optimizer:
-        """The optimizer; with a group for the biases where these have a weight decay of their own.
+        """The optimizer; with groups for cores and biases where these have a weight decay of their own.
 
         Raises:
             ValueError: If it has no weight decay, and the arguments give one.
         """
-        optimizer = super().build_optimizer()
-        if self._bias_decay is None:
+        return self._optimizer_over(self._members, self._decays)
+
+    def _optimizer_over(self, models: Sequence[TensorCompletion], decays: Mapping[str, float | None]) -> Optimizer:
+        parameters = [each for model in models for each in model.parameters() if each.requires_grad]
+        optimizer = self._optimizer_of(parameters)
+        own = {name: decay for name, decay in decays.items() if decay is not None}
+        if not own:
             return optimizer
         if "weight_decay" not in optimizer.param_groups[0]:
+            name, decay = next(iter(own.items()))
             raise ValueError(
-                f"expected an optimizer with weight_decay with `bias_weight_decay` = {self._bias_decay}, got "
+                f"expected an optimizer with weight_decay with `{_DECAYS[name]}` = {decay}, got "
                 f"{type(optimizer).__name__}, which has none"
             )
-        biases = [bias for member in self._members for bias in member.biases or () if bias.requires_grad]
-        others = {id(bias) for bias in biases}
-        rest = [parameter for parameter in self.trainable_parameters() if id(parameter) not in others]
-        own = {"params": biases, "name": "biases", "weight_decay": self._bias_decay}
-        return self._optimizer_of([{"params": rest, "name": "cores"}, own])
+        of_biases = {id(bias) for model in models for bias in model.biases or ()}
+        groups = {
+            "cores": [each for each in parameters if id(each) not in of_biases],
+            "biases": [each for each in parameters if id(each) in of_biases],
+        }
+        return self._optimizer_of(
+            [
+                {"params": group, "name": name, **({"weight_decay": own[name]} if name in own else {})}
+                for name, group in groups.items()
+                if group
+            ]
+        )
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and use row-sparse gradients where it and the size of the tensor allow them."""
@@ -236,6 +325,8 @@ class CompletionTask(Task):
                 tensor.prepare_data()
                 tensor.setup("fit")
                 shape = tensor.shape
+            if self._chooses_rank:
+                raise ValueError("expected a rank, got `rank` 'auto', which is chosen when training begins; give one")
             self.build(shape)
         return self.model
 
@@ -250,14 +341,16 @@ class CompletionTask(Task):
         return sum(others, first)
 
     def _loss_of(self, model: TensorCompletion, batch: CompletionBatch) -> Tensor:
-        squares: Tensor = ((model(batch.index) - batch.value) / model.scale).square()
-        weight = batch_weight(self)
-        penalty = 0.0 if self.smoothness is None else roughness(model, batch.index, self.smoothness)
+        loss, weight = self._objective(model, batch), batch_weight(self)
         if self.reduction == "mean":
-            loss = squares.mean() + penalty
             return loss if weight == 1 else loss * weight
         # DDP averages over ranks, and the loss is a sum. A share of weight 0 repeats an entry of another rank.
-        return (squares.sum() + len(squares) * penalty) * (self.trainer.world_size if weight else 0)
+        return loss * (self.trainer.world_size if weight else 0)
+
+    def _objective(self, model: TensorCompletion, batch: CompletionBatch) -> Tensor:
+        squares: Tensor = ((model(batch.index) - batch.value) / model.scale).square()
+        penalty = 0.0 if self.smoothness is None else roughness(model, batch.index, self.smoothness)
+        return squares.mean() + penalty if self.reduction == "mean" else squares.sum() + len(squares) * penalty
 
     def _metrics_of(self, split: str) -> dict[str, Metric]:
         return {key: metric for key, metric in self.metrics.items() if key.startswith(f"{split}/")}  # type: ignore[misc]

@@ -31,26 +31,25 @@ def check_clip(clip: Any) -> Literal["data"] | tuple[float, float] | None:
     return low, high
 
 
-def check_decay(decay: Any, biases: bool) -> float | None:
-    """The weight decay of the biases.
+def check_decays(cores: Any, biases: Any, *, with_biases: bool) -> dict[str, float | None]:
+    """The weight decays of ``"cores"`` and ``"biases"``.
 
     Raises:
-        TypeError: If it is not a number.
-        ValueError: If it is negative or not finite, or there are no biases.
+        TypeError: If one is not a number.
+        ValueError: If one is negative or not finite, or there are no biases to have one.
 
     Example:
-        >>> check_decay(6, biases=True)
-        6.0
+        >>> check_decays(None, 6, with_biases=True)
+        {'cores': None, 'biases': 6.0}
     """
-    if decay is None:
-        return None
-    if not _is_number(decay):
-        raise TypeError(f"expected a number in `bias_weight_decay`, got {decay!r}")
-    if not 0 <= decay < math.inf:
-        raise ValueError(f"expected a number from 0 on in `bias_weight_decay`, got {decay}")
-    if not biases:
-        raise ValueError(f"expected `biases` with `bias_weight_decay`, got {decay} without; set biases to true")
-    return float(decay)
+    for name, decay in (("core_weight_decay", cores), ("bias_weight_decay", biases)):
+        if decay is not None and not _is_number(decay):
+            raise TypeError(f"expected a number in `{name}`, got {decay!r}")
+        if decay is not None and not 0 <= decay < math.inf:
+            raise ValueError(f"expected a number from 0 on in `{name}`, got {decay}")
+    if biases is not None and not with_biases:
+        raise ValueError(f"expected `biases` with `bias_weight_decay`, got {biases} without; set biases to true")
+    return {name: None if decay is None else float(decay) for name, decay in (("cores", cores), ("biases", biases))}
 
 
 def check_smoothness(smoothness: Any) -> tuple[float, ...] | None:

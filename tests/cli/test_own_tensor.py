@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tenzoo.cli import main
+from tenzoo.tasks import rank_search
 from tests.runs import runs
 
 CONFIG = """
@@ -65,3 +66,24 @@ def test_too_many_cells_to_complete_are_refused_and_the_held_out_ones_are_not(tm
         index = written["indices"]
         assert len(index) == 4
         np.testing.assert_allclose(written["values"], first[index[:, 0]] * second[index[:, 1]], rtol=1e-5)
+
+
+def test_a_rank_that_the_data_choose_is_that_of_the_checkpoint(tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.setattr(rank_search, "RANKS", (1, 2))
+    monkeypatch.setattr(rank_search, "COUPLED", (0.0, 1e-3))
+    np.save(tmp_path / "mine.npy", np.outer(np.arange(1.0, 13.0), np.arange(2.0, 12.0)))
+    words = ["--model.rank=auto", f"--data.dataset={tmp_path / 'mine.npy'}", "--data.observed_fraction=0.8"]
+    words += ["--data.validation_fraction=0.2", "--trainer.limit_val_batches=1.0"]
+    assert run(tmp_path, *words) == 0
+    (told,) = [line for line in caplog.messages if line.startswith("rank: auto takes rank: ")]
+    (first,) = runs(tmp_path / "runs")
+    (last,) = (first / "checkpoints").glob("*.ckpt")
+    checkpoint = torch.load(last, weights_only=True)
+    assert f"rank: {checkpoint['hyper_parameters']['rank']}, core_weight_decay: " in told
+    for command, more in (("predict", []), ("test", []), ("fit", ["--trainer.max_steps=4"])):
+        assert run(tmp_path, *words, *more, f"--ckpt_path={last}", command=command) == 0
+    assert len([line for line in caplog.messages if line.startswith("rank: auto")]) == 1
+    steps = [torch.load(path, weights_only=True)["global_step"] for path in (first / "checkpoints").glob("*.ckpt")]
+    assert max(steps) == 4  # the run went on in its folder
+    assert run(tmp_path, *words, command="describe") == 2
+    assert "got `rank` 'auto', which is chosen when training begins; give one" in capsys.readouterr().err

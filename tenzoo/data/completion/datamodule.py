@@ -205,19 +205,29 @@ class CompletionDataModule(ResumableDataModule[PreparedData, EntryLoader]):
     @override
     def _make_train_loader(self, **process: Any) -> EntryLoader:
         entries = self.splits["train"]
+        return self._entry_loader(device=self._storage_device(entries.index, entries.value), **process)
+
+    def _entry_loader(self, **where: Any) -> EntryLoader:
         return EntryLoader(
-            entries,
+            self.splits["train"],
             batch_size=self.batch_size,
             steps_per_epoch=self._steps_per_epoch,
             seed=self._seed,
-            device=self._storage_device(entries.index, entries.value),
-            **process,
+            **where,
         )
+
+    def one_process_loader(self, device: torch.device) -> EntryLoader:
+        """A stream of training batches of its own, as one process sees them, on a device."""
+        return self._entry_loader(device=device)
+
+    def loader_of(self, split: str) -> SequentialLoader:
+        """All entries of a split."""
+        return self._sequential(self.splits[split])
 
     @override
     def val_dataloader(self) -> list[SequentialLoader]:
         """One loader per name of :attr:`eval_split_names`."""
-        return [self._sequential(self.splits[name]) for name in self.eval_split_names]
+        return [self.loader_of(name) for name in self.eval_split_names]
 
     @override
     def test_dataloader(self) -> list[SequentialLoader]:
