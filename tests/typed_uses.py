@@ -6,7 +6,7 @@ from typing_extensions import Unpack
 
 from tenzoo import CoreGroup, CoreProvider
 from tenzoo.compression import plan
-from tenzoo.data import CompletionDataModule
+from tenzoo.data import CIFAR100DataModule, CompletionDataModule, MNISTDataModule
 from tenzoo.factorizations import FactorizationName
 from tenzoo.layers import TensorizedConv2d, TensorizedLinear
 from tenzoo.models import CIFARResNet, TensorCompletion
@@ -20,6 +20,8 @@ def adam(cores: object) -> torch.optim.Optimizer:
 
 def tasks(network: nn.Module) -> None:
     CompletionTask("tucker", [8, 8, 2], init="uniform", sam=SAM(rho=0.1), gradient_clip_val=1.0, optimizer=adam)
+    CompletionTask("tucker", "auto", search_minutes=1.5)
+    CompletionTask("tucker", "automatic")  # wrong: arg-type
     CompletionTask("ar,br,cr->abc", 4, lr_scheduler="one_cycle", lr_scheduler_interval="step")
     CompletionTask(sma=3)  # wrong: call-arg
     CompletionTask(sam=0.1)  # wrong: arg-type
@@ -46,6 +48,9 @@ def layers() -> None:
     TensorCompletion((4, 5), "cp", 2, init="zeros")  # wrong: arg-type
     print(weight, dense, plan(CIFARResNet(20), factorization="auto", budget=0.5))
     CompletionDataModule("covid", standardise=True)  # wrong: call-arg
+    MNISTDataModule("data", batch_size=64, noise=0.4)
+    MNISTDataModule("data", batchsize=64)  # wrong: call-arg
+    CIFAR100DataModule(noisy_validaton=True)  # wrong: call-arg
 
 
 class Own(Task):

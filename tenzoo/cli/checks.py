@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from lightning.pytorch import Callback
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 _AT_LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "num_sanity_val_steps": -1}
@@ -54,6 +56,16 @@ def check_trainer(settings: Mapping[str, Any], command: str | None) -> None:
     if limit is not None and settings.get(limit) == 0:
         raise ValueError(
             f"expected a positive number or null in `trainer.{limit}` for {command}, got 0: no batch at all"
+        )
+
+
+def tell_of_emulated_precision(trainer: Trainer) -> None:
+    """Say so where an x86 processor has no arithmetic in bfloat16: to emulate it takes longer than float32."""
+    x86 = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2", "AVX512")
+    has_it = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if trainer.strategy.root_device.type == "cpu" and trainer.precision.startswith("bf16") and x86 and not has_it:
+        rank_zero_info(
+            f"this processor has no bfloat16 arithmetic: {trainer.precision} is slower than --trainer.precision 32-true"
         )
 
 

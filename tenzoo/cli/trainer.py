@@ -19,7 +19,7 @@ from tenzoo.callbacks import RankWatch
 from tenzoo.cli import cluster, resumed_run
 from tenzoo.cli.bar import TrainingBar
 from tenzoo.cli.checkpoints import read_checkpoint, settle_rank
-from tenzoo.cli.checks import check_callbacks, check_environment, check_seed, check_trainer
+from tenzoo.cli.checks import check_callbacks, check_environment, check_seed, check_trainer, tell_of_emulated_precision
 from tenzoo.cli.continued_logs import Resumed
 from tenzoo.cli.environment import FILE as ENVIRONMENT
 from tenzoo.cli.environment import write_environment
@@ -193,6 +193,8 @@ class TenzooCLI(reading.ConfigCLI):
         trainer = self._instantiate_trainer({**settings, **kwargs}, extra)
         self.log_folders.claim(trainer.loggers)
         cluster.prepare(trainer, _root(settings))
+        if self.subcommand == "fit":
+            tell_of_emulated_precision(trainer)
         return trainer
 
     def _own_loggers(self, settings: Any, callbacks: Any) -> list[Logger]:

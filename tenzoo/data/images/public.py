@@ -37,7 +37,7 @@ class _TorchvisionDataModule(ImageDataModule):
 
     def __init__(
         self,
-        root: str,
+        root: str = "data",
         *,
         batch_size: int = 128,
         validation_size: int = 5000,
@@ -97,8 +97,28 @@ class MNISTDataModule(_TorchvisionDataModule):
     num_classes, num_channels, image_size = 10, 1, 28
     mean, std = (0.1307,), (0.3081,)
 
-    def __init__(self, root: str = "data", *, augment: bool = False, **kwargs: Any) -> None:
-        super().__init__(root, augment=augment, **kwargs)
+    def __init__(
+        self,
+        root: str = "data",
+        *,
+        batch_size: int = 128,
+        validation_size: int = 5000,
+        seed: int = 0,
+        augment: bool = False,
+        noise: LabelNoise | float | None = None,
+        noisy_validation: bool = False,
+        download: bool = True,
+    ) -> None:
+        super().__init__(
+            root,
+            batch_size=batch_size,
+            validation_size=validation_size,
+            seed=seed,
+            augment=augment,
+            noise=noise,
+            noisy_validation=noisy_validation,
+            download=download,
+        )
 
 
 class CIFAR100DataModule(_TorchvisionDataModule):
@@ -108,6 +128,3 @@ class CIFAR100DataModule(_TorchvisionDataModule):
     dataset, _class = "cifar100", "CIFAR100"
     num_classes, num_channels, image_size = 100, 3, 32
     mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
-
-    def __init__(self, root: str = "data", **kwargs: Any) -> None:
-        super().__init__(root, **kwargs)
