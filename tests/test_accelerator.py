@@ -20,6 +20,7 @@ SHAPES = [(6, 5, 4, 8), (5, 4, 6, 7, 3, 2)]
 EMBEDDINGS = [None, ((4, 4, 4), (2, 3)), ((1, 60), (3, 2)), ((60, 1), (1, 6))]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("rank", [1, 20])
 @pytest.mark.parametrize("name", NAMES)
 def test_formats_make_no_batches_of_outer_products(name, rank):
@@ -33,6 +34,7 @@ def test_formats_make_no_batches_of_outer_products(name, rank):
     assert calls.outer_products() == []
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("rank", [1, 20])
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_make_no_batches_of_outer_products(name, rank):
@@ -80,6 +82,7 @@ def sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_of_a_network_does_not_wait_for_the_device(method):
     sam, callbacks = METHODS[method]

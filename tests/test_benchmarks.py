@@ -45,6 +45,7 @@ def test_covid(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_decoders(capsys):
     report = decoders(2, widths={16: 0.5, 32: 0.5}, batch=2, context=8, depth=1, length=6, threads=1)
     assert_complete(report, variants=15)
@@ -88,6 +89,7 @@ def test_compression():
     assert "in inference" in report.markdown()
 
 
+@pytest.mark.slow
 def test_memory_of_a_fresh_process():
     memory = memory_of(TINY[0], "SparseAdam")
     assert 0 < memory.imports <= memory.data <= memory.peak
@@ -106,6 +108,7 @@ def rows_of(report, start):
     return next([row[0] for row in rows] for header, rows in report.tables if header[0].startswith(start))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("installed", [True, False])
 def test_networks(monkeypatch, capsys, installed):
     if not installed:
@@ -131,6 +134,7 @@ def test_networks(monkeypatch, capsys, installed):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_layers(capsys):
     cases = [LayerCase((4, 4), 4, 2, "tt", 2), LayerCase((8, 8), 0, 4, "cp", 2), LayerCase((8, 8), 0, 4, "btt", 0.5)]
     tiny = {

@@ -76,6 +76,7 @@ def compressed(folder, root):
     return [*made, "--model.init_args.teacher_weights", str(folder / "dense.pt")]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning")
 @pytest.mark.parametrize("config", MODELS, ids=lambda path: path.stem)
 def test_every_model_trains(tmp_path, monkeypatch, capsys, config):
@@ -98,6 +99,7 @@ def test_every_model_trains(tmp_path, monkeypatch, capsys, config):
     assert ("norm_dynamics.png" in written) == ("NormDynamicsMonitor" in config.read_text())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning")
 @pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("config", ["il2_tucker", "tr_resnet20_cifar10"])

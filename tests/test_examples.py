@@ -27,6 +27,7 @@ def test_every_example_is_tested():
         assert f'lines_of("{script.stem}"' in source
 
 
+@pytest.mark.slow
 def test_das_in_plain_torch(tmp_path: Path):
     _, plain, weak, strong = lines_of("das_in_plain_torch", cwd=tmp_path)
     assert [row[:2] for row in (plain, weak, strong)] == [["alpha", "0"], ["alpha", "0.1"], ["alpha", "0.5"]]
@@ -36,12 +37,14 @@ def test_das_in_plain_torch(tmp_path: Path):
     assert max(error) < 0.1
 
 
+@pytest.mark.slow
 def test_adapt_a_vit(tmp_path: Path):
     _, frozen, adapted = lines_of("adapt_a_vit", cwd=tmp_path)
     assert [row[:2] for row in (frozen, adapted)] == [["frozen", "0"], ["adapted", "1,788"]]
     assert float(frozen[2]) < 0.7 < 0.95 < float(adapted[2])
 
 
+@pytest.mark.slow
 def test_own_core_provider(tmp_path: Path):
     _, plain, sam, das = lines_of("own_core_provider", cwd=tmp_path)
     assert [row[0] for row in (plain, sam, das)] == ["plain", "SAM", "DAS"]
@@ -51,6 +54,7 @@ def test_own_core_provider(tmp_path: Path):
     assert all(38 < value < 44 for value in loss)  # the noise alone makes 40
 
 
+@pytest.mark.slow
 def test_spectral_convolution(tmp_path: Path):
     group, _, plain, sam, das = lines_of("spectral_convolution", cwd=tmp_path)
     assert group == ["spectral.weight:", "4", "cores"]
@@ -79,6 +83,7 @@ def test_tensorized_layer(tmp_path: Path):
     assert min(float(dense[2]), float(tensorized[2])) > 0.9
 
 
+@pytest.mark.slow
 def test_complete_your_csv(tmp_path: Path):
     train, held_out, summary, *cells = lines_of("complete_your_csv", cwd=tmp_path)
     assert 0.8 < float(train[-1]) < 0.9

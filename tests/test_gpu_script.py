@@ -210,6 +210,7 @@ def test_kernels_are_counted_without_copies():
     assert speed._kernels(Profile()) == 1
 
 
+@pytest.mark.slow
 def test_training_needs_no_compiled_packages():
     """On a machine with a card there may be torch, lightning and packages in pure Python only."""
     script = (
@@ -220,6 +221,7 @@ def test_training_needs_no_compiled_packages():
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1], timeout=240)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["matplotlib", "tensorboard", "torchvision", "safetensors", "onnx", "triton"])
 def test_no_module_of_the_package_imports_it_when_it_is_imported(name):
     for path in Path(tenzoo.__file__).parent.rglob("*.py"):

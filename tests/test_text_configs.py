@@ -108,6 +108,7 @@ def test_every_model_trains(tmp_path, model, capsys, config):
     assert {"config.yaml", "metrics.csv", "checkpoints", "norm_dynamics.png"} <= written
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("method", ["adam", "sam", "das"])
 def test_every_adapter_and_method_compose(tmp_path, model, capsys, adapter, method):
@@ -120,6 +121,7 @@ def test_all_published_kinds_are_there():
     assert {path.stem for path in ADAPTERS} == {"lora", "flora", "loretta", "loretta_adp", "tt"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("task", FEW_SHOT, ids=lambda path: path.stem)
 def test_roberta_trains_on_every_task(tmp_path, roberta, capsys, task):
     settings = yaml.safe_load(task.read_text())

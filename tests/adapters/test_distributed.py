@@ -204,6 +204,7 @@ def test_the_base_is_sharded_and_adapters_are_whole_and_saved(tmp_path):
             assert state[name].equal(value.to(state[name])), name
 
 
+@pytest.mark.slow
 def test_das_and_sam_with_a_sharded_base_equal_one_process():
     assert_as_in_one_process("frozen", "loretta", ["das", "sam"])
 

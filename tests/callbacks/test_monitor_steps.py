@@ -321,6 +321,7 @@ def test_decoupled_weight_decay_is_told_by_the_setting(tmp_path):
     assert predicted("coupled", lambda p: torch.optim.Adam(p, **settings))[0] == 0
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["weight decay", "sam"])
 @pytest.mark.parametrize("dampening", [0.0, 0.5])
 def test_momentum_adds_up_what_goes_through_the_gradient(tmp_path, kind, dampening):

@@ -171,6 +171,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize(
     ("option", "word"), [*((f"trainer.{name}", word) for name, word in TRAINER), *MODEL, *DATA, *OTHERS]
 )

@@ -183,6 +183,7 @@ DATA = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", [f"{name}.{ending}" for ending, names in DATA.items() for name in names])
 def test_data(config, capsys, monkeypatch, kind):  # noqa: F811
     data_file(path := config.parent / kind, kind)

@@ -245,6 +245,7 @@ def logger(kind, folder, *, version):
     return ["--trainer.logger", kind, *(f"--trainer.logger.{name}={value}" for name, value in options.items())]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
 @pytest.mark.parametrize(("kind", "version"), [("CSVLogger", "0"), ("CSVLogger", "mine"), ("TensorBoardLogger", "0")])
 def test_logs_of_another_run_are_neither_deleted_nor_mixed(config, tmp_path, capsys, command, kind, version):
@@ -332,6 +333,7 @@ def with_callback(config, text):
     config.write_text(re.sub(r"callbacks:.*?(?=model:)", text, config.read_text(), flags=re.DOTALL))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["val/r2", "train/r2", "held_out/r2", "val/rmse", "train/loss", "train/loss_epoch"])
 @pytest.mark.parametrize("kind", [KEEP, STOP])
 def test_the_worst_weights_are_not_kept_for_the_best(config, capsys, kind, name):
@@ -478,6 +480,7 @@ def test_a_metric_that_is_not_finite_is_printed_and_fails(tmp_path, capsys):
     print_metrics(judge, {"train/r2": torch.tensor(0.5)}, weights="the weights")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "pickle", "tensor", "missing"])
 @pytest.mark.parametrize("command", ["fit", "predict"])
 def test_a_damaged_checkpoint_is_refused(config, checkpoint, capsys, command, damage):

@@ -149,6 +149,7 @@ def test_all_is_raised_where_it_is_asked_for(config, own, monkeypatch):  # noqa:
         run("fit", config, "--model=own_code.Own")
 
 
+@pytest.mark.slow
 def test_from_a_shell(config, tmp_path):  # noqa: F811
     (tmp_path / "own_code.py").write_text("import lost_package\n")
     command = [sys.executable, "-m", "tenzoo", "fit", "--config", str(config), "--model=own_code.Own"]

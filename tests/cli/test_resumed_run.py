@@ -28,6 +28,7 @@ def refusal(capsys, config, *words, before=()):  # noqa: F811
     return line
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("before", "words", "named"),
     [
@@ -58,6 +59,7 @@ def test_averaged_weights_are_not_taken_for_those_that_were_trained(config, caps
     refused(capsys, config.parent, words, ["EMAWeightAveraging"])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "words",
     [
@@ -109,6 +111,7 @@ def test_weights_alone_are_judged_and_not_resumed(config, capsys):  # noqa: F811
     assert run("validate", config, *words[2:]) == 0
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["OwnTask", "PartlySaved"])
 @pytest.mark.parametrize(
     ("words", "named"),

@@ -148,6 +148,7 @@ def test_best_and_last_are_of_the_config_that_is_named(tmp_path, monkeypatch):
 # --- runs that go on ---
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("checkpoint", ["batch=4.ckpt", "batch=6.ckpt", "validated=6.ckpt", "end=6.ckpt", "last.ckpt"])
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_logs_go_on_as_if_the_run_had_not_stopped(config, whole, stopped, checkpoint):

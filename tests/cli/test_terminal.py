@@ -42,6 +42,7 @@ def test_fit(config, capsys, caplog, monkeypatch, columns):  # noqa: F811
     assert "parameters; " in out
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize(
     "words",

@@ -32,6 +32,7 @@ def printed(capsys, *argv):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_every_config_is_listed_with_its_size(capsys):
     entries = {Path(entry["config"]).stem: entry for entry in printed(capsys, "list", "--configs", str(CONFIGS))}
     assert set(entries) == {path.stem for folder in (CONFIGS, CONFIGS / "text") for path in folder.glob("*.yaml")}
@@ -115,6 +116,7 @@ def test_configs_of_the_folder_are_listed_beside_those_of_the_zoo(tmp_path, monk
 # --- a project of one's own ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_project_trains_and_passes_its_tests(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "project"
     assert main(["init", str(folder)]) == 0

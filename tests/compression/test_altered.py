@@ -160,6 +160,7 @@ def carried_out(tmp_path, name, **arguments):
     assert restore_(make(), found, weights).state_dict().keys() == weights.keys()
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("factorization", NAMES)
 @pytest.mark.parametrize("amount", AMOUNTS)

@@ -77,6 +77,7 @@ def test_exported_programs_are_called_as_the_model_is(tmp_path, form):
     torch.testing.assert_close(found["logits"], model(X[:3], MASK[:3])["logits"])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("form", ["with None", "dict with None", "tokenizer's"])
 def test_inputs_of_an_onnx_graph_are_the_tensors(tmp_path, form):
     for name in ("onnx", "onnxscript"):

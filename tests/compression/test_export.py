@@ -73,6 +73,7 @@ def inputs(batch):
 # --- outputs -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("factorization", NAMES)
 def test_files_with_factors_compute_what_the_model_does_and_are_small(tmp_path, suffix, factorization):
     model, path = Network(factorization), tmp_path / f"small{suffix}"
@@ -83,6 +84,7 @@ def test_files_with_factors_compute_what_the_model_does_and_are_small(tmp_path, 
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("factorization", ["btt", "tr"])
 def test_files_with_dense_weights_compute_what_the_model_does(tmp_path, suffix, factorization):
     """What is exported is torch's layers, whatever the format was."""
@@ -228,6 +230,7 @@ def test_a_length_that_is_fixed(tmp_path, suffix):
 PARTS = {"embedding": "tt", "attention": "btt", "feed_forward": "tucker"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "settings",
     [

@@ -72,6 +72,7 @@ def assert_same(model, other):
     assert all(value.equal(others[name]) for name, value in weights.items())
 
 
+@pytest.mark.sampled(3)
 @CALIBRATION
 @pytest.mark.parametrize("settings", [{"budget": 0.6}, {"ranks": 3}], ids=["budget", "ranks"])
 @pytest.mark.parametrize("factorization", NAMES)

@@ -30,6 +30,7 @@ def numbers(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("factorization", NAMES)
 def test_the_outputs_come_closer(factorization):
     dense, small = pair(factorization)

@@ -100,6 +100,7 @@ def test_what_a_forward_pass_leaves_behind_does_not_count(kind):
     assert made.output_error == pytest.approx(off(*errors), rel=1e-4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("factorization", NAMES)
 def test_an_autocast_around_a_plan_changes_nothing(factorization):
     torch.manual_seed(0)

@@ -262,6 +262,7 @@ SCALES = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("dtype", "scale"), SCALES)
 @pytest.mark.parametrize("shape", [(12, 10), (4, 2, 3, 2)])
 @pytest.mark.parametrize("name", NAMES)

@@ -74,6 +74,7 @@ def test_the_expectation_of_any_network_is_the_tensor(equation):
     assert_expectation(weight_of(equation))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_have_the_expectation(name):
     weight = of_format(name, 3)

@@ -35,6 +35,7 @@ def ht4():
     del FACTORIZATIONS["ht4"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("format", ["ht4", EINSUM])
 @pytest.mark.parametrize("method", ["plain", "DAS", "SAM"])
 def test_it_completes_a_tensor_as_well_as_cp(format, method, tmp_path):
@@ -75,6 +76,7 @@ def test_it_serves_a_resnet(format):
     assert all(core.grad is not None for group in task.core_groups() for core in group.cores)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("format", ["ht4", EINSUM])
 @pytest.mark.parametrize("factors", [False, True])
 def test_it_is_planned_decomposed_and_exported(format, factors, tmp_path):

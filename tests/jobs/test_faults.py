@@ -40,6 +40,7 @@ def only_checkpoint(tmp_path):
     return path
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES])
 def test_a_checkpoint_that_cannot_be_written(tmp_path, fit, capsys, monkeypatch, number):
     assert fit() == 0

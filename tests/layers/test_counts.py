@@ -77,6 +77,7 @@ def network(case):
     return nn.Sequential(nn.Conv2d(16, 64, **arguments), nn.ReLU(), nn.Conv2d(64, 32, 1)), (16, *side)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", [case for case in CONVOLUTIONS if "group" not in case])
 def test_a_budget_of_multiplications_holds_for_what_torch_counts(case):
     model, shape = network(case)

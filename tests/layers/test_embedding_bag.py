@@ -140,6 +140,7 @@ def test_mistakes_are_named():
         TensorizedEmbeddingBag.from_dense(nn.Embedding(4, 4), factorization="tt", rank=2)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("implementation", ["auto", "reconstruct", "contract"])
 @pytest.mark.parametrize("mode", MODES)
 def test_compiles_and_exports(mode, implementation):
@@ -198,6 +199,7 @@ class Words(nn.Module):
         return self.head(self.words(index))
 
 
+@pytest.mark.slow
 def test_it_is_planned_applied_folded_and_exported(tmp_path):
     torch.manual_seed(0)
     model, index = Words().eval(), torch.randint(0, 300, (8, 5))

@@ -170,6 +170,7 @@ def test_a_parametrized_core_is_still_a_core():
     assert layer.dense_weight().allclose(2 * dense)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("implementation", ["auto", "reconstruct", "contract"])
 def test_compiles_without_graph_breaks(layer_and_input, implementation):
     layer, x = layer_and_input
@@ -223,6 +224,7 @@ def test_exports(layer_and_input, mode):
     torch.testing.assert_close(program.module()(x), layer(x))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("implementation", ["auto", "reconstruct", "contract"])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", LAYERS)
@@ -238,6 +240,7 @@ def test_exports_for_any_batch(kind, name, implementation):
 # --- initialization -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("make", "variance"),

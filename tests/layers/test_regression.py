@@ -152,6 +152,7 @@ def test_a_contraction_is_that_of_tltorch():
 # --- initialization ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [*NAMES, "contraction", "az,bzy,yxd,zx->abd"])
 def test_the_outputs_have_kaimings_variance(name):
     """``E[Y²] = 2 ‖X‖² / I`` for each entry of the output, and each input."""
@@ -188,6 +189,7 @@ MAKERS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("implementation", ["auto", *WAYS])
 @pytest.mark.parametrize("kind", MAKERS)
 def test_compiles_and_exports_for_any_batch(kind, implementation):

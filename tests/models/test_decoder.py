@@ -99,6 +99,7 @@ def test_logits_are_those_of_the_formulas(variant):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)  # angles are in single precision
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_dense_twin_has_the_same_logits(name, variant):
@@ -172,6 +173,7 @@ def test_the_gradient_of_tied_cores_is_the_sum_of_both_uses(name):
         torch.testing.assert_close(core.grad, one.grad + other.grad)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [None, *NAMES])
 def test_scales_at_the_start(name):
     """Weights have the variances that are promised, whatever they are made of."""
@@ -202,6 +204,7 @@ def test_parts_have_formats_and_ranks_of_their_own():
     assert isinstance(decoder.embedding, nn.Embedding)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_budget_is_kept_and_used(name):
     whole = count(model())

@@ -245,6 +245,7 @@ def test_dense_weights_start_as_those_that_are_rebuilt():
     assert squares.mean().item() == pytest.approx(2 / (64 * 9), rel=0.2)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("name", "rank"), [("cp", 64), ("tucker", 24), ("tt", 24), ("tr", 10), ("btt", 8)])
 @torch.no_grad()
 def test_activations_neither_vanish_nor_explode(name, rank):

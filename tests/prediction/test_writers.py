@@ -47,6 +47,7 @@ def predict(folder, module=None, writer=None, *callbacks, source=None, **options
     return trainer
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_npz_and_csv_hold_the_same_cells(tmp_path, dtype):
     for name in ("completed.npz", "deep/completed.csv"):

@@ -83,6 +83,7 @@ def test_batches_of_another_size_give_the_same(file):
     assert one == pytest.approx(other, rel=1e-5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", ["plain", "das", "sam"])
 def test_a_decoder_of_cores_learns(file, method):
     corpus = data(file)

@@ -37,6 +37,7 @@ def opted_out():
         yield
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("factorization", ["cp", "tucker", "tt", "tr"])
 @pytest.mark.parametrize("method", ["plain", "sam", "asam", "das", "accumulating"])
 def test_row_sparse_gradients_train_as_dense_ones(factorization, method):

@@ -118,6 +118,7 @@ def followed(monitor: str, sam: SAM | None, folder: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("sam", [None, SAM(rho=0.05)], ids=["automatic", "manual"])
 @pytest.mark.parametrize("monitor", ["val/loss", "train/mse"])
 def test_what_is_followed_is_the_same_on_all_ranks(tmp_path, monitor, sam):

@@ -48,6 +48,7 @@ def judged(count: int, batch_size: int) -> list[dict[str, float]]:
 
 
 # 13 in batches of 3: 7 and 6 items, one repeated in a batch of its own; 9 of 2: 5 and 4, within a batch.
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("count", "batch_size"), [(13, 3), (9, 2), (12, 4), (2, 1)])
 def test_each_image_is_judged_once(count, batch_size):
     expected = judged(count, batch_size)

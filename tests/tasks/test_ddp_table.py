@@ -73,6 +73,7 @@ def test_every_method_on_every_problem(root, problem):
 ACCUMULATED = [("uneven", method) for method in ("accumulated", "sam_accumulated", "asam_accumulated")]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("strategy", ["views", "small_buckets", "unused"])
 def test_gradients_are_accumulated_under_every_kind_of_ddp(root, strategy):
     compare(ACCUMULATED, root, steps=4, strategy=strategy)
@@ -147,6 +148,7 @@ def check_equal_ranks(rows: list[tuple[str, str]], root: str) -> None:
             assert second[name].equal(value), (row, name)
 
 
+@pytest.mark.slow
 def test_ranks_are_bitwise_equal_after_200_steps(root):
     check_equal_ranks([("uneven", "sam"), ("uneven", "das_global")], root)
 

@@ -47,6 +47,7 @@ def with_hook(name):
     return type("Own", (Regression,), {name: hook}), ran
 
 
+@pytest.mark.sampled(4)
 @SEEN
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_a_hook_without_super_loses_nothing(name, sam, tmp_path):

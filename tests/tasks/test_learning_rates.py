@@ -216,6 +216,7 @@ def moved(width, factorization, rank, base_width, seed):
     return (stream[8] - stream[0]).square().mean().sqrt().item()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("factorization", "rank"), [(None, None), ("btt", 8), ("tt", 8), ("cp", 16), ("tucker", 0.25), ("ar,rb->ab", 0.25)]
 )

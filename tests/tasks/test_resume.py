@@ -52,6 +52,7 @@ def run(path, method, *, crash=None, resume=None):
     return task
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_ends_in_the_same_weights(tmp_path, method):
@@ -125,6 +126,7 @@ def run_images(path, folder, method, *, crash=None, resume=None):
     return task
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_classification_sees_the_same_images(tmp_path, root, method):

@@ -189,6 +189,7 @@ def assert_goes_on(whole, part, name):
         assert_same_weights(whole[1], part[1])
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", RUNS)
 def test_chains_of_resumes(tmp_path, name):
     """Each link goes on from a checkpoint that the one before wrote."""

@@ -58,6 +58,7 @@ def both(fit=None, batches=None, **task):
     return plain, sam, plain_rates.rates, sam_rates.rates
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("optimizer", [sgd(momentum=0.9), adam()])
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize(
@@ -73,6 +74,7 @@ def test_rho_zero_is_the_plain_optimizer_bit_for_bit(optimizer, accumulate, clip
     assert_same_weights(plain, sam)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_schedulers_step_as_in_automatic_mode(name, accumulate):

@@ -187,6 +187,7 @@ def measured(make, use, sam, **kwargs):
     return model
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
 @pytest.mark.parametrize(("make", "use"), USES)
 def test_metrics_count_the_first_pass_once(make, use):

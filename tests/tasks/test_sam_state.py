@@ -66,6 +66,7 @@ def layers(factorization, contraction, precision, sam):
     return model
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("factorization", ["cp", "tucker", "tt", "tr", "btt"])
 @pytest.mark.parametrize(("precision", "contraction"), WAYS)
 def test_rho_zero_is_plain_with_every_format_and_precision(factorization, contraction, precision):

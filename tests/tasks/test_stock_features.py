@@ -151,6 +151,7 @@ def test_every_flag_of_the_trainer_is_in_a_table():
     assert set(inspect.signature(Trainer.__init__).parameters) - {"self"} - tried == set()
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.filterwarnings("ignore:.*SWA|.*max_epochs|.*You have turned on|.*modules in eval mode|.*overfit_batches")
 @pytest.mark.filterwarnings("ignore:.*logging|.*cannot be computed|.*The number of training batches|.*early stopping")
 @pytest.mark.parametrize("name", [*WORKING, *FLAGS])
@@ -299,6 +300,7 @@ def test_a_model_built_late_ends_as_one_built_at_once(name, sam, tmp_path):
     assert_same_weights(*ends)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("sam", "das"), [(None, []), (SAM(rho=0.1), []), (None, [0.01])])
 def test_the_batch_size_that_is_found_is_the_one_trained_with(sam, das, tmp_path):
     sizes = []

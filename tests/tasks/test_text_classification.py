@@ -92,6 +92,7 @@ def trainer(path, *callbacks, **settings):
     return Trainer(accelerator="cpu", default_root_dir=path, callbacks=list(callbacks), **settings)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("method", ["plain", "sam", "das"])
 def test_every_method_trains_cores_and_head_alone(folder, tmp_path, method):
     model = task(folder, sam=SAM(rho=0.05) if method == "sam" else None)

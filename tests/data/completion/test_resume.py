@@ -80,6 +80,7 @@ RUNS = {  # 27 training entries in batches of 8: four batches per permutation
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", RUNS)
 def test_resume_from_every_step(tmp_path, name):
     changes, options = RUNS[name]
