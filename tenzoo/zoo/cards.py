@@ -91,6 +91,9 @@ def _facts(config: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:
     if data := config.get("data"):
         yield "data", _said(_without_folders(data))
     yield "optimizer", _said(task.hparams.get("optimizer")) or "given in Python"
+    for name in ("core_weight_decay", "norm_weight_decay", "bias_weight_decay"):
+        if (decay := task.hparams.get(name)) is not None:
+            yield name.replace("_", " "), f"{decay:g}"
     if (schedule := task.hparams.get("lr_scheduler")) is not None:
         yield "learning rate", _said(schedule) or str(schedule)
     methods = [] if task.sam is None else [f"SAM, ρ = {task.sam.rho:g}"]
@@ -99,6 +102,8 @@ def _facts(config: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:
     ours = [name.startswith("tenzoo.callbacks.") and "Monitor" not in name for name in names]
     methods += [_said(each) for each, own in zip(callbacks, ours, strict=True) if own]
     yield "method", "; ".join(methods) or "plain"
+    if precision := config.get("trainer", {}).get("precision"):
+        yield "precision", str(precision)
     if "seed_everything" in config:
         yield "seed", str(config["seed_everything"])
 

@@ -1,6 +1,7 @@
 """Trained weights of the package: they are whole, and judged they give the metrics of their cards."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tenzoo.tasks import CompletionTask
 from tenzoo.zoo import create_model, list_models, load_task, model_info, weights
 
 SUMS = json.loads((weights.FOLDER / weights.SUMS).read_text(encoding="utf-8"))
+IMAGES = [name for name in weights.names() if "resnet" in name]
 COMPLETIONS = [name for name in weights.names() if model_info(name).model.endswith("TensorCompletion")]
 
 
@@ -59,6 +61,23 @@ def test_the_card_is_what_judging_gives(name, tmp_path, monkeypatch, capsys):
     names = {"r2": "R²", "rmse": "RMSE"}
     assert shown == {(split, names[metric]): value for (split, metric), value in card_of(name).items()}
     assert len(shown) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IMAGES)
+def test_the_card_of_a_network_is_what_judging_gives(name, tmp_path, monkeypatch, capsys):
+    root = os.environ.get("TENZOO_CIFAR10")
+    if root is None:
+        pytest.skip("set TENZOO_CIFAR10 to the folder of the official files to judge the networks of the zoo")
+    monkeypatch.chdir(tmp_path)
+    card = (weights.FOLDER / name / "README.md").read_text(encoding="utf-8")
+    precision = re.search(r"^- \*\*precision:\*\* (.+)$", card, re.MULTILINE)[1]
+    words = ["test", "--config", f"zoo:{name.partition('-')[0]}", "--pretrained", f"zoo:{name}"]
+    words += ["--data.init_args.root", root, "--trainer.precision", precision, "--trainer.enable_progress_bar=false"]
+    assert main(words) == 0
+    shown = printed(capsys.readouterr().out)
+    assert shown == {key: value for key, value in card_of(name).items() if key[0] == "test"}
+    assert len(shown) == 2
 
 
 def test_weights_in_python():
