@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Precision = Literal["float32", "bfloat16", "float16"]
+
+T = TypeVar("T")
 
 
 class NoPretrainedModelError(FileNotFoundError):
@@ -80,11 +82,14 @@ class PretrainedTransformer(nn.Module):
         if adapter is not None:
             self.model = _adapted(self.model, adapter)
         self.path = path
-        self.frozen_checksum = checksum(self.frozen_weights())
+        self.frozen_checksum = checksum(of_files(self.frozen_weights()))
         self.train()  # transformers hands models out in evaluation mode, and Lightning keeps the mode
 
     def frozen_weights(self) -> dict[str, nn.Parameter]:
-        """The parameters that are not trained, by name: those of the files, where there is an adapter."""
+        """The parameters that are not trained, by name: where there is an adapter, those of the files.
+
+        PEFT keeps the untrained head beside the one that is trained. It is here, too, though nothing uses it.
+        """
         return {name: parameter for name, parameter in self.named_parameters() if not parameter.requires_grad}
 
     def forward(self, **inputs: Tensor) -> Tensor:
@@ -98,6 +103,16 @@ class PretrainedTransformer(nn.Module):
             return logits
         last = inputs["attention_mask"].long().cumsum(1).argmax(1)  # padding may be on either side
         return logits[torch.arange(len(logits), device=logits.device), last][:, self.label_tokens]
+
+
+def of_files(frozen: Mapping[str, T]) -> dict[str, T]:
+    """The frozen weights without PEFT's copy of the untrained head, which is drawn anew each time.
+
+    Example:
+        >>> of_files({"bert.weight": 1, "classifier.original_module.weight": 2})
+        {'bert.weight': 1}
+    """
+    return {name: tensor for name, tensor in frozen.items() if ".original_module." not in name}
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:

@@ -17,7 +17,7 @@ from torchmetrics.classification import (
 from typing_extensions import Unpack, override
 
 from tenzoo.dynamics.shards import is_distributed
-from tenzoo.models.pretrained_transformer import PretrainedTransformer, checksum
+from tenzoo.models.pretrained_transformer import PretrainedTransformer, checksum, of_files
 from tenzoo.prediction import PredictedLabelsWriter
 from tenzoo.tasks.arguments import SupervisedArguments
 from tenzoo.tasks.supervised import SupervisedTask, check_num_classes
@@ -113,7 +113,7 @@ class TextClassificationTask(SupervisedTask):
         super().on_save_checkpoint(checkpoint)
         if isinstance(self.network, PretrainedTransformer):
             frozen, known = self.network.frozen_weights(), self.network.frozen_checksum
-            if frozen and not any(map(is_distributed, frozen.values())) and checksum(frozen) == known:
+            if frozen and not any(map(is_distributed, frozen.values())) and checksum(of_files(frozen)) == known:
                 checkpoint["pretrained"] = {"path": self.network.path, "checksum": known}
                 for name in frozen:
                     del checkpoint["state_dict"][f"network.{name}"]
@@ -128,7 +128,8 @@ class TextClassificationTask(SupervisedTask):
         known = checkpoint.get("pretrained")
         if known is not None and isinstance(self.network, PretrainedTransformer):
             frozen = self.network.frozen_weights()
-            if checksum(frozen) != known["checksum"]:
+            # Older checkpoints have a checksum that the untrained head is part of.
+            if known["checksum"] not in (checksum(of_files(frozen)), checksum(frozen)):
                 raise ValueError(
                     f"expected the pretrained weights that the checkpoint in `ckpt_path` was trained with, those of "
                     f"{known['path']!r}, got others from {self.network.path!r}"

@@ -15,7 +15,7 @@ SUMS = "SHA256.json"
 
 def names() -> list[str]:
     """Of all weights; those of a config have its name, and others a dash and a word behind it."""
-    return sorted(path.parent.name for path in FOLDER.glob(f"*/{WEIGHTS}"))
+    return sorted(path.parent.relative_to(FOLDER).as_posix() for path in FOLDER.rglob(WEIGHTS))
 
 
 def of_model(model: str) -> list[str]:

@@ -20,6 +20,7 @@ from tenzoo.callbacks import DeviationAwareScaling, NormDynamicsMonitor
 from tenzoo.cores import find_core_groups
 from tenzoo.dynamics.shards import own_part
 from tenzoo.models import PretrainedTransformer
+from tenzoo.models.pretrained_transformer import checksum
 from tenzoo.tasks import SAM, TextClassificationTask
 from tests.processes import in_processes
 
@@ -74,8 +75,8 @@ class Texts(LightningDataModule):
         return self.loader(2, labels=False)
 
 
-def task(folder, num_classes=2, *, adapter=ADAPTER, **settings):
-    seed_everything(0, verbose=False)
+def task(folder, num_classes=2, *, adapter=ADAPTER, seed=0, **settings):
+    seed_everything(seed, verbose=False)
     network = PretrainedTransformer(folder, num_classes, adapter=adapter)
     optimizer = settings.pop("optimizer", lambda parameters: torch.optim.AdamW(parameters, lr=2e-2))
     return TextClassificationTask(network, num_classes=num_classes, optimizer=optimizer, **settings)
@@ -179,6 +180,24 @@ class TestCheckpoints:
         assert not [
             name for name in checkpoint["state_dict"] if name in dict(model.named_parameters()) and name not in trained
         ]
+
+    def test_a_checkpoint_is_loaded_whatever_seed_the_task_was_made_with(self, folder, tmp_path):
+        model, _ = self.saved(folder, tmp_path)
+        expected = trainer(tmp_path).test(model, Texts(), verbose=False)
+        other = task(folder, seed=987)  # PEFT keeps the head as it was drawn
+        found = trainer(tmp_path).test(other, Texts(), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True)
+        assert found == expected
+        model.save_pretrained(tmp_path / "saved")
+        loaded = type(model).from_pretrained(tmp_path / "saved", network=task(folder, seed=9).network)
+        assert trainer(tmp_path).test(loaded, Texts(), verbose=False) == expected
+
+    def test_an_older_checkpoint_is_loaded_with_the_seed_that_it_was_made_with(self, folder, tmp_path):
+        model, checkpoint = self.saved(folder, tmp_path)
+        expected = trainer(tmp_path).test(model, Texts(), verbose=False)
+        checkpoint["pretrained"]["checksum"] = checksum(model.network.frozen_weights())  # with the untrained head
+        torch.save(checkpoint, tmp_path / "old.ckpt")
+        found = trainer(tmp_path).test(task(folder), Texts(), ckpt_path=str(tmp_path / "old.ckpt"), weights_only=True)
+        assert found == expected
 
     def test_all_are_kept_where_all_are_trained(self, folder, tmp_path):
         model, checkpoint = self.saved(folder, tmp_path, adapter=None)
