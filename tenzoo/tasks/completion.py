@@ -318,6 +318,8 @@ class CompletionTask(Task):
 
     def described_network(self, data: LightningDataModule) -> TensorCompletion | CompletionEnsemble:
         """The model, built for the data's shape where the arguments named none; the data's arguments may name it."""
+        if not hasattr(self, "model") and self._chooses_rank:
+            raise ValueError("expected a rank, got `rank` 'auto', which is chosen when training begins; give one")
         if self.shape is None:
             tensor = as_completion_data(data)
             shape: Sequence[int] | None = tensor.hparams["shape"]
@@ -325,8 +327,6 @@ class CompletionTask(Task):
                 tensor.prepare_data()
                 tensor.setup("fit")
                 shape = tensor.shape
-            if self._chooses_rank:
-                raise ValueError("expected a rank, got `rank` 'auto', which is chosen when training begins; give one")
             self.build(shape)
         return self.model
 

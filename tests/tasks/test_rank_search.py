@@ -174,6 +174,11 @@ def test_runs_that_cannot_choose_are_refused(few):
         fit(noisy(validation_fraction=0.0), epochs=1)
     with pytest.raises(ValueError, match="a checkpoint with `rank` 'auto' in a run that does not train"):
         trainer(max_epochs=1).test(CompletionTask("cp", "auto"), noisy())
+    for shape in (None, [14, 12, 10]):
+        with pytest.raises(
+            ValueError, match="expected a rank, got `rank` 'auto', which is chosen when training begins"
+        ):
+            CompletionTask("cp", "auto", shape=shape).described_network(noisy())
     with pytest.raises(ValueError, match="training diverges"):
         fit(noisy(), epochs=1, optimizer=sgd(lr=1e9), init_std=1e9)
 
