@@ -15,12 +15,11 @@ import warnings
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from movielens import QUIET
 from scipy.ndimage import gaussian_filter
 
 from tenzoo.data import CompletionDataModule
 from tenzoo.tasks import CompletionTask
-
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 def phantom(size: int) -> np.ndarray:

@@ -183,8 +183,11 @@ class CompletionTask(Task):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """With ``rank="auto"`` build the model with the rank of the checkpoint."""
         if self._chooses_rank and "hyper_parameters" in checkpoint:
-            self._take(choice_of(checkpoint))
-            self.build(self._data.shape)
+            choice = choice_of(checkpoint)
+            built = hasattr(self, "model") and choice.rank == self._model_args["rank"]
+            self._take(choice)
+            if not built:
+                self.build(self._data.shape)
         super().on_load_checkpoint(checkpoint)
 
     def _take(self, choice: Choice) -> None:

@@ -126,9 +126,10 @@ def search(
     entries = len(data.splits["train"])
     validation = [CompletionBatch(*(part.to(device) for part in batch)) for batch in data.loader_of("val")]
     with torch.random.fork_rng():
-        optimizer = make(Choice(1, None))[1]
-        scale = min(data.batch_size or entries, entries) if summed else 1
-        decays = decays_of(optimizer, scale=scale) if decay is None else [decay]
+        decays: Sequence[float | None] = [decay]
+        if decay is None:
+            _, optimizer = make(Choice(1, None))
+            decays = decays_of(optimizer, scale=min(data.batch_size or entries, entries) if summed else 1)
         room = (free_memory() or math.inf) / (
             4 * TRAINED_BYTES * len(decays)
         )  # larger ranks need as much as all others

@@ -129,7 +129,7 @@ class TextClassificationTask(SupervisedTask):
         if known is not None and isinstance(self.network, PretrainedTransformer):
             frozen = self.network.frozen_weights()
             # Older checkpoints have a checksum that the untrained head is part of.
-            if known["checksum"] not in (checksum(of_files(frozen)), checksum(frozen)):
+            if checksum(of_files(frozen)) != known["checksum"] and checksum(frozen) != known["checksum"]:
                 raise ValueError(
                     f"expected the pretrained weights that the checkpoint in `ckpt_path` was trained with, those of "
                     f"{known['path']!r}, got others from {self.network.path!r}"
